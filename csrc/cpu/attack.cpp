@@ -1,0 +1,199 @@
+// The operations on the CPU: logits in double, images streamed once in chunks that stay in the first-level cache.
+#include "../attack.h"
+
+#include <cmath>
+
+#include "parallel.h"
+#include "rows.h"
+
+namespace dat::cpu {
+namespace {
+
+enum Operand { kX, kV, kAdv, kGrad };
+constexpr int64_t kChunk = 1024;       // elements converted at a time where dtype or stride need it
+constexpr int64_t kUnit = 16 * kChunk;  // elements one thread takes at a time
+
+std::vector<double> read(const Tensor& tensor) {
+  std::vector<double> values(tensor.numel());
+  if (!values.empty())
+    rows_for<double>().load(tensor.dtype, tensor.data, tensor.strides[0], tensor.numel(), values.data());
+  return values;
+}
+
+void write(const std::vector<double>& values, Tensor& tensor) {
+  if (!values.empty())
+    rows_for<double>().store(tensor.dtype, values.data(), static_cast<int64_t>(values.size()), tensor.data, tensor.strides[0]);
+}
+
+double mean(const std::vector<double>& values) {
+  double sum = 0;
+  for (double value : values) sum += value;
+  return sum / static_cast<double>(values.size());
+}
+
+struct SideTerms {
+  double loss = 0;
+  std::vector<double> coefficient;
+};
+
+// A side with nothing to compare itself with has no attack: loss and coefficients are zero.
+SideTerms side_terms(const Logits& options, Side side) {
+  const bool real = side == Side::real;
+  const std::vector<double> logits = read(real ? options.real : options.fake);
+  const std::vector<double> own = read(real ? options.reference_real : options.reference_fake);
+  std::vector<double> other = read(real ? options.reference_fake : options.reference_real);
+  SideTerms terms;
+  terms.coefficient.assign(logits.size(), 0.0);
+  if (logits.empty() || own.empty() || other.empty()) return terms;
+
+  for (double& t : other) t = target_term(options.objective, options.formulation, side, t);
+  const double target = target_of_mean(options.objective, options.formulation, side, mean(other));
+  const double own_mean = mean(own);
+  for (size_t i = 0; i < logits.size(); ++i) {
+    const AttackTerm<double> term = attack_term(options.objective, options.formulation, side, logits[i], target, own_mean,
+                                                static_cast<int64_t>(own.size()));
+    terms.loss = options.formulation == Formulation::batch_mean ? term.loss : terms.loss + term.loss;
+    terms.coefficient[i] = term.coefficient;
+  }
+  return terms;
+}
+
+// One side's images with everything decided; T is the type of the arithmetic.
+template <class T>
+class ImagePass {
+ public:
+  ImagePass(const Images& images, const std::vector<double>& coefficient, const Perturbation& perturbation)
+      : images_(images), coefficient_(coefficient), perturbation_(perturbation),
+        operands_{&images.x, &images.v, &images.adv, &images.grad}, layout_(make_layout(operands_, kAdv)),
+        units_per_image_((layout_.numel + kUnit - 1) / kUnit) {
+    if (images.weight.data) {
+      const std::vector<double> weight = read(images.weight);
+      for (size_t i = 0; i < weight.size(); ++i) coefficient_[i] = unweighted(coefficient_[i], weight[i]);
+    }
+  }
+
+  void run() {
+    const int64_t units = layout_.images * units_per_image_, work = layout_.images * layout_.numel;
+    if (work == 0) return;
+    const bool needs_norm = perturbation_.norm == Norm::l2 || images_.norms.data;
+    std::vector<double> squares(needs_norm ? units : 0), norms(needs_norm ? layout_.images : 0);
+    if (needs_norm && units_per_image_ > 1)  // an image's norm needs all its units before any of them can move
+      parallel_for(units, work, [&](int64_t begin, int64_t end) {
+        for (int64_t u = begin; u < end; ++u) squares[u] = sum_of_squares(u);
+      });
+    for (int64_t i = 0; needs_norm && units_per_image_ > 1 && i < layout_.images; ++i) {
+      for (int64_t u = i * units_per_image_; u < (i + 1) * units_per_image_; ++u) norms[i] += squares[u];
+      norms[i] = std::sqrt(norms[i]);
+    }
+    parallel_for(units, work, [&](int64_t begin, int64_t end) {
+      for (int64_t u = begin; u < end; ++u) {
+        const int64_t image = u / units_per_image_;
+        if (needs_norm && units_per_image_ == 1) norms[image] = std::sqrt(sum_of_squares(u));
+        move(u, needs_norm ? norms[image] : 0.0);
+      }
+    });
+    if (images_.norms.data) {
+      Tensor out = images_.norms;
+      write(norms, out);
+    }
+  }
+
+ private:
+  // Calls body(address of each operand's first element, elements) for every row of the unit, at most kChunk long.
+  template <class Body>
+  void for_rows(int64_t unit, const Body& body) const {
+    const int64_t image = unit / units_per_image_, begin = unit % units_per_image_ * kUnit;
+    const int64_t end = std::min(begin + kUnit, layout_.numel);
+    const int64_t row = layout_.dims ? layout_.size[0] : 1;
+    for (int64_t at = begin; at < end;) {
+      const int64_t n = std::min({end - at, row - at % row, kChunk});
+      std::array<char*, kOperands> address{};
+      for (int k = 0; k < kOperands; ++k) {
+        if (!operands_[k]->data) continue;
+        int64_t offset = image * layout_.image_stride[k], rest = at;
+        for (int d = 0; d < layout_.dims; ++d) {
+          offset += rest % layout_.size[d] * layout_.stride[k][d];
+          rest /= layout_.size[d];
+        }
+        address[k] = operands_[k]->data + offset * item_size(operands_[k]->dtype);
+      }
+      body(address, n);
+      at += n;
+    }
+  }
+
+  bool direct(int k) const {  // readable and writable in place
+    return operands_[k]->dtype == (sizeof(T) == 8 ? DType::float64 : DType::float32) && step(k) == 1;
+  }
+  int64_t step(int k) const { return layout_.dims ? layout_.stride[k][0] : 1; }
+
+  const T* load(int k, char* address, int64_t n, T* buffer) const {
+    if (direct(k)) return reinterpret_cast<const T*>(address);
+    rows_.load(operands_[k]->dtype, address, step(k), n, buffer);
+    return buffer;
+  }
+  void store(int k, const T* values, int64_t n, char* address) const {
+    if (!direct(k)) rows_.store(operands_[k]->dtype, values, n, address, step(k));
+  }
+
+  double sum_of_squares(int64_t unit) const {
+    alignas(64) T buffer[kChunk];
+    double sum = 0;
+    for_rows(unit, [&](const auto& address, int64_t n) { sum += rows_.sum_of_squares(load(kV, address[kV], n, buffer), n); });
+    return sum;
+  }
+
+  void move(int64_t unit, double norm) const {
+    alignas(64) T x_buffer[kChunk], v_buffer[kChunk], out_buffer[kChunk];
+    const double coefficient = coefficient_.empty() ? 1.0 : coefficient_[unit / units_per_image_];
+    const T step = step_size<T>(perturbation_.norm, T(perturbation_.eps), T(coefficient), T(norm));
+    const bool use_sign = perturbation_.norm == Norm::linf;
+    for_rows(unit, [&](const auto& address, int64_t n) {
+      const T* x = load(kX, address[kX], n, x_buffer);
+      const T* v = load(kV, address[kV], n, v_buffer);
+      T* out = direct(kAdv) ? reinterpret_cast<T*>(address[kAdv]) : out_buffer;
+      rows_.move(x, v, n, step, use_sign, T(perturbation_.clip_min), T(perturbation_.clip_max), out);
+      store(kAdv, out, n, address[kAdv]);
+      if (!images_.grad.data) return;
+      out = direct(kGrad) ? reinterpret_cast<T*>(address[kGrad]) : out_buffer;
+      rows_.scale(v, n, T(coefficient), out);
+      store(kGrad, out, n, address[kGrad]);
+    });
+  }
+
+  const Images& images_;
+  std::vector<double> coefficient_;
+  const Perturbation& perturbation_;
+  std::array<const Tensor*, kOperands> operands_;
+  Layout layout_;
+  int64_t units_per_image_;
+  const Rows<T>& rows_ = rows_for<T>();
+};
+
+void pass(const Images& images, const std::vector<double>& coefficient, const Perturbation& perturbation) {
+  if (images.x.dtype == DType::float64 || images.v.dtype == DType::float64)
+    ImagePass<double>(images, coefficient, perturbation).run();
+  else
+    ImagePass<float>(images, coefficient, perturbation).run();
+}
+
+}  // namespace
+
+void attack_loss(const Logits& logits, Tensor& losses, Tensor& coefficient_real, Tensor& coefficient_fake) {
+  const SideTerms real = side_terms(logits, Side::real), fake = side_terms(logits, Side::fake);
+  write({real.loss, fake.loss}, losses);
+  write(real.coefficient, coefficient_real);
+  write(fake.coefficient, coefficient_fake);
+}
+
+void perturb(const Images& images, const Perturbation& perturbation) { pass(images, {}, perturbation); }
+
+void attack_step(const Logits& logits, const Images& real, const Images& fake, const Perturbation& perturbation,
+                 Tensor& losses) {
+  const SideTerms real_terms = side_terms(logits, Side::real), fake_terms = side_terms(logits, Side::fake);
+  write({real_terms.loss, fake_terms.loss}, losses);
+  pass(real, real_terms.coefficient, perturbation);
+  pass(fake, fake_terms.coefficient, perturbation);
+}
+
+}  // namespace dat::cpu

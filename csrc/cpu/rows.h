@@ -1,0 +1,25 @@
+// The inner loops over rows of elements, built once per instruction set; rows_for() picks the best at run time.
+#pragma once
+
+#include <cstdint>
+
+#include "../tensor.h"
+
+namespace dat::cpu {
+
+template <class T>  // T: the type of the arithmetic, float or double
+struct Rows {
+  void (*load)(DType dtype, const void* source, int64_t stride, int64_t n, T* target);
+  void (*store)(DType dtype, const T* source, int64_t n, void* target, int64_t stride);
+  // out = clip(x - step * (use_sign ? sign(v) : v), low, high)
+  void (*move)(const T* x, const T* v, int64_t n, T step, bool use_sign, T low, T high, T* out);
+  void (*scale)(const T* v, int64_t n, T factor, T* out);
+  double (*sum_of_squares)(const T* v, int64_t n);
+};
+
+template <class T>
+const Rows<T>& rows_for();  // for this processor
+
+const char* instruction_set();
+
+}  // namespace dat::cpu

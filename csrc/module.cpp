@@ -1,0 +1,72 @@
+// The whole boundary between Python and the kernels: plain numbers come in, no torch header is needed.
+//
+// A tensor arrives as Tensor(address, dtype, shape, strides). Python (datgan_fast/native.py) has checked devices, shapes and
+// lifetimes before.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstddef>
+#include <optional>
+
+#include "attack.h"
+#include "cpu/parallel.h"
+#include "cpu/rows.h"
+
+namespace py = pybind11;
+using namespace dat;
+
+#ifdef DAT_WITH_CUDA
+#include "cuda/device.h"
+#endif
+
+namespace {
+
+Tensor make_tensor(std::uintptr_t address, int dtype, std::vector<int64_t> shape, std::vector<int64_t> strides) {
+  Tensor tensor;
+  // An empty tensor may have a null address; "absent" is a default Tensor, told apart by this.
+  tensor.data = reinterpret_cast<char*>(address ? address : alignof(std::max_align_t));
+  tensor.dtype = static_cast<DType>(dtype);
+  tensor.shape = std::move(shape);
+  tensor.strides = std::move(strides);
+  return tensor;
+}
+
+Logits make_logits(const Tensor& real, const Tensor& fake, const Tensor& reference_real, const Tensor& reference_fake,
+                   int objective, int formulation) {
+  return {real, fake, reference_real, reference_fake, static_cast<Objective>(objective), static_cast<Formulation>(formulation)};
+}
+
+Images make_images(const Tensor& x, const Tensor& v, const Tensor& adv, const std::optional<Tensor>& grad,
+                   const std::optional<Tensor>& norms, const std::optional<Tensor>& weight) {
+  return {x, v, adv, grad.value_or(Tensor{}), norms.value_or(Tensor{}), weight.value_or(Tensor{})};
+}
+
+Perturbation make_perturbation(double eps, int norm, std::optional<double> clip_min, std::optional<double> clip_max) {
+  Perturbation perturbation{eps, static_cast<Norm>(norm)};
+  if (clip_min) perturbation.clip_min = *clip_min;
+  if (clip_max) perturbation.clip_max = *clip_max;
+  return perturbation;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_native, m) {
+  m.doc() = "C++ and CUDA kernels of datgan_fast";
+  m.attr("SOURCE_DIGEST") = DAT_SOURCE_DIGEST;
+
+  using Release = py::call_guard<py::gil_scoped_release>;
+  py::class_<Tensor>(m, "Tensor").def(py::init(&make_tensor));
+  py::class_<Logits>(m, "Logits").def(py::init(&make_logits));
+  py::class_<Images>(m, "Images").def(py::init(&make_images));
+  py::class_<Perturbation>(m, "Perturbation").def(py::init(&make_perturbation));
+
+  m.def("cpu_attack_loss", &cpu::attack_loss, Release());
+  m.def("cpu_perturb", &cpu::perturb, Release());
+  m.def("cpu_attack_step", &cpu::attack_step, Release());
+  m.def("cpu_info", [] { return py::make_tuple(cpu::instruction_set(), cpu::has_openmp()); },
+        "(instruction set, whether torch's OpenMP threads were found)");
+#ifdef DAT_WITH_CUDA
+  m.def("cuda_device_problem", &cuda::device_problem, "Why no CUDA kernel can run here; empty if one can");
+  m.attr("CUDA_ARCHITECTURES") = DAT_CUDA_ARCHITECTURES;
+#endif
+}

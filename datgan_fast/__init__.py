@@ -1,0 +1,37 @@
+"""datgan_fast: fast exact direct adversarial training (DAT) for GANs.
+
+    import datgan_fast as dat
+    record = dat.discriminator_step(discriminator, x_real, x_fake, eps=1.0)
+
+The README shows the main job, docs/architecture.md how the parts fit together.
+"""
+
+from pkgutil import extend_path
+
+# Run from a checkout's root, this source folder hides the installed package, where the compiled extension and the Triton
+# kernels are. This line finds them there.
+__path__ = extend_path(__path__, __name__)
+
+import torch  # noqa: E402, F401  the extension shares torch's OpenMP threads, so torch comes first
+
+from . import penalties, reference  # noqa: E402
+from .dispatch import BackendError, backends, use_backend  # noqa: E402
+from .ops import attack_loss, attack_step, perturb  # noqa: E402
+from .reference import AttackStep, DiscriminatorStep  # noqa: E402
+from .step import adversarial_batch, discriminator_step  # noqa: E402
+
+__version__ = "0.1.0"
+__all__ = [
+    "AttackStep",
+    "BackendError",
+    "DiscriminatorStep",
+    "adversarial_batch",
+    "attack_loss",
+    "attack_step",
+    "backends",
+    "discriminator_step",
+    "penalties",
+    "perturb",
+    "reference",
+    "use_backend",
+]

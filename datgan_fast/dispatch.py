@@ -1,0 +1,181 @@
+"""Which implementation runs an operation: asked for by `impl=`, by `use_backend`, by DATGAN_FAST_BACKEND, or the best usable.
+
+Asking by name for what cannot be used raises. Without a name, a slower implementation is taken with one warning that says
+why.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import native, reference
+
+BACKENDS = ("reference", "cpu", "cuda", "triton")
+_BEST_FIRST = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
+
+_chosen: ContextVar[str | None] = ContextVar("datgan_fast_backend", default=None)
+_warned: set[str] = set()
+
+
+class BackendError(RuntimeError):
+    """A backend that was asked for by name cannot be used here; the message says why."""
+
+
+def backends() -> dict[str, str | None]:
+    """Every backend and why it cannot be used here; None means usable."""
+    return {name: _problem(name) for name in BACKENDS}
+
+
+def _problem(name: str) -> str | None:
+    if name == "cpu":
+        return native.cpu_problem()
+    if name == "cuda":
+        return native.cuda_problem()
+    if name == "triton":
+        return "no CUDA device" if not torch.cuda.is_available() else "no Triton kernels are installed"
+    return None
+
+
+@contextmanager
+def use_backend(name: str | None) -> Iterator[None]:
+    """Inside the context operations run on this backend (None: the best usable). Raises BackendError if it cannot be used."""
+    if name is not None:
+        _require(name, "use_backend")
+    token = _chosen.set(name)
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+def _require(name: str, asked_by: str) -> None:
+    if name not in BACKENDS:
+        raise BackendError(f"{asked_by}: {name!r} is not a backend; choose one of {', '.join(BACKENDS)}")
+    problem = _problem(name)
+    if problem:
+        raise BackendError(f"{asked_by}: backend {name!r} cannot be used here: {problem}")
+
+
+def resolve(device: torch.device, impl: str = "") -> str:
+    """The name of the backend that runs an operation on tensors of this device."""
+    for name, asked_by in (
+        (impl, "impl"),
+        (_chosen.get(), "use_backend"),
+        (os.environ.get("DATGAN_FAST_BACKEND"), "DATGAN_FAST_BACKEND"),
+    ):
+        if name:
+            _require(name, asked_by)
+            if name in ("cpu", "cuda", "triton") and device.type != ("cpu" if name == "cpu" else "cuda"):
+                raise BackendError(f"{asked_by}: backend {name!r} does not work on tensors on {device}")
+            return name
+    order = _BEST_FIRST.get(device.type, ("reference",))
+    for name in order:
+        problem = _problem(name)
+        if not problem:
+            if name == "reference":
+                _warn_once(device.type)
+            return name
+    raise AssertionError("the reference is always usable")
+
+
+def _warn_once(device_type: str) -> None:
+    if device_type in _warned:
+        return
+    _warned.add(device_type)
+    names = [name for name in _BEST_FIRST.get(device_type, ()) if name != "reference"]
+    causes = "; ".join(f"{name}: {_problem(name)}" for name in names) or "there are no kernels for this device"
+    warnings.warn(
+        f"datgan_fast runs its slower reference implementation on {device_type} tensors ({causes})", stacklevel=4
+    )
+
+
+class ReferenceBackend:
+    """datgan_fast.reference behind the same interface as the kernels."""
+
+    @staticmethod
+    def attack_loss(
+        real: Tensor,
+        fake: Tensor,
+        reference_real: Tensor,
+        reference_fake: Tensor,
+        objective: str,
+        formulation: str,
+        losses: Tensor,
+        coefficient_real: Tensor,
+        coefficient_fake: Tensor,
+    ) -> None:
+        with torch.enable_grad():
+            r, f = real.detach().requires_grad_(), fake.detach().requires_grad_()
+            loss_real, loss_fake = reference.attack_loss(
+                r,
+                f,
+                objective=objective,
+                formulation=formulation,
+                reference_real_logits=reference_real,
+                reference_fake_logits=reference_fake,
+            )
+            gradients = torch.autograd.grad(loss_real + loss_fake, (r, f))
+        losses[0], losses[1] = loss_real.detach(), loss_fake.detach()
+        coefficient_real.copy_(gradients[0])
+        coefficient_fake.copy_(gradients[1])
+
+    @staticmethod
+    def perturb(
+        x: Tensor, grad: Tensor, eps: float, norm: str, clip_min: float | None, clip_max: float | None, out: Tensor
+    ) -> None:
+        out.copy_(reference.perturb(x, grad, eps, norm=norm, clip_min=clip_min, clip_max=clip_max))
+
+    @staticmethod
+    def attack_step(
+        x: tuple[Tensor, Tensor],
+        v: tuple[Tensor, Tensor],
+        logits: tuple[Tensor, Tensor],
+        references: tuple[Tensor, Tensor],
+        weights: tuple[Tensor | None, Tensor | None],
+        eps: float,
+        objective: str,
+        formulation: str,
+        norm: str,
+        clip_min: float | None,
+        clip_max: float | None,
+        adv: tuple[Tensor, Tensor],
+        grads: tuple[Tensor | None, Tensor | None],
+        norms: tuple[Tensor | None, Tensor | None],
+        losses: Tensor,
+    ) -> None:
+        step = reference.attack_step(
+            *x,
+            *v,
+            *logits,
+            eps,
+            objective=objective,
+            formulation=formulation,
+            norm=norm,
+            clip_min=clip_min,
+            clip_max=clip_max,
+            reference_real_logits=references[0],
+            reference_fake_logits=references[1],
+            grad_weight_real=weights[0],
+            grad_weight_fake=weights[1],
+        )
+        losses[0], losses[1] = step.loss_real, step.loss_fake
+        for out, value in zip(
+            (*adv, *grads, *norms),
+            (*step[:4], *(reference.image_norm(side) for side in v)),
+            strict=True,
+        ):
+            if out is not None:
+                out.copy_(value)
+
+
+def backend(device: torch.device, impl: str) -> Any:
+    """The implementation itself: an object with attack_loss, perturb and attack_step."""
+    return {"reference": ReferenceBackend, "cpu": native.CpuBackend}[resolve(device, impl)]

@@ -1,0 +1,385 @@
+"""The public operations: checks, torch.library registration, autograd. The kernels behind them are chosen by dispatch.py.
+
+The registered operations write into tensors that the functions below allocate, so that no launcher allocates and the
+perturbed real and generated images can lie in one buffer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from . import dispatch
+from .reference import FORMULATIONS, NORMS, OBJECTIVES, AttackStep
+
+_library = torch.library.Library("datgan_fast", "DEF")
+_library.define(
+    "attack_loss(Tensor real_logits, Tensor fake_logits, Tensor reference_real, Tensor reference_fake, str objective,"
+    " str formulation, str impl) -> (Tensor losses, Tensor coefficient_real, Tensor coefficient_fake)"
+)
+_library.define(
+    "perturb(Tensor x, Tensor grad, float eps, str norm, float? clip_min, float? clip_max, str impl, Tensor(a!) out) -> ()"
+)
+_library.define(
+    "attack_step(Tensor x_real, Tensor x_fake, Tensor v_real, Tensor v_fake, Tensor real_logits, Tensor fake_logits,"
+    " Tensor reference_real, Tensor reference_fake, Tensor? weight_real, Tensor? weight_fake, float eps, str objective,"
+    " str formulation, str norm, float? clip_min, float? clip_max, str impl, Tensor(a!) adv_real, Tensor(b!) adv_fake,"
+    " Tensor(c!)? grad_real, Tensor(d!)? grad_fake, Tensor(e!)? norm_real, Tensor(f!)? norm_fake, Tensor(g!) losses) -> ()"
+)
+
+
+def _loss_dtype(*logits: Tensor) -> torch.dtype:
+    return torch.float64 if any(t.dtype == torch.float64 for t in logits) else torch.float32
+
+
+def _attack_loss_outputs(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    dtype = _loss_dtype(real, fake)
+    return tuple(torch.empty(n, dtype=dtype, device=real.device) for n in (2, len(real), len(fake)))  # type: ignore[return-value]
+
+
+def _attack_loss(
+    real: Tensor, fake: Tensor, reference_real: Tensor, reference_fake: Tensor, objective: str, formulation: str, impl: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    outputs = _attack_loss_outputs(real, fake)
+    dispatch.backend(real.device, impl).attack_loss(
+        real, fake, reference_real, reference_fake, objective, formulation, *outputs
+    )
+    return outputs
+
+
+def _attack_loss_fake(
+    real: Tensor, fake: Tensor, reference_real: Tensor, reference_fake: Tensor, objective: str, formulation: str, impl: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _attack_loss_outputs(real, fake)
+
+
+def _perturb(
+    x: Tensor, grad: Tensor, eps: float, norm: str, clip_min: float | None, clip_max: float | None, impl: str, out: Tensor
+) -> None:
+    dispatch.backend(x.device, impl).perturb(x, grad, eps, norm, clip_min, clip_max, out)
+
+
+def _attack_step(
+    x_real: Tensor,
+    x_fake: Tensor,
+    v_real: Tensor,
+    v_fake: Tensor,
+    real_logits: Tensor,
+    fake_logits: Tensor,
+    reference_real: Tensor,
+    reference_fake: Tensor,
+    weight_real: Tensor | None,
+    weight_fake: Tensor | None,
+    eps: float,
+    objective: str,
+    formulation: str,
+    norm: str,
+    clip_min: float | None,
+    clip_max: float | None,
+    impl: str,
+    adv_real: Tensor,
+    adv_fake: Tensor,
+    grad_real: Tensor | None,
+    grad_fake: Tensor | None,
+    norm_real: Tensor | None,
+    norm_fake: Tensor | None,
+    losses: Tensor,
+) -> None:
+    dispatch.backend(x_real.device, impl).attack_step(
+        x=(x_real, x_fake),
+        v=(v_real, v_fake),
+        logits=(real_logits, fake_logits),
+        references=(reference_real, reference_fake),
+        weights=(weight_real, weight_fake),
+        eps=eps,
+        objective=objective,
+        formulation=formulation,
+        norm=norm,
+        clip_min=clip_min,
+        clip_max=clip_max,
+        adv=(adv_real, adv_fake),
+        grads=(grad_real, grad_fake),
+        norms=(norm_real, norm_fake),
+        losses=losses,
+    )
+
+
+for _name, _implementation, _fake in (
+    ("attack_loss", _attack_loss, _attack_loss_fake),
+    ("perturb", _perturb, lambda *args: None),
+    ("attack_step", _attack_step, lambda *args: None),
+):
+    for _key in ("CPU", "CUDA"):
+        _library.impl(_name, _implementation, _key)
+    torch.library.register_fake(f"datgan_fast::{_name}", _fake, lib=_library)
+
+
+class _AttackLoss(torch.autograd.Function):
+    """The loss and, from the same pass, its gradient; the other batch's logits are constants."""
+
+    @staticmethod
+    def forward(ctx, real, fake, reference_real, reference_fake, objective, formulation, impl):  # noqa: ANN001, ANN205
+        losses, coefficient_real, coefficient_fake = torch.ops.datgan_fast.attack_loss(
+            real, fake, reference_real, reference_fake, objective, formulation, impl
+        )
+        ctx.save_for_backward(coefficient_real, coefficient_fake)
+        ctx.dtypes = real.dtype, fake.dtype
+        return losses[0], losses[1]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_real, grad_fake):  # noqa: ANN001, ANN205
+        coefficient_real, coefficient_fake = ctx.saved_tensors
+        real = (grad_real * coefficient_real).to(ctx.dtypes[0]) if ctx.needs_input_grad[0] else None
+        fake = (grad_fake * coefficient_fake).to(ctx.dtypes[1]) if ctx.needs_input_grad[1] else None
+        return real, fake, None, None, None, None, None
+
+
+def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
+
+
+def _check_float(name: str, tensor: Tensor) -> None:
+    if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or tensor.element_size() < 2:
+        got = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise TypeError(f"{name} must be a float64, float32, float16 or bfloat16 tensor; got {got}")
+
+
+def _check_logits(device: torch.device, **logits: Tensor) -> None:
+    for name, t in logits.items():
+        _check_float(name, t)
+        if t.dim() != 1:
+            raise ValueError(f"{name} must have shape [batch], one logit per image; got {tuple(t.shape)}")
+        if t.device != device:
+            raise ValueError(f"{name} must be on {device} like the other tensors; got {t.device}")
+
+
+def _check_images(name: str, x: Tensor, grad: Tensor) -> None:
+    _check_float(name, x)
+    _check_float(f"the input gradient of {name}", grad)
+    if x.dim() < 1 or grad.shape != x.shape:
+        raise ValueError(f"{name} and its input gradient must have one shape [batch, ...]; got {tuple(x.shape)}, {tuple(grad.shape)}")
+    if grad.device != x.device:
+        raise ValueError(f"{name} and its input gradient must be on one device; got {x.device}, {grad.device}")
+
+
+def _check_perturbation(eps: float, norm: str, clip_min: float | None, clip_max: float | None) -> None:
+    if not math.isfinite(eps):
+        raise ValueError(f"eps must be a finite number; got {eps}")
+    _check_choice("norm", norm, NORMS)
+    if clip_min is not None and clip_max is not None and clip_min > clip_max:
+        raise ValueError(f"clip_min must not exceed clip_max; got {clip_min} and {clip_max}")
+
+
+def attack_loss(
+    real_logits: Tensor,
+    fake_logits: Tensor,
+    *,
+    objective: str = "vanilla",
+    formulation: str = "eq10",
+    reference_real_logits: Tensor | None = None,
+    reference_fake_logits: Tensor | None = None,
+    impl: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The attack losses (loss_real, loss_fake) of direct adversarial training, summed over the batch.
+
+    Args:
+        real_logits: [m], any float dtype and stride.
+        fake_logits: [n].
+        objective: "vanilla", "fgan", "wasserstein", "hinge" or "least_squares".
+        formulation: "eq10" (Li, Xia, Li 2020, Eq. 9 and 10), "alg1" (Algorithm 1, lines 6-7) or "batch_mean" (released code).
+        reference_real_logits, reference_fake_logits: the logits whose means are the targets; default: the batch's own.
+            Under data parallelism pass those gathered from every process.
+        impl: the backend's name; default: the best usable one.
+
+    Returns:
+        Two 0-d tensors, float32 (float64 for float64 logits), differentiable once with respect to the logits; the targets
+        are constants. A side whose own or other batch is empty has loss 0.
+
+    Raises:
+        ValueError, TypeError: an argument has the wrong shape, dtype or value.
+        BackendError: `impl` names a backend that cannot be used.
+    """
+    _check_choice("objective", objective, OBJECTIVES)
+    _check_choice("formulation", formulation, FORMULATIONS)
+    reference_real = real_logits if reference_real_logits is None else reference_real_logits
+    reference_fake = fake_logits if reference_fake_logits is None else reference_fake_logits
+    _check_float("real_logits", real_logits)
+    _check_logits(
+        real_logits.device,
+        real_logits=real_logits,
+        fake_logits=fake_logits,
+        reference_real_logits=reference_real,
+        reference_fake_logits=reference_fake,
+    )
+    return _AttackLoss.apply(
+        real_logits, fake_logits, reference_real.detach(), reference_fake.detach(), objective, formulation, impl or ""
+    )
+
+
+def perturb(
+    x: Tensor,
+    grad: Tensor,
+    eps: float,
+    *,
+    norm: str = "none",
+    clip_min: float | None = -1.0,
+    clip_max: float | None = 1.0,
+    impl: str | None = None,
+) -> Tensor:
+    """x_adv = clip(x - eps * n(grad), clip_min, clip_max), detached.
+
+    Args:
+        x: [m, ...], any float dtype and layout.
+        grad: the attack loss's gradient, shape of x, any float dtype and layout.
+        eps: step size in units of x (norm "l2": the length of each image's step; "linf": the step of each pixel).
+        norm: "none" (the paper: the gradient itself), "l2" (unit length per image, floor 1e-12) or "linf" (sign).
+        clip_min, clip_max: range of valid pixels, None for no bound.
+        impl: the backend's name; default: the best usable one.
+
+    Returns:
+        A tensor of x's shape, dtype and memory format. The arithmetic is float32, or float64 if x or grad is.
+
+    Raises:
+        ValueError, TypeError: an argument has the wrong shape, dtype or value.
+        BackendError: `impl` names a backend that cannot be used.
+    """
+    _check_images("x", x, grad)
+    _check_perturbation(eps, norm, clip_min, clip_max)
+    out = torch.empty_like(x, requires_grad=False)
+    torch.ops.datgan_fast.perturb(x.detach(), grad.detach(), eps, norm, clip_min, clip_max, impl or "", out)
+    return out
+
+
+def attack_step(
+    x_real: Tensor,
+    x_fake: Tensor,
+    input_grad_real: Tensor,
+    input_grad_fake: Tensor,
+    real_logits: Tensor,
+    fake_logits: Tensor,
+    eps: float,
+    *,
+    objective: str = "vanilla",
+    formulation: str = "eq10",
+    norm: str = "none",
+    clip_min: float | None = -1.0,
+    clip_max: float | None = 1.0,
+    reference_real_logits: Tensor | None = None,
+    reference_fake_logits: Tensor | None = None,
+    grad_weight_real: Tensor | None = None,
+    grad_weight_fake: Tensor | None = None,
+    return_grad: bool = True,
+    impl: str | None = None,
+) -> AttackStep:
+    """The attack in a single pass: losses, input gradients and perturbed images from logits and the discriminator's gradient.
+
+    Args:
+        x_real, x_fake: images, [m, ...] and [n, ...], any float dtype and layout.
+        input_grad_real, input_grad_fake: d sum(D(x)) / dx, shapes of the images, any float dtype and layout.
+        real_logits, fake_logits: D(x_real) [m] and D(x_fake) [n].
+        eps, norm, clip_min, clip_max: as in `perturb`.
+        objective, formulation, reference_real_logits, reference_fake_logits: as in `attack_loss`.
+        grad_weight_real, grad_weight_fake: [m], [n]: the input gradients handed in are these times d D(x_i) / dx_i, as a
+            backward of a weighted sum of logits leaves them. An image of weight 0 is not moved.
+        return_grad: whether the attack loss's input gradients are wanted too (one more tensor of traffic).
+        impl: the backend's name; default: the best usable one.
+
+    Returns:
+        AttackStep(adv_real, adv_fake, grad_real, grad_fake, loss_real, loss_fake), all detached: images like the images
+        given, gradients (None without return_grad) like the gradients given, losses 0-d float32 or float64.
+
+    Raises:
+        ValueError, TypeError: an argument has the wrong shape, dtype or value.
+        BackendError: `impl` names a backend that cannot be used.
+
+    Source: Li, Xia, Li (2020), Algorithm 1, lines 5-8.
+    """
+    adv = torch.empty_like(x_real, requires_grad=False), torch.empty_like(x_fake, requires_grad=False)
+    grads: tuple[Tensor | None, Tensor | None] = (None, None)
+    if return_grad:
+        grads = (
+            torch.empty_like(input_grad_real, requires_grad=False),
+            torch.empty_like(input_grad_fake, requires_grad=False),
+        )
+    losses = attack_step_into(
+        (x_real, x_fake),
+        (input_grad_real, input_grad_fake),
+        (real_logits, fake_logits),
+        eps,
+        objective=objective,
+        formulation=formulation,
+        norm=norm,
+        clip_min=clip_min,
+        clip_max=clip_max,
+        references=(reference_real_logits, reference_fake_logits),
+        weights=(grad_weight_real, grad_weight_fake),
+        adv=adv,
+        grads=grads,
+        impl=impl,
+    )
+    return AttackStep(*adv, *grads, losses[0], losses[1])
+
+
+def attack_step_into(
+    x: tuple[Tensor, Tensor],
+    v: tuple[Tensor, Tensor],
+    logits: tuple[Tensor, Tensor],
+    eps: float,
+    *,
+    objective: str,
+    formulation: str,
+    norm: str,
+    clip_min: float | None,
+    clip_max: float | None,
+    adv: tuple[Tensor, Tensor],
+    grads: tuple[Tensor | None, Tensor | None] = (None, None),
+    norms: tuple[Tensor | None, Tensor | None] = (None, None),
+    references: tuple[Tensor | None, Tensor | None] = (None, None),
+    weights: tuple[Tensor | None, Tensor | None] = (None, None),
+    impl: str | None = None,
+) -> Tensor:
+    """`attack_step` on (real, fake) pairs into the caller's buffers; returns the two losses, [2].
+
+    norms, [m] and [n], receive ||v_i|| of the gradients handed in.
+    """
+    _check_choice("objective", objective, OBJECTIVES)
+    _check_choice("formulation", formulation, FORMULATIONS)
+    _check_perturbation(eps, norm, clip_min, clip_max)
+    reference_real, reference_fake = (
+        own if given is None else given for own, given in zip(logits, references, strict=True)
+    )
+    for name, images, gradient, t, weight in zip(("real", "fake"), x, v, logits, weights, strict=True):
+        _check_images(f"x_{name}", images, gradient)
+        _check_logits(x[0].device, **{f"{name}_logits": t})
+        if len(t) != len(images):
+            raise ValueError(f"{name}_logits must have one logit for each of the {len(images)} images; got {len(t)}")
+        if weight is not None:
+            _check_logits(x[0].device, **{f"grad_weight_{name}": weight})
+            if len(weight) != len(images):
+                raise ValueError(f"grad_weight_{name} must have one weight for each of the {len(images)} images; got {len(weight)}")
+    if x[1].device != x[0].device:
+        raise ValueError(f"x_real and x_fake must be on one device; got {x[0].device}, {x[1].device}")
+    _check_logits(x[0].device, reference_real_logits=reference_real, reference_fake_logits=reference_fake)
+    losses = torch.empty(2, dtype=_loss_dtype(*logits), device=x[0].device)
+    torch.ops.datgan_fast.attack_step(
+        *(t.detach() for t in (*x, *v, *logits, reference_real, reference_fake)),
+        *(None if w is None else w.detach() for w in weights),
+        eps,
+        objective,
+        formulation,
+        norm,
+        clip_min,
+        clip_max,
+        impl or "",
+        *adv,
+        *grads,
+        *norms,
+        losses,
+    )
+    return losses

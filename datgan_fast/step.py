@@ -1,0 +1,340 @@
+"""The discriminator step and the attack for a user's own loop, computed the fast way without changing a value.
+
+Backward is linear in the logits' gradient. Where a discriminator treats images independently, one backward of the clean
+objective therefore gives the weight gradients and, up to a known factor per image, every image's attack gradient; the
+clean graph is freed before the adversarial one is built. docs/architecture.md has the argument and the costs.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from . import reference
+from .independence import treats_images_independently
+from .module_state import one_power_iteration, unchanged_state
+from .ops import attack_loss, attack_step_into, perturb
+from .reference import FORMULATIONS, NORMS, OBJECTIVES, DiscriminatorStep, Penalty, image_norm, logits_of
+
+
+def _check(
+    x_real: Tensor, x_fake: Tensor, eps: float, objective: str, formulation: str, norm: str, steps: int, random_start: bool
+) -> None:
+    for name, value, choices in (
+        ("objective", objective, OBJECTIVES),
+        ("formulation", formulation, FORMULATIONS),
+        ("norm", norm, NORMS),
+    ):
+        if value not in choices:
+            raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
+    if not math.isfinite(eps):
+        raise ValueError(f"eps must be a finite number; got {eps}")
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1; got {steps}")
+    if random_start and norm == "none":
+        raise ValueError("random_start needs an eps-ball; use norm 'l2' or 'linf' instead of 'none'")
+    if len(x_real) == 0 or len(x_fake) == 0:
+        raise ValueError(f"a step needs at least one real and one generated image; got {len(x_real)} and {len(x_fake)}")
+
+
+class _Batches:
+    """Real and generated images on their way through D: as one batch, or as two where images depend on each other."""
+
+    def __init__(self, real: Tensor, fake: Tensor, together: bool) -> None:
+        self.m = len(real)
+        self.together = together
+        self.x = [torch.cat([real, fake])] if together else [real, fake]
+
+    def forward(self, discriminator: nn.Module, x: list[Tensor]) -> list[Tensor]:
+        return [logits_of(discriminator, images) for images in x]
+
+    def sides(self, tensors: list[Tensor]) -> tuple[Tensor, Tensor]:
+        return (tensors[0][: self.m], tensors[0][self.m :]) if self.together else (tensors[0], tensors[1])
+
+    def merged(self, real: Tensor, fake: Tensor) -> list[Tensor]:
+        return [torch.cat([real, fake])] if self.together else [real, fake]
+
+
+def _leaves(tensors: list[Tensor]) -> list[Tensor]:
+    return [t.detach().requires_grad_() for t in tensors]
+
+
+def _objective(real: Tensor, fake: Tensor, objective: str) -> tuple[Tensor, Tensor, Tensor]:
+    """(loss, d loss / d real, d loss / d fake) of the discriminator's objective, in float32 or float64."""
+    r, f = _leaves([real, fake])
+    loss = reference.discriminator_loss(r, f, objective)
+    return loss.detach(), *torch.autograd.grad(loss, (r, f))
+
+
+def _attack(
+    batches: _Batches,
+    x: list[Tensor],
+    logits: list[Tensor],
+    step: float,
+    objective: str,
+    formulation: str,
+    norm: str,
+    clip_min: float | None,
+    clip_max: float | None,
+    target: tuple[Tensor, Tensor] | None = None,
+    retain_graph: bool = False,
+) -> list[Tensor]:
+    """One attack step by a backward of its own, from the graph of `logits` to the leaves `x`."""
+    r, f = (t.detach() for t in batches.sides(logits))
+    references = target or (r, f)
+    if batches.together:  # each image's gradient is its own, so the coefficients can come after the backward
+        v = torch.autograd.grad(logits, x, [torch.ones_like(t) for t in logits], retain_graph=retain_graph)
+        adv = [torch.empty_like(t, requires_grad=False) for t in x]
+        attack_step_into(
+            batches.sides(x),
+            batches.sides(list(v)),
+            (r, f),
+            step,
+            objective=objective,
+            formulation=formulation,
+            norm=norm,
+            clip_min=clip_min,
+            clip_max=clip_max,
+            references=references,
+            adv=batches.sides(adv),
+        )
+        return adv
+    r, f = _leaves([r, f])
+    losses = attack_loss(
+        r,
+        f,
+        objective=objective,
+        formulation=formulation,
+        reference_real_logits=references[0],
+        reference_fake_logits=references[1],
+    )
+    coefficients = torch.autograd.grad(losses[0] + losses[1], (r, f))
+    gradients = torch.autograd.grad(logits, x, coefficients, retain_graph=retain_graph)
+    return [
+        perturb(images, gradient, step, norm=norm, clip_min=clip_min, clip_max=clip_max)
+        for images, gradient in zip(x, gradients, strict=True)
+    ]
+
+
+def adversarial_batch(
+    discriminator: nn.Module,
+    x_real: Tensor,
+    x_fake: Tensor,
+    *,
+    eps: float,
+    objective: str = "vanilla",
+    formulation: str = "eq10",
+    norm: str = "none",
+    steps: int = 1,
+    alpha: float | None = None,
+    random_start: bool = False,
+    clip_min: float | None = -1.0,
+    clip_max: float | None = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """Real and generated images pushed towards the other batch's mean discriminator score.
+
+    Args:
+        discriminator: any module that gives one logit per image. Its parameters' .grad and its buffers stay as they are.
+        x_real, x_fake: [m, ...] and [n, ...] images, any float dtype and layout.
+        eps: size of the perturbation, in units of x; with several steps the radius of the ball for norm "l2" and "linf".
+        objective, formulation, norm, clip_min, clip_max: as in `attack_step`.
+        steps: 1 is the paper's attack; more are PGD (Madry et al. 2018), towards the clean batches' mean scores.
+        alpha: size of each step; default eps for one step, 2.5 eps / steps in a ball, eps / steps for norm "none".
+        random_start: begin at a random point of the ball (norm "l2" or "linf").
+
+    Returns:
+        (adv_real, adv_fake), detached, like the images given.
+
+    Raises:
+        ValueError: an argument has the wrong value, or the discriminator does not give one logit per image.
+
+    Source: Li, Xia, Li (2020), Eq. 9 and 10, Algorithm 1 lines 5-8.
+    """
+    _check(x_real, x_fake, eps, objective, formulation, norm, steps, random_start)
+    x_real, x_fake = x_real.detach(), x_fake.detach()
+    alpha = reference.default_alpha(eps, steps, norm) if alpha is None else alpha
+    single = steps == 1 and not random_start and alpha == eps
+    clean = _Batches(x_real, x_fake, treats_images_independently(discriminator, x_real, x_fake))
+    adv = clean.x
+    if random_start:
+        starts = (reference.clip(reference.random_point(x, eps, norm), clip_min, clip_max) for x in (x_real, x_fake))
+        adv = clean.merged(*starts)
+    target: tuple[Tensor, Tensor] | None = None  # the clean batches' logits, fixed over the steps
+    with unchanged_state(discriminator), torch.enable_grad():
+        if random_start:
+            with torch.no_grad():
+                target = clean.sides(clean.forward(discriminator, clean.x))
+        for _ in range(steps):
+            x = _leaves(adv)
+            logits = clean.forward(discriminator, x)
+            target = target or clean.sides([t.detach() for t in logits])
+            bounds = (clip_min, clip_max) if single else (None, None)
+            adv = _attack(clean, x, logits, alpha, objective, formulation, norm, *bounds, target)
+            if not single:
+                adv = [
+                    reference.clip(reference.project(a, c, eps, norm), clip_min, clip_max)
+                    for a, c in zip(adv, clean.x, strict=True)
+                ]
+    return clean.sides(adv)
+
+
+def discriminator_step(
+    discriminator: nn.Module,
+    x_real: Tensor,
+    x_fake: Tensor,
+    *,
+    eps: float,
+    objective: str = "vanilla",
+    formulation: str = "eq10",
+    norm: str = "none",
+    lambda_clean: float = 1.0,
+    lambda_adv: float = 1.0,
+    penalty: Penalty | None = None,
+    fused: bool = True,
+    steps: int = 1,
+    alpha: float | None = None,
+    random_start: bool = False,
+    clip_min: float | None = -1.0,
+    clip_max: float | None = 1.0,
+) -> DiscriminatorStep:
+    """One discriminator update's gradients, added to the parameters' .grad; the optimiser's step stays yours.
+
+    Minimises lambda_clean * loss_clean + lambda_adv * loss_adv + penalty, where loss_clean is -(mean g1(D(x_real)) + mean
+    g2(D(x_fake))) and loss_adv the same on the perturbed images.
+
+    Args:
+        discriminator: any module that gives one logit per image ([m], [m, 1], ...).
+        x_real, x_fake: [m, ...] and [n, ...] images, any float dtype and layout; no gradient flows into them.
+        eps, objective, formulation, norm, steps, alpha, random_start, clip_min, clip_max: as in `adversarial_batch`.
+        lambda_clean, lambda_adv: weights of the two losses; lambda_adv 0 is training without DAT.
+        penalty: callable (discriminator, x_real, x_fake) -> 0-d tensor, added to the loss; see `datgan_fast.penalties`.
+        fused: True computes the same numbers with fewer passes; False is `datgan_fast.reference.discriminator_step`.
+
+    Returns:
+        DiscriminatorStep, everything detached; `path` says what ran: "shared" (one backward for weights and inputs),
+        "separate" (a backward of its own for the attack, where images depend on each other or the attack's coefficient
+        cannot be had from the objective's) or "reference".
+
+    Raises:
+        ValueError: an argument has the wrong value, or the discriminator does not give one logit per image.
+
+    Spectral normalisation makes one power iteration per step. Running statistics see the clean and the perturbed images, in
+    either path alike.
+
+    Source: Li, Xia, Li (2020), Algorithm 1, lines 5-10.
+    """
+    _check(x_real, x_fake, eps, objective, formulation, norm, steps, random_start)
+    for name, value in (("lambda_clean", lambda_clean), ("lambda_adv", lambda_adv)):
+        if not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"{name} must be a finite number, 0 or more; got {value}")
+    if not fused:
+        return reference.discriminator_step(
+            discriminator,
+            x_real,
+            x_fake,
+            eps=eps,
+            objective=objective,
+            formulation=formulation,
+            norm=norm,
+            lambda_clean=lambda_clean,
+            lambda_adv=lambda_adv,
+            penalty=penalty,
+            steps=steps,
+            alpha=alpha,
+            random_start=random_start,
+            clip_min=clip_min,
+            clip_max=clip_max,
+        )
+    x_real, x_fake = x_real.detach(), x_fake.detach()
+    single = steps == 1 and not random_start and (alpha is None or alpha == eps)
+    with one_power_iteration(discriminator), torch.enable_grad():
+        clean = _Batches(x_real, x_fake, treats_images_independently(discriminator, x_real, x_fake))
+        # With eq10, or wasserstein's constant g', the attack's coefficient is the objective's times a sign: nothing that
+        # has saturated in the objective is wanted in the attack, and the factor between them is finite.
+        shareable = formulation == "eq10" or objective == "wasserstein"
+        shared = clean.together and (not lambda_adv or (single and (shareable or not lambda_clean)))
+        adv: list[Tensor] = []
+        if lambda_adv and not single:
+            adv_real, adv_fake = adversarial_batch(
+                discriminator,
+                x_real,
+                x_fake,
+                eps=eps,
+                objective=objective,
+                formulation=formulation,
+                norm=norm,
+                steps=steps,
+                alpha=alpha,
+                random_start=random_start,
+                clip_min=clip_min,
+                clip_max=clip_max,
+            )
+            adv = clean.merged(adv_real, adv_fake)
+
+        x = _leaves(clean.x)
+        logits = clean.forward(discriminator, x)
+        r, f = (t.detach() for t in clean.sides(logits))
+        loss_clean, *slopes = _objective(r, f, objective)
+        if lambda_adv and single and not shared:
+            adv = _attack(
+                clean, x, logits, eps, objective, formulation, norm, clip_min, clip_max, retain_graph=True
+            )
+        weights = clean.merged(*slopes)
+        if lambda_clean:
+            weights = [(lambda_clean * w).to(t.dtype) for w, t in zip(weights, logits, strict=True)]
+            torch.autograd.backward(logits, weights)
+            v = [t.grad for t in x]
+        else:  # the weights' gradients are not wanted, the images' are
+            weights = [torch.ones_like(t) for t in logits]
+            v = list(torch.autograd.grad(logits, x, weights))
+        del logits  # the clean graph, before the adversarial one is built
+        x = [t.detach() for t in x]
+        if lambda_adv and single and shared:
+            norms = clean.merged(torch.empty_like(slopes[0]), torch.empty_like(slopes[1]))
+            adv = [torch.empty_like(t) for t in x]
+            attack_step_into(
+                clean.sides(x),
+                clean.sides(v),
+                (r, f),
+                eps,
+                objective=objective,
+                formulation=formulation,
+                norm=norm,
+                clip_min=clip_min,
+                clip_max=clip_max,
+                weights=clean.sides(weights),
+                adv=clean.sides(adv),
+                norms=clean.sides(norms),
+            )
+        else:
+            norms = [image_norm(t) for t in v]
+        input_grad_norm = torch.cat([a / w.to(a.dtype).abs() for a, w in zip(norms, weights, strict=True)])
+        del v
+
+        loss_adv = torch.zeros_like(loss_clean)
+        if lambda_adv:
+            adv_logits = clean.forward(discriminator, adv)
+            loss_adv, *slopes = _objective(*clean.sides([t.detach() for t in adv_logits]), objective)
+            torch.autograd.backward(
+                adv_logits,
+                [(lambda_adv * w).to(t.dtype) for w, t in zip(clean.merged(*slopes), adv_logits, strict=True)],
+            )
+            del adv_logits
+        penalty_value = torch.zeros_like(loss_clean)
+        if penalty is not None:
+            penalty_value = penalty(discriminator, x_real, x_fake)
+            penalty_value.backward()
+            penalty_value = penalty_value.detach()
+    return DiscriminatorStep(
+        loss=lambda_clean * loss_clean + lambda_adv * loss_adv + penalty_value,
+        loss_clean=loss_clean,
+        loss_adv=loss_adv,
+        penalty=penalty_value,
+        real_logits=r,
+        fake_logits=f,
+        wasserstein=r.mean(dtype=loss_clean.dtype) - f.mean(dtype=loss_clean.dtype),
+        input_grad_norm=input_grad_norm,
+        path="shared" if shared else "separate",
+    )

@@ -1,0 +1,1 @@
+"""Triton kernels, installed as datgan_fast.kernels."""
