@@ -1,0 +1,299 @@
+"""The options of a training run: one dataclass that is the command line, the config file and the run's record.
+
+`None` means "decided by the baseline, the data set or the device"; `TrainConfig.resolved()` fills it in and checks everything.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from .data import DATASETS
+from .dispatch import BACKENDS
+from .reference import FORMULATIONS, NORMS, OBJECTIVES
+
+
+class ConfigError(ValueError):
+    """One sentence that names the option, the value and what would be right."""
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A row of the table of baselines (docs/architecture.md)."""
+
+    objective: str
+    lipschitz: str  # "none", "clamp", "gp", "lp" or "alp"
+    optimizer: str
+    lr: float
+    betas: tuple[float, float]
+    n_dis: int
+    batch_norm: bool
+
+
+BASELINES = {
+    "dcgan": Baseline("vanilla", "none", "adam", 2e-4, (0.5, 0.999), 1, True),
+    "wgan": Baseline("wasserstein", "clamp", "rmsprop", 5e-5, (0.0, 0.99), 5, False),
+    "wgan-gp": Baseline("wasserstein", "gp", "adam", 1e-4, (0.5, 0.9), 5, False),
+    "wgan-lp": Baseline("wasserstein", "lp", "adam", 1e-4, (0.5, 0.9), 5, False),
+    "wgan-alp": Baseline("wasserstein", "alp", "adam", 2e-4, (0.0, 0.9), 5, False),
+}
+
+# data set -> image size, channels, width, steps
+_DATASET_DEFAULTS = {
+    "digits": (16, 1, 32, 2000),
+    "mnist": (32, 1, 64, 10_000),
+    "fashion-mnist": (32, 1, 64, 10_000),
+    "cifar10": (32, 3, 64, 50_000),
+    "folder": (64, 3, 64, 50_000),
+}
+
+
+def _option(default: Any, help: str, **check: Any) -> Any:  # noqa: A002
+    """A dataclass field with its help text and its check: choices=, at_least=, more_than=, at_most=, less_than=."""
+    return field(default=default, metadata={"help": help, **check})
+
+
+@dataclass
+class TrainConfig:
+    """Options of one run, named as on the command line (`--lr-g` is `lr_g`)."""
+
+    # what is trained
+    baseline: str = _option("dcgan", "preset of objective, penalty, optimiser and n_dis", choices=tuple(BASELINES))
+    dat: bool = _option(True, "direct adversarial training on or off")
+    fused: bool = _option(True, "the fast path, or the pure-autograd reference")
+    objective: str | None = _option(None, "default: the baseline's", choices=OBJECTIVES)
+    saturating: bool = _option(False, "the original minimax generator loss of the vanilla objective")
+
+    # direct adversarial training
+    formulation: str = _option("eq10", "attack loss", choices=FORMULATIONS)
+    eps: float = _option(1.0, "size of the perturbation, images being in [-1, 1]", at_least=0)
+    norm: str = _option("none", "how the attack gradient is normalised per image", choices=NORMS)
+    steps_attack: int = _option(1, "steps of the attack; more than 1 is PGD", at_least=1)
+    alpha: float | None = _option(None, "step size of the attack; default: from eps and --steps-attack", at_least=0)
+    random_start: bool = _option(False, "start PGD at a random point of the eps-ball")
+    lambda_clean: float = _option(1.0, "weight of the loss on clean images", at_least=0)
+    lambda_adv: float = _option(1.0, "weight of the loss on perturbed images", at_least=0)
+
+    # Lipschitz control
+    penalty_weight: float = _option(10.0, "weight of the baseline's penalty", at_least=0)
+    clamp: float = _option(0.01, "wgan: weights are clamped to +- this", more_than=0)
+    spectral_norm: bool = _option(False, "spectral normalisation in the discriminator")
+    r1: float = _option(0.0, "gamma of the zero-centred penalty on real images", at_least=0)
+
+    # data
+    dataset: str = _option("digits", "training images", choices=DATASETS)
+    data_dir: str = _option("data", "where the data set's files are")
+    download: bool = _option(False, "fetch missing files of the data set into --data-dir")
+    flip: bool = _option(False, "mirror half of the training images")
+    image_size: int | None = _option(None, "side in pixels, 4 times a power of two; default: the data set's", at_least=8)
+    channels: int | None = _option(None, "1 (grey) or 3 (RGB); default: the data set's", choices=(1, 3))
+
+    # networks
+    architecture: str = _option("dcgan", "networks", choices=("dcgan", "resnet"))
+    width: int | None = _option(None, "channels of the widest resolution; default: the data set's", at_least=1)
+    z_dim: int = _option(128, "size of the generator's latent vector", at_least=1)
+    batch_norm: bool | None = _option(None, "BatchNorm in the discriminator; default: the baseline's")
+    ema: float = _option(0.999, "decay of the generator's moving average", at_least=0, less_than=1)
+
+    # optimisation
+    steps: int | None = _option(None, "generator steps; default: the data set's", at_least=1)
+    batch_size: int = _option(64, "images in a batch, over all processes", at_least=2)
+    n_dis: int | None = _option(None, "discriminator steps per generator step; default: the baseline's", at_least=1)
+    optimizer: str | None = _option(None, "default: the baseline's", choices=("adam", "rmsprop"))
+    lr: float | None = _option(None, "learning rate of both networks; default: the baseline's", more_than=0)
+    lr_g: float | None = _option(None, "learning rate of the generator; default: --lr", more_than=0)
+    lr_d: float | None = _option(None, "learning rate of the discriminator; default: --lr", more_than=0)
+    beta1: float | None = _option(None, "Adam's beta1; default: the baseline's", at_least=0, less_than=1)
+    beta2: float | None = _option(None, "Adam's beta2 (RMSprop's alpha); default: the baseline's", at_least=0, less_than=1)
+
+    # how it is computed
+    precision: str = _option("fp32", "autocast of the networks", choices=("fp32", "bf16", "fp16"))
+    channels_last: bool | None = _option(None, "memory format; default: on with half precision on a GPU")
+    compile: bool = _option(False, "torch.compile the networks (not with a gradient penalty)")
+    device: str = _option("auto", "auto, cpu, cuda or cuda:i")
+    backend: str | None = _option(None, "implementation of the attack kernels; default: the best", choices=BACKENDS)
+
+    # record
+    outdir: str = _option("runs", "folder of run folders")
+    name: str | None = _option(None, "name of the run; default: from baseline and data set")
+    seed: int = _option(0, "seed of everything random", at_least=0, at_most=2**63 - 1)
+    init_from: str | None = _option(None, "checkpoint (.pt) or generator (.safetensors) whose weights to start from")
+    log_every: int = _option(50, "steps between log lines", at_least=1)
+    sample_every: int = _option(500, "steps between sample grids", at_least=1)
+    save_every: int = _option(500, "steps between checkpoints", at_least=1)
+    eval_every: int = _option(1000, "steps between evaluations; 0 for none", at_least=0)
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any], source: str) -> TrainConfig:
+        """From a config file's keys (with - or _). Raises ConfigError for an unknown key or a value of the wrong kind."""
+        return cls(**typed(values, source))
+
+    def resolved(self) -> TrainConfig:
+        """A copy with every None decided and every value checked. Raises ConfigError."""
+        given = typed(dataclasses.asdict(self), "TrainConfig")
+        for f in dataclasses.fields(self):
+            check_value(f.name, given[f.name], f.metadata)
+        baseline = BASELINES[given["baseline"]]
+        image_size, channels, width, steps = _DATASET_DEFAULTS[given["dataset"]]
+        device = resolve_device(given["device"])
+        lr = baseline.lr if given["lr"] is None else given["lr"]
+        defaults = {
+            "objective": baseline.objective,
+            "optimizer": baseline.optimizer,
+            "lr": lr,
+            "lr_g": lr,
+            "lr_d": lr,
+            "beta1": baseline.betas[0],
+            "beta2": baseline.betas[1],
+            "n_dis": baseline.n_dis,
+            "batch_norm": baseline.batch_norm,
+            "image_size": image_size,
+            "channels": channels,
+            "width": width,
+            "steps": steps,
+            "channels_last": device.startswith("cuda") and given["precision"] != "fp32",
+        }
+        given.update({key: value for key, value in defaults.items() if given[key] is None}, device=device)
+        config = TrainConfig(**given)
+        config._check_together()
+        return config
+
+    @property
+    def lipschitz(self) -> str:
+        return BASELINES[self.baseline].lipschitz
+
+    def _check_together(self) -> None:
+        size = self.image_size or 0
+        if size & (size - 1) or size > 1024:
+            raise ConfigError(f"--image-size {size}: the networks double from 4 pixels up; use 8, 16, 32, 64, 128, ... 1024")
+        double_backward = self.lipschitz in ("gp", "lp") or self.r1 > 0
+        if self.batch_norm and (double_backward or self.lipschitz == "alp"):
+            raise ConfigError(
+                "--batch-norm: a penalty on each image's gradient has no meaning when images depend on each other; "
+                "use --no-batch-norm with wgan-gp, wgan-lp, wgan-alp and --r1"
+            )
+        if self.compile and double_backward:
+            raise ConfigError("--compile: torch cannot compile a double backward; leave it out with wgan-gp, wgan-lp and --r1")
+        if self.random_start and self.norm == "none":
+            raise ConfigError("--random-start: norm 'none' has no eps-ball to start in; use --norm l2 or --norm linf")
+        if self.dat and not (self.lambda_clean or self.lambda_adv):
+            raise ConfigError("--lambda-clean 0 with --lambda-adv 0: the discriminator would learn nothing; make one positive")
+        if self.saturating and self.objective != "vanilla":
+            raise ConfigError(f"--saturating: it is the vanilla objective's variant; the objective here is {self.objective}")
+        if self.name is not None and (not self.name or set(self.name) & set("/\\\0") or self.name.startswith(".")):
+            raise ConfigError(f"--name {self.name!r}: it names a folder; use letters, digits, '-' and '_'")
+
+
+_TYPES = typing.get_type_hints(TrainConfig)
+
+
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def typed(values: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Values converted to their fields' types; unknown names are an error."""
+    converted = {}
+    for key, value in values.items():
+        name = str(key).replace("-", "_")
+        if name not in _TYPES:
+            raise ConfigError(f"{source}: unknown option {key!r}; see python -m datgan_fast.train --help for the options")
+        converted[name] = convert(name, value)
+    return converted
+
+
+def convert(name: str, value: Any) -> Any:
+    """One option's value, from a command line's text or a config file's value, as its field's type."""
+    kinds = [kind for kind in (typing.get_args(_TYPES[name]) or (_TYPES[name],)) if kind is not type(None)]
+    if value is None and _TYPES[name] not in (bool, int, float, str):
+        return None
+    kind = kinds[0]
+    try:
+        if kind is bool and isinstance(value, bool):
+            return value
+        if kind is int and not isinstance(value, bool):
+            number = int(value)
+            if isinstance(value, str) or number == value:
+                return number
+        if kind is float and not isinstance(value, bool):
+            number = float(value)
+            if math.isfinite(number):
+                return number
+        if kind is str and isinstance(value, (str, Path)):
+            return str(value)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    wanted = {bool: "true or false", int: "a whole number", float: "a finite number", str: "a text"}[kind]
+    raise ConfigError(f"{flag(name)} {value}: must be {wanted}")
+
+
+def check_value(name: str, value: Any, check: Mapping[str, Any]) -> None:
+    """Raises ConfigError where a value breaks its field's check."""
+    if value is None:
+        return
+    if "choices" in check and value not in check["choices"]:
+        raise ConfigError(f"{flag(name)} {value}: must be one of {', '.join(map(str, check['choices']))}")
+    bounds: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
+        "at_least": (lambda v, b: v >= b, "at least"),
+        "more_than": (lambda v, b: v > b, "more than"),
+        "at_most": (lambda v, b: v <= b, "at most"),
+        "less_than": (lambda v, b: v < b, "less than"),
+    }
+    broken = any(key in check and not holds(value, check[key]) for key, (holds, _) in bounds.items())
+    if broken:
+        wanted = " and ".join(f"{words} {check[key]}" for key, (_, words) in bounds.items() if key in check)
+        raise ConfigError(f"{flag(name)} {value}: must be {wanted}")
+
+
+def resolve_device(name: str) -> str:
+    """'auto', 'cpu', 'cuda' or 'cuda:i' as the device that will be used. Raises ConfigError."""
+    if name == "auto":
+        return "cuda:0" if torch.cuda.is_available() else "cpu"
+    if name == "cpu":
+        return name
+    kind, _, index = name.partition(":")
+    if kind != "cuda" or not (index.isdigit() or name == "cuda"):
+        raise ConfigError(f"--device {name}: must be auto, cpu, cuda or cuda:i")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if int(index or 0) >= count:
+        raise ConfigError(f"--device {name}: this machine has {count} CUDA devices; use --device auto or cpu")
+    return f"cuda:{int(index or 0)}"
+
+
+def read_config_file(path: str) -> dict[str, Any]:
+    """The options in a YAML or TOML file, converted. Raises ConfigError."""
+    file = Path(path)
+    try:
+        text = file.read_text(encoding="utf-8")
+        if file.suffix.lower() == ".toml":
+            values: Any = _toml(text)
+        elif file.suffix.lower() in (".yaml", ".yml"):
+            values = yaml.safe_load(text) or {}
+        else:
+            raise ConfigError(f"--config {path}: must be a .yaml, .yml or .toml file")
+    except OSError as error:
+        raise ConfigError(f"--config {path}: cannot be read ({error.strerror})") from None
+    except (UnicodeDecodeError, ValueError, yaml.YAMLError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"--config {path}: is not a valid {file.suffix[1:].upper()} file ({reason})") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"--config {path}: must hold 'option: value' lines")
+    return typed(values, f"--config {path}")
+
+
+def _toml(text: str) -> dict[str, Any]:
+    try:
+        import tomllib
+    except ModuleNotFoundError:  # Python 3.10
+        import tomli as tomllib  # type: ignore[no-redef]
+    return tomllib.loads(text)
