@@ -325,6 +325,7 @@ def discriminator_step(
     random_start: bool = False,
     clip_min: float | None = -1.0,
     clip_max: float | None = 1.0,
+    grad_scale: float | Tensor = 1.0,
 ) -> DiscriminatorStep:
     """Algorithm 1, lines 5-10, as the paper writes it; accumulates into the parameters' .grad.
 
@@ -364,7 +365,7 @@ def discriminator_step(
             loss = loss + penalty_value
         if not lambda_clean:  # the clean images' gradients are wanted for their norms alone
             torch.autograd.backward([r, f], [torch.ones_like(r), torch.ones_like(f)], retain_graph=True, inputs=[r, f, *clean])
-        loss.backward()
+        (loss * grad_scale).backward()
 
     norms = [image_norm(x.grad) / _as_float(t.grad).abs() for x, t in zip(clean, (r, f), strict=True)]
     return DiscriminatorStep(

@@ -198,6 +198,7 @@ def discriminator_step(
     random_start: bool = False,
     clip_min: float | None = -1.0,
     clip_max: float | None = 1.0,
+    grad_scale: float | Tensor = 1.0,
 ) -> DiscriminatorStep:
     """One discriminator update's gradients, added to the parameters' .grad; the optimiser's step stays yours.
 
@@ -210,6 +211,7 @@ def discriminator_step(
         eps, objective, formulation, norm, steps, alpha, random_start, clip_min, clip_max: as in `adversarial_batch`.
         lambda_clean, lambda_adv: weights of the two losses; lambda_adv 0 is training without DAT.
         penalty: callable (discriminator, x_real, x_fake) -> 0-d tensor, added to the loss; see `datgan_fast.penalties`.
+        grad_scale: factor on every gradient (not on what is returned), for a loss scaler in float16.
         fused: True computes the same numbers with fewer passes; False is `datgan_fast.reference.discriminator_step`.
 
     Returns:
@@ -246,6 +248,7 @@ def discriminator_step(
             random_start=random_start,
             clip_min=clip_min,
             clip_max=clip_max,
+            grad_scale=grad_scale,
         )
     x_real, x_fake = x_real.detach(), x_fake.detach()
     single = steps == 1 and not random_start and (alpha is None or alpha == eps)
@@ -283,7 +286,7 @@ def discriminator_step(
             )
         weights = clean.merged(*slopes)
         if lambda_clean:
-            weights = [(lambda_clean * w).to(t.dtype) for w, t in zip(weights, logits, strict=True)]
+            weights = [(grad_scale * lambda_clean * w).to(t.dtype) for w, t in zip(weights, logits, strict=True)]
             torch.autograd.backward(logits, weights)
             v = [t.grad for t in x]
         else:  # the weights' gradients are not wanted, the images' are
@@ -319,13 +322,13 @@ def discriminator_step(
             loss_adv, *slopes = _objective(*clean.sides([t.detach() for t in adv_logits]), objective)
             torch.autograd.backward(
                 adv_logits,
-                [(lambda_adv * w).to(t.dtype) for w, t in zip(clean.merged(*slopes), adv_logits, strict=True)],
+                [(grad_scale * lambda_adv * w).to(t.dtype) for w, t in zip(clean.merged(*slopes), adv_logits, strict=True)],
             )
             del adv_logits
         penalty_value = torch.zeros_like(loss_clean)
         if penalty is not None:
             penalty_value = penalty(discriminator, x_real, x_fake)
-            penalty_value.backward()
+            (penalty_value * grad_scale).backward()
             penalty_value = penalty_value.detach()
     return DiscriminatorStep(
         loss=lambda_clean * loss_clean + lambda_adv * loss_adv + penalty_value,

@@ -1,0 +1,42 @@
+"""What the commands share: errors are one sentence on the error stream, never a traceback."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from .config import ConfigError
+from .data import DataError
+from .dispatch import BackendError
+
+
+class TrainingStopped(RuntimeError):
+    """Training could not go on; the message says why and where the last good state is."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Complains in one line and leaves with exit code 2."""
+
+    def __init__(self, **options) -> None:  # noqa: ANN003
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        print(f"{self.prog}: {message}; see --help", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def run_command(prog: str, command: Callable[[], int]) -> int:
+    """The command's exit code: 2 for wrong options, 1 for a failed run, 130 for Ctrl-C."""
+    try:
+        return command()
+    except (ConfigError, DataError, BackendError) as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        return 2
+    except (TrainingStopped, OSError) as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"{prog}: interrupted", file=sys.stderr)
+        return 130

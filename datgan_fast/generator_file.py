@@ -1,0 +1,50 @@
+"""generator.safetensors: the averaged generator's weights, with what is needed to build it again in the metadata."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from . import files
+from .config import ConfigError, TrainConfig
+from .networks import build_generator
+
+
+def save_generator(path: Path, generator: nn.Module, config: TrainConfig, step: int) -> None:
+    shape = {key: getattr(config, key) for key in ("architecture", "image_size", "channels", "width", "z_dim")}
+    metadata = {"format": "datgan_fast.generator", "network": json.dumps(shape), "step": str(step)}
+    tensors = {name: t.detach().cpu().contiguous() for name, t in generator.state_dict().items()}
+    with files.atomic(path) as temporary:
+        save_file(tensors, temporary, metadata)
+
+
+def load_generator(path: str, option: str = "FILE") -> tuple[nn.Module, dict]:
+    """(generator in evaluation mode, its network options). Raises ConfigError if the file is not such a generator."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        network = json.loads(metadata["network"])
+        architecture = network.pop("architecture")
+        generator = build_generator(architecture, **network)
+        generator.load_state_dict(tensors)
+    except OSError as error:
+        raise ConfigError(f"{option} {path}: cannot be read ({error.strerror or error})") from None
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError):
+        raise ConfigError(f"{option} {path}: must be a generator.safetensors that datgan_fast.train wrote") from None
+    return generator.eval(), network
+
+
+@torch.no_grad()
+def generate(generator: nn.Module, latents: Tensor, batch_size: int = 256) -> Tensor:
+    """Images [n, C, H, W] in [-1, 1] for latents [n, z_dim], in evaluation mode, a batch at a time."""
+    was_training = generator.training
+    generator.eval()
+    images = torch.cat([generator(z) for z in latents.split(batch_size)])
+    generator.train(was_training)
+    return images

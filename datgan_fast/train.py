@@ -1,0 +1,115 @@
+"""python -m datgan_fast.train: trains a GAN with direct adversarial training and writes a run folder."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .command import Parser, run_command
+from .config import ConfigError, TrainConfig, flag, read_config_file, typed
+from .networks import parameter_count
+from .run_folder import RunFolder
+from .trainer import Trainer, load_checkpoint
+
+# What may change when a run is continued: how long it goes on and what it records, not what it trains.
+_MAY_CHANGE = {"steps", "log_every", "sample_every", "save_every", "eval_every", "device", "data_dir", "outdir", "backend"}
+
+
+def build_parser() -> Parser:
+    parser = Parser(prog="python -m datgan_fast.train", description=__doc__)
+    for f in dataclasses.fields(TrainConfig):
+        text = f.metadata["help"].replace("%", "%%")
+        if f.default is not None and not isinstance(f.default, bool):
+            text += f" (default: {f.default})"
+        # Values stay text here; config.py converts and checks them, for files and flags alike.
+        if "bool" in str(f.type):
+            parser.add_argument(flag(f.name), action=argparse.BooleanOptionalAction, default=None, help=text)
+        else:
+            choices = f.metadata.get("choices")
+            metavar = "|".join(map(str, choices)) if choices else f.name.split("_")[-1].upper()
+            parser.add_argument(flag(f.name), metavar=metavar, help=text)
+    parser.add_argument("--config", metavar="FILE", help="YAML or TOML file of options; flags win")
+    parser.add_argument(
+        "--resume", nargs="?", const="latest", metavar="latest|PATH", help="continue a run exactly: the newest in --outdir, "
+        "or that of a run folder or checkpoint; with 'latest' and nothing to continue, a new run starts"
+    )  # fmt: skip
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved options and the networks, and stop")
+    return parser
+
+
+def train(arguments: argparse.Namespace) -> int:
+    given: dict[str, Any] = {k: v for k, v in vars(arguments).items() if v is not None}
+    resume, file, dry_run = given.pop("resume", None), given.pop("config", None), given.pop("dry_run")
+    options = {**(read_config_file(file) if file else {}), **typed(given, "command line")}
+
+    run, checkpoint = find_run(resume, options) if resume else (None, None)
+    config = continued(run, options) if run else TrainConfig(**options)
+    if checkpoint:  # its weights replace those that --init-from gave, whose file may be gone
+        config = dataclasses.replace(config, init_from=None)
+    trainer = Trainer(config)
+    if dry_run:
+        describe(trainer)
+        return 0
+    if run:
+        if checkpoint:
+            trainer.load_state(load_checkpoint(checkpoint, "--resume"))
+        if trainer.step >= int(trainer.config.steps or 0):
+            print(f"{run.path}: already at step {trainer.step}; --steps with a larger number goes on")
+            return 0
+        run.rewind(trainer.step)
+    elif resume:
+        print(f"nothing to resume in {trainer.config.outdir}; starting a new run")
+    trainer.fit(run)
+    return 0
+
+
+def find_run(resume: str, options: dict[str, Any]) -> tuple[RunFolder | None, Path | None]:
+    """The run that --resume means, and the checkpoint to continue from, if it has one yet."""
+    if resume == "latest":
+        run = RunFolder.latest(options.get("outdir", TrainConfig.outdir), options.get("name"))
+    else:
+        path = Path(resume)
+        if path.is_file():
+            return RunFolder(path.resolve().parent.parent), path
+        run = RunFolder(path)
+        if not (path / "config.yaml").is_file():
+            raise ConfigError(f"--resume {resume}: must be 'latest', a run folder or a checkpoint of one")
+    if run is None:
+        return None, None
+    checkpoints = run.checkpoints()
+    return run, checkpoints[-1] if checkpoints else None
+
+
+def continued(run: RunFolder, options: dict[str, Any]) -> TrainConfig:
+    """The run's own configuration, with the options given now that may change."""
+    config = run.config()
+    for name, value in options.items():
+        was = getattr(config, name)
+        if name not in _MAY_CHANGE and value != was:
+            raise ConfigError(
+                f"{flag(name)} {value}: the run {run.path} was started with {was}; leave the option out to continue it, "
+                "or start a new run (--init-from takes its weights)"
+            )
+    return dataclasses.replace(config, **{k: v for k, v in options.items() if k in _MAY_CHANGE})
+
+
+def describe(trainer: Trainer) -> None:
+    print(yaml.safe_dump(dataclasses.asdict(trainer.config), sort_keys=False))
+    for name, network in (("generator", trainer.generator), ("discriminator", trainer.discriminator)):
+        print(f"{name} ({parameter_count(network):,} parameters): {network}\n")
+    images = trainer.data.images
+    print(f"data: {len(images)} images {tuple(images.shape[1:])}, {'on' if trainer.data.resident else 'streamed to'} {trainer.device}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = build_parser()
+    return run_command(parser.prog, lambda: train(parser.parse_args(argv)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
