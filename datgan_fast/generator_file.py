@@ -17,7 +17,8 @@ from .networks import build_generator
 
 def save_generator(path: Path, generator: nn.Module, config: TrainConfig, step: int) -> None:
     shape = {key: getattr(config, key) for key in ("architecture", "image_size", "channels", "width", "z_dim")}
-    metadata = {"format": "datgan_fast.generator", "network": json.dumps(shape), "step": str(step)}
+    # One key: safetensors writes several in random order, and the same generator should be the same bytes.
+    metadata = {"datgan_fast": json.dumps({"network": shape, "step": step})}
     tensors = {name: t.detach().cpu().contiguous() for name, t in generator.state_dict().items()}
     with files.atomic(path) as temporary:
         save_file(tensors, temporary, metadata)
@@ -29,7 +30,7 @@ def load_generator(path: str, option: str = "FILE") -> tuple[nn.Module, dict]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        network = json.loads(metadata["network"])
+        network = json.loads(metadata["datgan_fast"])["network"]
         architecture = network.pop("architecture")
         generator = build_generator(architecture, **network)
         generator.load_state_dict(tensors)

@@ -67,7 +67,8 @@ class DCGANDiscriminator(nn.Sequential):
             if normed:
                 layers.append(nn.BatchNorm2d(after))
             layers.append(nn.LeakyReLU(0.2, inplace=True))
-        layers += [nn.Conv2d(widths[-1], 1, 4), nn.Flatten(0)]
+        # No bias on the logit: a critic's constant cancels, and Adam would blow its gradient's rounding up to full steps.
+        layers += [nn.Conv2d(widths[-1], 1, 4, bias=False), nn.Flatten(0)]
         super().__init__(*layers)
         self.apply(_init_dcgan)
 
@@ -121,7 +122,7 @@ class ResNetDiscriminator(nn.Sequential):
         blocks = (
             _DownBlock(channels if i == 0 else hidden, hidden, i == 0, batch_norm) for i in range(_doublings(image_size))
         )
-        super().__init__(*blocks, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(hidden, 1), nn.Flatten(0))
+        super().__init__(*blocks, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(hidden, 1, bias=False), nn.Flatten(0))
 
 
 def build_generator(architecture: str, *, image_size: int, channels: int, width: int, z_dim: int) -> nn.Module:

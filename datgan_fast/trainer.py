@@ -83,7 +83,7 @@ class Trainer:
         self.average = AveragedModel(self.generator, multi_avg_fn=self._average)
         self.optimizer_g = self._optimizer(self.generator, c.lr_g)
         self.optimizer_d = self._optimizer(self.discriminator, c.lr_d)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=c.precision == "fp16")
+        self.scaler = torch.amp.GradScaler(self.device.type, init_scale=1024.0, enabled=c.precision == "fp16")
         self.penalty = self._penalty()
         self.step = 0
         self.averages = Averages()

@@ -1,0 +1,23 @@
+"""Shared by all tests: real image files where DATGAN_FAST_DATA names a folder that has them, and the GPU marker."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """A folder with MNIST and CIFAR-10 in their official layouts."""
+    folder = os.environ.get("DATGAN_FAST_DATA")
+    if not folder:
+        pytest.skip("DATGAN_FAST_DATA does not name a folder with MNIST and CIFAR-10")
+    return Path(folder)

@@ -1,0 +1,178 @@
+"""Every baseline trains, plain and with DAT, and the fast path follows the reference."""
+
+import gzip
+
+import numpy as np
+import pytest
+import torch
+
+import datgan_fast as dat
+from datgan_fast.config import BASELINES
+from datgan_fast.metrics import sliced_wasserstein
+from datgan_fast.networks import build_discriminator, build_generator
+from datgan_fast.trainer import Averages
+
+STEPS = 4
+
+
+def losses(steps=STEPS, **options):
+    """[step, (loss_d, loss_g, penalty, wasserstein, input_grad_norm)] of a run that writes nothing, and its generator."""
+    trainer = dat.Trainer(dat.TrainConfig(batch_size=16, z_dim=8, log_every=1, **options))
+    rows = []
+    for _ in range(steps):
+        trainer.train_step()
+        values = trainer.averages.read()
+        rows.append([values[k] for k in ("loss_d", "loss_g", "penalty", "wasserstein", "input_grad_norm")])
+    return torch.tensor(rows), torch.cat([p.detach().flatten() for p in trainer.generator.parameters()])
+
+
+def assert_paths_agree(**options):
+    (fast, fast_weights), (slow, slow_weights) = losses(fused=True, **options), losses(fused=False, **options)
+    assert fast.isfinite().all()
+    torch.testing.assert_close(fast, slow, rtol=1e-3, atol=1e-5)
+    # Adam's first steps are lr * sign(gradient): a gradient that is zero but for rounding may go either way
+    assert (fast_weights - slow_weights).norm() < 1e-2 * slow_weights.norm()
+    return fast
+
+
+@pytest.mark.parametrize("use_dat", [True, False], ids=["dat", "plain"])
+@pytest.mark.parametrize("baseline", BASELINES)
+def test_fused_follows_the_reference(baseline, use_dat):
+    rows = assert_paths_agree(baseline=baseline, dat=use_dat, width=8)
+    if baseline == "wgan-gp":  # the one-sided penalties begin at zero: the first critics are flat
+        assert (rows[:, 2] > 0).all()
+    elif baseline in ("dcgan", "wgan"):
+        assert (rows[:, 2] == 0).all()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"architecture": "resnet"},
+        {"architecture": "resnet", "spectral_norm": True, "objective": "hinge", "batch_norm": False},
+        {"objective": "least_squares"},
+        {"objective": "fgan", "batch_norm": False},
+        {"objective": "vanilla", "saturating": True},
+        {"spectral_norm": True, "batch_norm": False},
+        {"r1": 1.0, "batch_norm": False},
+        {"baseline": "wgan-gp", "r1": 1.0},
+        {"baseline": "wgan", "spectral_norm": True},
+        {"norm": "l2", "eps": 0.5},
+        {"norm": "linf", "eps": 0.03, "steps_attack": 3, "random_start": True},
+        {"formulation": "alg1"},
+        {"formulation": "batch_mean", "batch_norm": False},
+        {"lambda_clean": 0.0, "lambda_adv": 2.0},
+        {"image_size": 32, "channels": 3, "flip": True},
+        {"image_size": 8, "optimizer": "rmsprop", "lr": 1e-3},
+    ],
+    ids=lambda options: ",".join(map(str, options)),
+)
+def test_options_train_alike_in_both_paths(options):
+    assert_paths_agree(width=4, **options)
+
+
+@pytest.mark.parametrize("use_dat", [True, False], ids=["dat", "plain"])
+@pytest.mark.parametrize("baseline", BASELINES)
+@pytest.mark.parametrize("dataset", ["mnist", "cifar10"])
+def test_real_images(real_data, dataset, baseline, use_dat):
+    assert_paths_agree(baseline=baseline, dat=use_dat, width=8, dataset=dataset, data_dir=str(real_data))
+
+
+def test_weights_are_clamped():
+    trainer = dat.Trainer(dat.TrainConfig(baseline="wgan", width=4, batch_size=8, clamp=0.003))
+    trainer.train_step()
+    largest = max(p.abs().max().item() for p in trainer.discriminator.parameters())
+    assert largest == pytest.approx(0.003)
+
+
+def test_bf16_stays_near_fp32():
+    full, half = losses(width=8, batch_norm=False)[0], losses(width=8, batch_norm=False, precision="bf16")[0]
+    assert not torch.equal(full, half)
+    torch.testing.assert_close(half[:, :2], full[:, :2], rtol=5e-2, atol=2e-2)
+
+
+def test_fp16_scales_its_gradients():
+    full, half = losses(width=8, batch_norm=False)[0], losses(width=8, batch_norm=False, precision="fp16")[0]
+    assert not torch.equal(full, half)
+    torch.testing.assert_close(half[:, :2], full[:, :2], rtol=5e-2, atol=2e-2)
+
+
+def test_channels_last_changes_nothing():
+    torch.testing.assert_close(losses(width=8, channels_last=True)[0], losses(width=8)[0], rtol=1e-3, atol=1e-5)
+
+
+def test_average_follows_the_weights():
+    trainer = dat.Trainer(dat.TrainConfig(width=4, batch_size=8, ema=0.5))
+    expected = None
+    for step in range(1, 5):
+        trainer.train_step()
+        weights = torch.cat([p.detach().double().flatten() for p in trainer.generator.parameters()])
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = weights if expected is None else decay * expected + (1 - decay) * weights
+    average = torch.cat([p.detach().double().flatten() for p in trainer.average.module.parameters()])
+    torch.testing.assert_close(average, expected, rtol=1e-5, atol=1e-7)
+    for ours, theirs in zip(trainer.average.module.buffers(), trainer.generator.buffers(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_evaluation_and_samples_leave_training_alone():
+    trainer, other = (dat.Trainer(dat.TrainConfig(width=4, batch_size=8)) for _ in range(2))
+    torch.manual_seed(0)
+    trainer.train_step()
+    trainer.evaluate()
+    trainer.sample_grid()
+    trainer.train_step()
+    after = torch.rand(3)
+    torch.manual_seed(0)
+    other.train_step()
+    other.train_step()
+    assert torch.equal(after, torch.rand(3))
+    for a, b in zip(trainer.generator.parameters(), other.generator.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_mnist_files_train(tmp_path):
+    """A whole run on idx files, gzipped as they are published."""
+    images = np.random.default_rng(0).integers(0, 256, (20, 28, 28), dtype=np.uint8)
+    header = bytes([0, 0, 8, 3]) + b"".join(n.to_bytes(4, "big") for n in images.shape)
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(header + images.tobytes()))
+    rows, _ = losses(width=4, dataset="mnist", data_dir=str(tmp_path), steps=1)
+    assert rows.isfinite().all()
+
+
+def test_averages_leave_nan_out():
+    averages = Averages()
+    for value in (1.0, float("nan"), 4.0):
+        averages.add(a=torch.tensor(value), b=torch.tensor(float("nan")))
+    read = averages.read()
+    assert read["a"] == 2.5
+    assert np.isnan(read["b"])
+    assert averages.read() == {}
+
+
+@pytest.mark.parametrize("architecture", ["dcgan", "resnet"])
+@pytest.mark.parametrize("image_size", [8, 16, 32, 64])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_network_shapes(architecture, image_size, channels):
+    shape = {"image_size": image_size, "channels": channels, "width": 4}
+    images = build_generator(architecture, z_dim=5, **shape)(torch.randn(3, 5))
+    assert images.shape == (3, channels, image_size, image_size)
+    assert images.abs().max() <= 1
+    for batch_norm in (True, False):
+        assert build_discriminator(architecture, batch_norm=batch_norm, **shape)(images).shape == (3,)
+
+
+def test_networks_refuse_other_sizes():
+    with pytest.raises(ValueError, match="image_size"):
+        build_generator("dcgan", image_size=24, channels=1, width=4, z_dim=5)
+
+
+def test_sliced_wasserstein_known_answers():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(500, 3, 4, 4, generator=generator)
+    assert sliced_wasserstein(x, x[torch.randperm(500, generator=generator)]) == pytest.approx(0, abs=1e-6)
+    # A shift by d moves every projection by its product with d: the root mean square over directions is |d| / sqrt(dimension)
+    shift = torch.full((3, 4, 4), 0.5)
+    assert sliced_wasserstein(x, x + shift, projections=20_000) == pytest.approx(0.5, rel=0.03)
+    with pytest.raises(ValueError, match="one size"):
+        sliced_wasserstein(x, x[:10])
