@@ -1,4 +1,4 @@
-"""The Lipschitz penalties against their formulas in float64: closed forms, and the same draws made here by hand."""
+"""The Lipschitz penalties against their formulas in float64: closed forms, and the same draws by hand."""
 
 import math
 
@@ -116,7 +116,7 @@ def test_gradient_penalty_draws_one_alpha_per_image(one_sided, m, n):
 
 
 def test_interpolates_lie_between_their_own_pair():
-    """Every pair has its own line; every image of a batch its own place on it, the same for all its pixels."""
+    """Every pair has its own line, and one place on it that is the same for all pixels."""
     asked = []
 
     class Watch(Quadratic):
@@ -177,7 +177,7 @@ def test_adversarial_lipschitz(name, options):
 
 
 def test_the_distance_is_taken_after_the_clip():
-    """D rises by 3 per unit and the images sit at 0.5: whatever the radius, the clipped slope is exactly 3."""
+    """D rises by 3 per unit and the images sit at 0.5: whatever the radius, the slope is exactly 3."""
     x = torch.full((6, 1), 0.5, dtype=torch.float64)
     for radius in ((2.0, 3.0), (50.0, 60.0)):
         result = adversarial_lipschitz(10, xi=0.1, radius=radius)(linear(3.0), x, x)
