@@ -215,7 +215,7 @@ def python(code, cwd, *flags):
 
 
 def test_a_checkout_uses_the_installed_extension():
-    """From the repository's root Python imports the source folder; extension and kernels are in the installed one."""
+    """From the root Python imports the source folder; extension and kernels are in the installed one."""
     code = """if True:
         import datgan_fast, datgan_fast.kernels, datgan_fast._native as native
         print(datgan_fast.__file__)
