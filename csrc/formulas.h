@@ -121,7 +121,7 @@ DAT_HD T step_size(Norm norm, T eps, T coefficient, T v_norm) {
   T step = eps * coefficient;
   if (norm == Norm::l2) {
     const T length = fabs(coefficient) * v_norm;
-    step /= length > T(1e-12) ? length : T(1e-12);
+    step /= length < T(1e-12) ? T(1e-12) : length;  // a NaN stays one
   }
   const T largest = sizeof(T) == 8 ? T(1e300) : T(3e38);  // keeps 0 * step from becoming NaN
   return step > largest ? largest : step < -largest ? -largest : step;

@@ -44,7 +44,11 @@ def _probe(discriminator: nn.Module, x_real: Tensor, x_fake: Tensor) -> bool:
     # Noise around the batch itself: a first generator's images can be all alike and would hide a batch statistic.
     together = together + 0.5 * strangers
     with unchanged_state(discriminator):
+        before = [buffer.clone() for buffer in discriminator.buffers()]
         logits = logits_of(discriminator, together)
+        # Running statistics must see the real and the generated batch, not one of both.
+        if not all(map(torch.equal, before, discriminator.buffers())):
+            return False
         for i in {0, total // 2, total - 1}:
             exchanged = together.clone()
             exchanged[i] = strangers[(i + 1) % total] - together[i]

@@ -54,8 +54,9 @@ def unchanged_state(module: nn.Module) -> Iterator[None]:
     """Buffers and torch's random state come out of the context as they went in; spectral norms do not iterate."""
     saved = [(buffer, buffer.clone()) for buffer in module.buffers()]
     devices = {t.device.index for t in [*module.parameters(), *module.buffers()] if t.device.type == "cuda"}
-    with torch.random.fork_rng(devices=sorted(d for d in devices if d is not None)), _resting_spectral_norms(module):
-        yield
-    with torch.no_grad():
+    try:
+        with torch.random.fork_rng(devices=sorted(d for d in devices if d is not None)), _resting_spectral_norms(module):
+            yield
+    finally:
         for buffer, value in saved:
-            buffer.copy_(value)
+            buffer.data.copy_(value)  # .data: a graph that saved the buffer still finds the value it saved

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .reference import Penalty, image_norm, logits_of
+from .reference import Penalty, _as_float, image_norm, logits_of
 
 
 def _column(values: Tensor, images: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ def r1(gamma: float = 10.0) -> Penalty:
 
     def penalty(discriminator: nn.Module, x_real: Tensor, x_fake: Tensor) -> Tensor:
         gradient = _input_gradient(discriminator, x_real)
-        return gamma / 2 * gradient.float().flatten(1).square().sum(1).mean()
+        return gamma / 2 * _as_float(gradient).flatten(1).square().sum(1).mean()
 
     return penalty
 

@@ -143,7 +143,7 @@ def attack_loss(
 
 def image_norm(x: Tensor) -> Tensor:
     """Euclidean norm of each image, [m], float32 or float64; its gradient at 0 is 0."""
-    return torch.linalg.vector_norm(_as_float(x).flatten(1), dim=1)
+    return torch.linalg.vector_norm(_as_float(x).unsqueeze(-1).flatten(1), dim=1)  # an image may be one number
 
 
 def normalise(grad: Tensor, norm: str) -> Tensor:

@@ -21,3 +21,12 @@ def real_data() -> Path:
     if not folder:
         pytest.skip("DATGAN_FAST_DATA does not name a folder with MNIST and CIFAR-10")
     return Path(folder)
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """For modules of tiny tensors, where waking other threads costs more than all the arithmetic."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -1,7 +1,8 @@
-// The operations on the CPU: logits in double, images streamed once in chunks that stay in the first-level cache.
+// The operations on the CPU: logits read whole and averaged in double, images streamed once in chunks that stay in the first-level cache.
 #include "../attack.h"
 
 #include <cmath>
+#include <utility>
 
 #include "parallel.h"
 #include "rows.h"
@@ -13,10 +14,11 @@ enum Operand { kX, kV, kAdv, kGrad };
 constexpr int64_t kChunk = 1024;       // elements converted at a time where dtype or stride need it
 constexpr int64_t kUnit = 16 * kChunk;  // elements one thread takes at a time
 
-std::vector<double> read(const Tensor& tensor) {
-  std::vector<double> values(tensor.numel());
+template <class T>
+std::vector<T> read(const Tensor& tensor) {
+  std::vector<T> values(tensor.numel());
   if (!values.empty())
-    rows_for<double>().load(tensor.dtype, tensor.data, tensor.strides[0], tensor.numel(), values.data());
+    rows_for<T>().load(tensor.dtype, tensor.data, tensor.strides[0], tensor.numel(), values.data());
   return values;
 }
 
@@ -25,10 +27,11 @@ void write(const std::vector<double>& values, Tensor& tensor) {
     rows_for<double>().store(tensor.dtype, values.data(), static_cast<int64_t>(values.size()), tensor.data, tensor.strides[0]);
 }
 
-double mean(const std::vector<double>& values) {
+template <class T>
+T mean(const std::vector<T>& values) {
   double sum = 0;
-  for (double value : values) sum += value;
-  return sum / static_cast<double>(values.size());
+  for (T value : values) sum += value;
+  return static_cast<T>(sum / static_cast<double>(values.size()));
 }
 
 struct SideTerms {
@@ -37,25 +40,36 @@ struct SideTerms {
 };
 
 // A side with nothing to compare itself with has no attack: loss and coefficients are zero.
+// T is the losses' type, so that what is capped in it fits into it.
+template <class T>
 SideTerms side_terms(const Logits& options, Side side) {
   const bool real = side == Side::real;
-  const std::vector<double> logits = read(real ? options.real : options.fake);
-  const std::vector<double> own = read(real ? options.reference_real : options.reference_fake);
-  std::vector<double> other = read(real ? options.reference_fake : options.reference_real);
+  const std::vector<T> logits = read<T>(real ? options.real : options.fake);
+  const std::vector<T> own = read<T>(real ? options.reference_real : options.reference_fake);
+  std::vector<T> other = read<T>(real ? options.reference_fake : options.reference_real);
   SideTerms terms;
   terms.coefficient.assign(logits.size(), 0.0);
   if (logits.empty() || own.empty() || other.empty()) return terms;
 
-  for (double& t : other) t = target_term(options.objective, options.formulation, side, t);
-  const double target = target_of_mean(options.objective, options.formulation, side, mean(other));
-  const double own_mean = mean(own);
+  for (T& t : other) t = target_term(options.objective, options.formulation, side, t);
+  const T target = target_of_mean(options.objective, options.formulation, side, mean(other));
+  const T own_mean = mean(own);
   for (size_t i = 0; i < logits.size(); ++i) {
-    const AttackTerm<double> term = attack_term(options.objective, options.formulation, side, logits[i], target, own_mean,
-                                                static_cast<int64_t>(own.size()));
+    const AttackTerm<T> term = attack_term(options.objective, options.formulation, side, logits[i], target, own_mean,
+                                           static_cast<int64_t>(own.size()));
     terms.loss = options.formulation == Formulation::batch_mean ? term.loss : terms.loss + term.loss;
     terms.coefficient[i] = term.coefficient;
   }
   return terms;
+}
+
+std::pair<SideTerms, SideTerms> both_sides(const Logits& logits, Tensor& losses) {
+  const auto terms = [&](Side side) {
+    return losses.dtype == DType::float64 ? side_terms<double>(logits, side) : side_terms<float>(logits, side);
+  };
+  std::pair<SideTerms, SideTerms> sides{terms(Side::real), terms(Side::fake)};
+  write({sides.first.loss, sides.second.loss}, losses);
+  return sides;
 }
 
 // One side's images with everything decided; T is the type of the arithmetic.
@@ -67,7 +81,7 @@ class ImagePass {
         operands_{&images.x, &images.v, &images.adv, &images.grad}, layout_(make_layout(operands_, kAdv)),
         units_per_image_((layout_.numel + kUnit - 1) / kUnit) {
     if (images.weight.data) {
-      const std::vector<double> weight = read(images.weight);
+      const std::vector<double> weight = read<double>(images.weight);
       for (size_t i = 0; i < weight.size(); ++i) coefficient_[i] = unweighted(coefficient_[i], weight[i]);
     }
   }
@@ -180,8 +194,7 @@ void pass(const Images& images, const std::vector<double>& coefficient, const Pe
 }  // namespace
 
 void attack_loss(const Logits& logits, Tensor& losses, Tensor& coefficient_real, Tensor& coefficient_fake) {
-  const SideTerms real = side_terms(logits, Side::real), fake = side_terms(logits, Side::fake);
-  write({real.loss, fake.loss}, losses);
+  const auto [real, fake] = both_sides(logits, losses);
   write(real.coefficient, coefficient_real);
   write(fake.coefficient, coefficient_fake);
 }
@@ -190,8 +203,7 @@ void perturb(const Images& images, const Perturbation& perturbation) { pass(imag
 
 void attack_step(const Logits& logits, const Images& real, const Images& fake, const Perturbation& perturbation,
                  Tensor& losses) {
-  const SideTerms real_terms = side_terms(logits, Side::real), fake_terms = side_terms(logits, Side::fake);
-  write({real_terms.loss, fake_terms.loss}, losses);
+  const auto [real_terms, fake_terms] = both_sides(logits, losses);
   pass(real, real_terms.coefficient, perturbation);
   pass(fake, fake_terms.coefficient, perturbation);
 }
