@@ -18,11 +18,19 @@ for archive in map(Path, sys.argv[1:]):
     if archive.name.endswith(".tar.gz"):
         with tarfile.open(archive) as file:
             held = {name.partition("/")[2] for name in file.getnames()}
-        wanted = sources("csrc", "kernels", "datgan_fast") | {"CMakeLists.txt", "setup.py", "pyproject.toml", "LICENSE", "README.md"}
+        wanted = sources("csrc", "kernels", "datgan_fast") | {
+            "CMakeLists.txt",
+            "setup.py",
+            "pyproject.toml",
+            "LICENSE",
+            "README.md",
+        }
     else:
         with zipfile.ZipFile(archive) as file:
             held = set(file.namelist())
-        wanted = sources("datgan_fast") | {"datgan_fast/" + name for name in sources("kernels")} | {"datgan_fast/py.typed"}
+        wanted = (
+            sources("datgan_fast") | {"datgan_fast/" + name for name in sources("kernels")} | {"datgan_fast/py.typed"}
+        )
         if not any(name.startswith("datgan_fast/_native") for name in held):
             sys.exit(f"{archive.name} lacks the extension")
     missing = sorted(wanted - held)

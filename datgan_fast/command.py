@@ -5,21 +5,21 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from .config import ConfigError
 from .data import DataError
 from .dispatch import BackendError
 
 
-class TrainingStopped(RuntimeError):
+class TrainingStopped(RuntimeError):  # noqa: N818  being asked to stop is no error
     """Training could not go on; the message says why and where the last good state is."""
 
 
 class Parser(argparse.ArgumentParser):
     """Complains in one line and leaves with exit code 2."""
 
-    def __init__(self, **options) -> None:  # noqa: ANN003
+    def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:

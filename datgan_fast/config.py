@@ -56,7 +56,7 @@ _DATASET_DEFAULTS = {
 }
 
 
-def _option(default: Any, help: str, **check: Any) -> Any:  # noqa: A002
+def _option(default: Any, help: str, **check: Any) -> Any:
     """A dataclass field with its help text and its check: choices=, at_least=, more_than=, at_most=, less_than=."""
     return field(default=default, metadata={"help": help, **check})
 
@@ -93,7 +93,9 @@ class TrainConfig:
     data_dir: str = _option("data", "where the data set's files are")
     download: bool = _option(False, "fetch missing files of the data set into --data-dir")
     flip: bool = _option(False, "mirror half of the training images")
-    image_size: int | None = _option(None, "side in pixels, 4 times a power of two; default: the data set's", at_least=8)
+    image_size: int | None = _option(
+        None, "side in pixels, 4 times a power of two; default: the data set's", at_least=8
+    )
     channels: int | None = _option(None, "1 (grey) or 3 (RGB); default: the data set's", choices=(1, 3))
 
     # networks
@@ -112,7 +114,9 @@ class TrainConfig:
     lr_g: float | None = _option(None, "learning rate of the generator; default: --lr", more_than=0)
     lr_d: float | None = _option(None, "learning rate of the discriminator; default: --lr", more_than=0)
     beta1: float | None = _option(None, "Adam's beta1; default: the baseline's", at_least=0, less_than=1)
-    beta2: float | None = _option(None, "Adam's beta2 (RMSprop's alpha); default: the baseline's", at_least=0, less_than=1)
+    beta2: float | None = _option(
+        None, "Adam's beta2 (RMSprop's alpha); default: the baseline's", at_least=0, less_than=1
+    )
 
     # how it is computed
     precision: str = _option("fp32", "autocast of the networks", choices=("fp32", "bf16", "fp16"))
@@ -173,7 +177,9 @@ class TrainConfig:
     def _check_together(self) -> None:
         size = self.image_size or 0
         if size & (size - 1) or size > 1024:
-            raise ConfigError(f"--image-size {size}: the networks double from 4 pixels up; use 8, 16, 32, 64, 128, ... 1024")
+            raise ConfigError(
+                f"--image-size {size}: the networks double from 4 pixels up; use 8, 16, 32, 64, 128, ... 1024"
+            )
         double_backward = self.lipschitz in ("gp", "lp") or self.r1 > 0
         if self.batch_norm and (double_backward or self.lipschitz == "alp"):
             raise ConfigError(
@@ -181,13 +187,19 @@ class TrainConfig:
                 "use --no-batch-norm with wgan-gp, wgan-lp, wgan-alp and --r1"
             )
         if self.compile and double_backward:
-            raise ConfigError("--compile: torch cannot compile a double backward; leave it out with wgan-gp, wgan-lp and --r1")
+            raise ConfigError(
+                "--compile: torch cannot compile a double backward; leave it out with wgan-gp, wgan-lp and --r1"
+            )
         if self.random_start and self.norm == "none":
             raise ConfigError("--random-start: norm 'none' has no eps-ball to start in; use --norm l2 or --norm linf")
         if self.dat and not (self.lambda_clean or self.lambda_adv):
-            raise ConfigError("--lambda-clean 0 with --lambda-adv 0: the discriminator would learn nothing; make one positive")
+            raise ConfigError(
+                "--lambda-clean 0 with --lambda-adv 0: the discriminator would learn nothing; make one positive"
+            )
         if self.saturating and self.objective != "vanilla":
-            raise ConfigError(f"--saturating: it is the vanilla objective's variant; the objective here is {self.objective}")
+            raise ConfigError(
+                f"--saturating: it is the vanilla objective's variant; the objective here is {self.objective}"
+            )
         if self.name is not None and (not self.name or set(self.name) & set("/\\\0") or self.name.startswith(".")):
             raise ConfigError(f"--name {self.name!r}: it names a folder; use letters, digits, '-' and '_'")
 
@@ -205,7 +217,9 @@ def typed(values: Mapping[str, Any], source: str) -> dict[str, Any]:
     for key, value in values.items():
         name = str(key).replace("-", "_")
         if name not in _TYPES:
-            raise ConfigError(f"{source}: unknown option {key!r}; see python -m datgan_fast.train --help for the options")
+            raise ConfigError(
+                f"{source}: unknown option {key!r}; see python -m datgan_fast.train --help for the options"
+            )
         converted[name] = convert(name, value)
     return converted
 
@@ -224,9 +238,9 @@ def convert(name: str, value: Any) -> Any:
             if isinstance(value, str) or number == value:
                 return number
         if kind is float and not isinstance(value, bool):
-            number = float(value)
-            if math.isfinite(number):
-                return number
+            real = float(value)
+            if math.isfinite(real):
+                return real
         if kind is str and isinstance(value, (str, Path)):
             return str(value)
     except (TypeError, ValueError, OverflowError):

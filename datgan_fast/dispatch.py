@@ -172,7 +172,7 @@ class ReferenceBackend:
             (*step[:4], *(reference.image_norm(side) for side in v)),
             strict=True,
         ):
-            if out is not None:
+            if out is not None and value is not None:
                 out.copy_(value)
 
 

@@ -55,7 +55,10 @@ def unchanged_state(module: nn.Module) -> Iterator[None]:
     saved = [(buffer, buffer.clone()) for buffer in module.buffers()]
     devices = {t.device.index for t in [*module.parameters(), *module.buffers()] if t.device.type == "cuda"}
     try:
-        with torch.random.fork_rng(devices=sorted(d for d in devices if d is not None)), _resting_spectral_norms(module):
+        with (
+            torch.random.fork_rng(devices=sorted(d for d in devices if d is not None)),
+            _resting_spectral_norms(module),
+        ):
             yield
     finally:
         for buffer, value in saved:

@@ -120,9 +120,12 @@ class ResNetDiscriminator(nn.Sequential):
     def __init__(self, image_size: int, channels: int, width: int, batch_norm: bool) -> None:
         hidden = 2 * width
         blocks = (
-            _DownBlock(channels if i == 0 else hidden, hidden, i == 0, batch_norm) for i in range(_doublings(image_size))
+            _DownBlock(channels if i == 0 else hidden, hidden, i == 0, batch_norm)
+            for i in range(_doublings(image_size))
         )
-        super().__init__(*blocks, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(hidden, 1, bias=False), nn.Flatten(0))
+        super().__init__(
+            *blocks, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(hidden, 1, bias=False), nn.Flatten(0)
+        )
 
 
 def build_generator(architecture: str, *, image_size: int, channels: int, width: int, z_dim: int) -> nn.Module:

@@ -42,7 +42,13 @@ def _attack_loss_outputs(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor, Te
 
 
 def _attack_loss(
-    real: Tensor, fake: Tensor, reference_real: Tensor, reference_fake: Tensor, objective: str, formulation: str, impl: str
+    real: Tensor,
+    fake: Tensor,
+    reference_real: Tensor,
+    reference_fake: Tensor,
+    objective: str,
+    formulation: str,
+    impl: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     outputs = _attack_loss_outputs(real, fake)
     dispatch.backend(real.device, impl).attack_loss(
@@ -52,13 +58,26 @@ def _attack_loss(
 
 
 def _attack_loss_fake(
-    real: Tensor, fake: Tensor, reference_real: Tensor, reference_fake: Tensor, objective: str, formulation: str, impl: str
+    real: Tensor,
+    fake: Tensor,
+    reference_real: Tensor,
+    reference_fake: Tensor,
+    objective: str,
+    formulation: str,
+    impl: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return _attack_loss_outputs(real, fake)
 
 
 def _perturb(
-    x: Tensor, grad: Tensor, eps: float, norm: str, clip_min: float | None, clip_max: float | None, impl: str, out: Tensor
+    x: Tensor,
+    grad: Tensor,
+    eps: float,
+    norm: str,
+    clip_min: float | None,
+    clip_max: float | None,
+    impl: str,
+    out: Tensor,
 ) -> None:
     dispatch.backend(x.device, impl).perturb(x, grad, eps, norm, clip_min, clip_max, out)
 
@@ -122,7 +141,7 @@ class _AttackLoss(torch.autograd.Function):
     """The loss and, from the same pass, its gradient; the other batch's logits are constants."""
 
     @staticmethod
-    def forward(ctx, real, fake, reference_real, reference_fake, objective, formulation, impl):  # noqa: ANN001, ANN205
+    def forward(ctx, real, fake, reference_real, reference_fake, objective, formulation, impl):  # type: ignore[no-untyped-def]
         losses, coefficient_real, coefficient_fake = torch.ops.datgan_fast.attack_loss(
             real, fake, reference_real, reference_fake, objective, formulation, impl
         )
@@ -132,7 +151,7 @@ class _AttackLoss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_real, grad_fake):  # noqa: ANN001, ANN205
+    def backward(ctx, grad_real, grad_fake):  # type: ignore[no-untyped-def]
         coefficient_real, coefficient_fake = ctx.saved_tensors
         real = (grad_real * coefficient_real).to(ctx.dtypes[0]) if ctx.needs_input_grad[0] else None
         fake = (grad_fake * coefficient_fake).to(ctx.dtypes[1]) if ctx.needs_input_grad[1] else None
@@ -163,7 +182,9 @@ def _check_images(name: str, x: Tensor, grad: Tensor) -> None:
     _check_float(name, x)
     _check_float(f"the input gradient of {name}", grad)
     if x.dim() < 1 or grad.shape != x.shape:
-        raise ValueError(f"{name} and its input gradient must have one shape [batch, ...]; got {tuple(x.shape)}, {tuple(grad.shape)}")
+        raise ValueError(
+            f"{name} and its input gradient must have one shape [batch, ...]; got {tuple(x.shape)}, {tuple(grad.shape)}"
+        )
     if grad.device != x.device:
         raise ValueError(f"{name} and its input gradient must be on one device; got {x.device}, {grad.device}")
 
@@ -362,7 +383,9 @@ def attack_step_into(
         if weight is not None:
             _check_logits(x[0].device, **{f"grad_weight_{name}": weight})
             if len(weight) != len(images):
-                raise ValueError(f"grad_weight_{name} must have one weight for each of the {len(images)} images; got {len(weight)}")
+                raise ValueError(
+                    f"grad_weight_{name} must have one weight for each of the {len(images)} images; got {len(weight)}"
+                )
     if x[1].device != x[0].device:
         raise ValueError(f"x_real and x_fake must be on one device; got {x[0].device}, {x[1].device}")
     _check_logits(x[0].device, reference_real_logits=reference_real, reference_fake_logits=reference_fake)

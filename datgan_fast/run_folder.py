@@ -163,7 +163,7 @@ def draw_curves(records: list[dict[str, Any]], title: str, path: Path) -> None:
     from matplotlib import pyplot
 
     steps = [r["step"] for r in records]
-    panels = (
+    panels: tuple[tuple[str, dict[str, str | None]], ...] = (
         ("loss", {"loss_d": "discriminator", "loss_g": "generator"}),
         ("Wasserstein estimate\nmean D(real) - mean D(fake)", {"wasserstein": None}),
         ("input-gradient norm of D", {"input_grad_norm": None}),
@@ -189,7 +189,10 @@ def environment() -> dict[str, Any]:
     def commit() -> str | None:
         try:
             found = subprocess.run(
-                ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+                ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
+                capture_output=True,
+                text=True,
+                check=True,
             )
         except (OSError, subprocess.CalledProcessError):
             return None

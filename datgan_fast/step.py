@@ -20,7 +20,14 @@ from .reference import FORMULATIONS, NORMS, OBJECTIVES, DiscriminatorStep, Penal
 
 
 def _check(
-    x_real: Tensor, x_fake: Tensor, eps: float, objective: str, formulation: str, norm: str, steps: int, random_start: bool
+    x_real: Tensor,
+    x_fake: Tensor,
+    eps: float,
+    objective: str,
+    formulation: str,
+    norm: str,
+    steps: int,
+    random_start: bool,
 ) -> None:
     for name, value, choices in (
         ("objective", objective, OBJECTIVES),
@@ -65,7 +72,8 @@ def _objective(real: Tensor, fake: Tensor, objective: str) -> tuple[Tensor, Tens
     """(loss, d loss / d real, d loss / d fake) of the discriminator's objective, in float32 or float64."""
     r, f = _leaves([real, fake])
     loss = reference.discriminator_loss(r, f, objective)
-    return loss.detach(), *torch.autograd.grad(loss, (r, f))
+    slope_real, slope_fake = torch.autograd.grad(loss, (r, f))
+    return loss.detach(), slope_real, slope_fake
 
 
 def _attack(
@@ -281,14 +289,12 @@ def discriminator_step(
         r, f = (t.detach() for t in clean.sides(logits))
         loss_clean, *slopes = _objective(r, f, objective)
         if lambda_adv and single and not shared:
-            adv = _attack(
-                clean, x, logits, eps, objective, formulation, norm, clip_min, clip_max, retain_graph=True
-            )
+            adv = _attack(clean, x, logits, eps, objective, formulation, norm, clip_min, clip_max, retain_graph=True)
         weights = clean.merged(*slopes)
         if lambda_clean:
             weights = [(grad_scale * lambda_clean * w).to(t.dtype) for w, t in zip(weights, logits, strict=True)]
             torch.autograd.backward(logits, weights)
-            v = [t.grad for t in x]
+            v = [t.grad for t in x if t.grad is not None]
         else:  # the weights' gradients are not wanted, the images' are
             weights = [torch.ones_like(t) for t in logits]
             v = list(torch.autograd.grad(logits, x, weights))
@@ -322,7 +328,10 @@ def discriminator_step(
             loss_adv, *slopes = _objective(*clean.sides([t.detach() for t in adv_logits]), objective)
             torch.autograd.backward(
                 adv_logits,
-                [(grad_scale * lambda_adv * w).to(t.dtype) for w, t in zip(clean.merged(*slopes), adv_logits, strict=True)],
+                [
+                    (grad_scale * lambda_adv * w).to(t.dtype)
+                    for w, t in zip(clean.merged(*slopes), adv_logits, strict=True)
+                ],
             )
             del adv_logits
         penalty_value = torch.zeros_like(loss_clean)

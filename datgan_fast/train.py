@@ -17,7 +17,17 @@ from .run_folder import RunFolder
 from .trainer import Trainer, load_checkpoint
 
 # What may change when a run is continued: how long it goes on and what it records, not what it trains.
-_MAY_CHANGE = {"steps", "log_every", "sample_every", "save_every", "eval_every", "device", "data_dir", "outdir", "backend"}
+_MAY_CHANGE = {
+    "steps",
+    "log_every",
+    "sample_every",
+    "save_every",
+    "eval_every",
+    "device",
+    "data_dir",
+    "outdir",
+    "backend",
+}
 
 
 def build_parser() -> Parser:
@@ -103,7 +113,8 @@ def describe(trainer: Trainer) -> None:
     for name, network in (("generator", trainer.generator), ("discriminator", trainer.discriminator)):
         print(f"{name} ({parameter_count(network):,} parameters): {network}\n")
     images = trainer.data.images
-    print(f"data: {len(images)} images {tuple(images.shape[1:])}, {'on' if trainer.data.resident else 'streamed to'} {trainer.device}")
+    where = "on" if trainer.data.resident else "streamed to"
+    print(f"data: {len(images)} images {tuple(images.shape[1:])}, {where} {trainer.device}")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -50,7 +50,9 @@ class Averages:
         if not self.sums:
             return {}
         rows = torch.stack(list(self.sums.values())).tolist()
-        means = {name: total / count if count else math.nan for name, (total, count) in zip(self.sums, rows, strict=True)}
+        means = {
+            name: total / count if count else math.nan for name, (total, count) in zip(self.sums, rows, strict=True)
+        }
         self.sums = {}
         return means
 
@@ -79,7 +81,9 @@ class Trainer:
         if c.init_from:
             self._init_from(c.init_from)
         for network in (self.generator, self.discriminator):
-            network.to(self.device, memory_format=torch.channels_last if c.channels_last else torch.contiguous_format)
+            network.to(self.device).to(
+                memory_format=torch.channels_last if c.channels_last else torch.contiguous_format
+            )
         self.average = AveragedModel(self.generator, multi_avg_fn=self._average)
         self.optimizer_g = self._optimizer(self.generator, c.lr_g)
         self.optimizer_d = self._optimizer(self.discriminator, c.lr_d)
@@ -91,7 +95,8 @@ class Trainer:
         self.data = ImageSampler(images, self.device, flip=c.flip)
         self._evaluated = images[torch.randperm(len(images), generator=self._own_generator())[:EVALUATED]]
         self._grid_latents = self._own_latents(GRID)
-        self._generator, self._discriminator = self.generator, self.discriminator
+        self._generator: Any = self.generator
+        self._discriminator: Any = self.discriminator
         if c.compile:
             self._generator, self._discriminator = torch.compile(self.generator), torch.compile(self.discriminator)
 
@@ -140,7 +145,7 @@ class Trainer:
         self.scaler.step(self.optimizer_d)
         if c.lipschitz == "clamp":
             with torch.no_grad():
-                weights = list(self.discriminator.parameters())
+                weights: list[Tensor] = list(self.discriminator.parameters())
                 torch._foreach_clamp_min_(weights, -c.clamp)
                 torch._foreach_clamp_max_(weights, c.clamp)
         return record
@@ -197,7 +202,7 @@ class Trainer:
         return torch.optim.RMSprop(network.parameters(), lr=float(lr or 0.0), alpha=beta2)
 
     @torch.no_grad()
-    def _average(self, averages: list[Tensor], weights: list[Tensor], count: Tensor) -> None:
+    def _average(self, averages: Any, weights: Any, count: Any) -> None:
         # The decay grows with the steps taken, so that a short run's average forgets its beginning too.
         decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
         torch._foreach_lerp_(averages, weights, 1 - decay)
@@ -272,7 +277,9 @@ class Trainer:
             else:
                 print(text, flush=True)
 
-        say(f"{run.path}: {c.baseline}{' + DAT' if c.dat else ''} on {c.dataset}, steps {self.step} to {steps} on {c.device}")
+        say(
+            f"{run.path}: {c.baseline}{' + DAT' if c.dat else ''} on {c.dataset}, steps {self.step} to {steps} on {c.device}"
+        )
         clock = Clock(self.device)
         with use_backend(c.backend), StopSignals() as stop:
             if self.step == 0:
@@ -308,7 +315,9 @@ class Trainer:
         run.close()
         if self.step < steps:
             raise TrainingStopped(f"stopped at step {self.step}; go on with --resume {run.path}")
-        say(f"done: {run.path}/generator.safetensors, {run.path}/samples/step-{self.step:06d}.png, {run.path}/curves.png")
+        say(
+            f"done: {run.path}/generator.safetensors, {run.path}/samples/step-{self.step:06d}.png, {run.path}/curves.png"
+        )
         return run
 
     def _record(self, clock: Clock) -> dict[str, Any]:

@@ -109,9 +109,7 @@ def assert_step(
     for i, side in enumerate(("real", "fake")):
         assert_close(step[i], adv[i], dtype, f"adv_{side}")
         assert_close(step[2 + i], grads[i], dtype, f"grad_{side}")
-        assert_close(
-            step[4 + i], losses[i], max(dtype, torch.float32, key=lambda d: d.itemsize), f"loss_{side}"
-        )
+        assert_close(step[4 + i], losses[i], max(dtype, torch.float32, key=lambda d: d.itemsize), f"loss_{side}")
         for out, like in ((step[i], x[i]), (step[2 + i], v[i])):
             assert (out.shape, out.dtype) == (like.shape, like.dtype)
             assert out.stride() == torch.empty_like(like).stride()
@@ -217,9 +215,7 @@ def test_attack_loss_of_strided_and_mixed_logits(impl):
     real, fake = normal(6, 2, dtype=torch.float16)[:, 1], normal(5, seed=1, dtype=torch.float64).flip(0)[::2]
     losses = dat.attack_loss(real, fake, impl=impl)
     assert losses[0].dtype == torch.float64
-    for loss, attack in zip(
-        losses, oracle.attack_loss(array(real), array(fake), "vanilla", "eq10"), strict=True
-    ):
+    for loss, attack in zip(losses, oracle.attack_loss(array(real), array(fake), "vanilla", "eq10"), strict=True):
         assert_close(loss, attack.loss, torch.float32)
 
 
@@ -335,9 +331,7 @@ def test_strided_images_larger_than_a_unit(norm, layout, dtype):
 @pytest.mark.parametrize(("m", "n"), [(1, 1), (1, 5), (0, 0), (0, 3), (3, 0)])
 def test_batches_of_one_and_none(formulation, norm, impl, m, n):
     x, v = images(m, n, 3, 4)
-    step = assert_step(
-        x, v, logits(m, n), 0.3, impl=impl, dtype=torch.float32, formulation=formulation, norm=norm
-    )
+    step = assert_step(x, v, logits(m, n), 0.3, impl=impl, dtype=torch.float32, formulation=formulation, norm=norm)
     if 0 in (m, n):  # nothing to compare with: nothing moves
         torch.testing.assert_close(step.adv_real, x[0].clamp(-1, 1))
         torch.testing.assert_close(step.adv_fake, x[1].clamp(-1, 1))
@@ -443,9 +437,7 @@ def test_grad_weight(objective, norm, impl):
         impl=impl,
     )
     inputs = ([array(t) for t in pair] for pair in (x, weighted, lg))
-    adv, grads, _ = oracle.attack_step(
-        *inputs, 0.5, objective, "eq10", norm, weights=[array(w) for w in weights]
-    )
+    adv, grads, _ = oracle.attack_step(*inputs, 0.5, objective, "eq10", norm, weights=[array(w) for w in weights])
     for i in (0, 1):
         assert_close(step[i], adv[i], torch.float32)
         assert_close(step[2 + i], grads[i], torch.float32)
@@ -510,9 +502,7 @@ def test_registration(dtype):
     real, fake = logits(3, 2, dtype)
     losses = torch.empty(2, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
     ops = torch.ops.datgan_fast
-    torch.library.opcheck(
-        ops.attack_loss.default, (real, fake, real, fake, "hinge", "alg1", "cpu"), test_utils=tests
-    )
+    torch.library.opcheck(ops.attack_loss.default, (real, fake, real, fake, "hinge", "alg1", "cpu"), test_utils=tests)
     arguments = (x[0], v[0], 0.5, "l2", -1.0, None, "cpu", torch.empty_like(x[0]))
     torch.library.opcheck(ops.perturb.default, arguments, test_utils=tests)
     outputs = [torch.empty_like(t) for t in (*x, *v)]

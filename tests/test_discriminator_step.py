@@ -174,10 +174,7 @@ def compare(name, fused, dtype=torch.float32, seed=7, **options):
         torch.testing.assert_close(
             getattr(record, field).double(), expected.__dict__[field].double(), rtol=rounding, atol=rounding
         )
-    assert (
-        relative_error(torch.cat([record.real_logits, record.fake_logits]), torch.cat(expected.logits))
-        < rounding
-    )
+    assert relative_error(torch.cat([record.real_logits, record.fake_logits]), torch.cat(expected.logits)) < rounding
     torch.testing.assert_close(
         record.wasserstein.double(),
         expected.logits[0].mean() - expected.logits[1].mean(),
@@ -230,15 +227,11 @@ def test_dependent_images_under_other_objectives(name, formulation, objective, f
 @pytest.mark.parametrize(("lambda_clean", "lambda_adv"), [(0.0, 1.0), (1.0, 0.0), (0.3, 2.5)])
 @each_path
 def test_lambdas(name, formulation, lambda_clean, lambda_adv, fused):
-    record, _ = compare(
-        name, fused, formulation=formulation, lambda_clean=lambda_clean, lambda_adv=lambda_adv
-    )
+    record, _ = compare(name, fused, formulation=formulation, lambda_clean=lambda_clean, lambda_adv=lambda_adv)
     if lambda_adv == 0:
         assert record.loss_adv == 0
     if fused and name == "conv":
-        assert record.path == (
-            "separate" if formulation == "alg1" and lambda_clean and lambda_adv else "shared"
-        )
+        assert record.path == ("separate" if formulation == "alg1" and lambda_clean and lambda_adv else "shared")
 
 
 @pytest.mark.parametrize("name", ["conv", "BatchNorm", "spectral norm"])
@@ -266,9 +259,7 @@ def test_clip_bounds(fused):
 def test_input_gradient_norms(name, fused, lambda_clean):
     record, expected = compare(name, fused, lambda_clean=lambda_clean)
     assert record.input_grad_norm.shape == (M + N,)
-    torch.testing.assert_close(
-        record.input_grad_norm.double(), expected.input_grad_norm, rtol=1e-5, atol=1e-7
-    )
+    torch.testing.assert_close(record.input_grad_norm.double(), expected.input_grad_norm, rtol=1e-5, atol=1e-7)
 
 
 @each_path
@@ -397,14 +388,10 @@ def test_penalty_is_added(name, fused):
     def penalty(discriminator, x_real, x_fake):
         assert len(x_real) == M
         assert len(x_fake) == N
-        return 0.1 * discriminator(x_real).square().mean() + 0.01 * sum(
-            p.sum() for p in discriminator.parameters()
-        )
+        return 0.1 * discriminator(x_real).square().mean() + 0.01 * sum(p.sum() for p in discriminator.parameters())
 
     discriminator, double = build(name, torch.float64), build(name, torch.float64)
-    record = dat.discriminator_step(
-        discriminator, *batches(torch.float64), eps=1.0, penalty=penalty, fused=fused
-    )
+    record = dat.discriminator_step(discriminator, *batches(torch.float64), eps=1.0, penalty=penalty, fused=fused)
     expected = algorithm1(double, *batches())
     value = penalty(double, *batches(torch.float64))
     value.backward()  # onto the step's own gradients
@@ -627,9 +614,7 @@ def test_random_start_stays_in_the_ball(norm, order, eps, steps):
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
         draws.append(
-            dat.adversarial_batch(
-                discriminator, *batches(), eps=eps, norm=norm, steps=steps, random_start=True
-            )
+            dat.adversarial_batch(discriminator, *batches(), eps=eps, norm=norm, steps=steps, random_start=True)
         )
     for adv, x in zip(draws[0], batches(), strict=True):
         sizes = (adv - x).flatten(1).norm(dim=1, p=order)
@@ -727,9 +712,7 @@ class Counter(nn.Module):
         return x
 
 
-@pytest.mark.parametrize(
-    "layer", [Stranger, Neighbour, FromTheBatchSize, Counter], ids=lambda layer: layer.__name__
-)
+@pytest.mark.parametrize("layer", [Stranger, Neighbour, FromTheBatchSize, Counter], ids=lambda layer: layer.__name__)
 def test_probe_finds_hidden_dependence(layer):
     assert not treats_images_independently(conv(layer()), *batches())
 

@@ -103,9 +103,7 @@ def test_the_chosen_backend_runs(monkeypatch, op, how, name):
 
     def watch(backend, label):
         original = getattr(backend, op)
-        monkeypatch.setattr(
-            backend, op, staticmethod(lambda *a, **k: (ran.append(label), original(*a, **k))[1])
-        )
+        monkeypatch.setattr(backend, op, staticmethod(lambda *a, **k: (ran.append(label), original(*a, **k))[1]))
 
     watch(native.CpuBackend, "cpu")
     watch(dispatch.ReferenceBackend, "reference")
@@ -130,16 +128,12 @@ def test_impl_that_cannot_be_used(op):
     ):
         OPS[op](impl="gpu")
     if not torch.cuda.is_available():
-        with pytest.raises(
-            dat.BackendError, match="impl: backend 'cuda' cannot be used here: no CUDA device"
-        ):
+        with pytest.raises(dat.BackendError, match="impl: backend 'cuda' cannot be used here: no CUDA device"):
             OPS[op](impl="cuda")
 
 
 def test_use_backend_that_cannot_be_used(no_extension):
-    with pytest.raises(
-        dat.BackendError, match=r"use_backend: backend 'cpu' cannot be used here: .*a test says so"
-    ):
+    with pytest.raises(dat.BackendError, match=r"use_backend: backend 'cpu' cannot be used here: .*a test says so"):
         dat.use_backend("cpu").__enter__()
     with pytest.raises(dat.BackendError, match="use_backend: 'tpu' is not a backend"):
         dat.use_backend("tpu").__enter__()
@@ -249,9 +243,7 @@ def test_an_extension_built_from_other_sources_is_refused(checkout):
         print(len(seen), seen[0].message)
     """
     problem, warning = python(code, checkout)
-    assert problem.startswith(
-        "the installed native extension was built from other sources than this checkout"
-    )
+    assert problem.startswith("the installed native extension was built from other sources than this checkout")
     assert problem.endswith("pip install .")
     assert warning.startswith("1 datgan_fast runs its slower reference implementation")
     assert problem in warning

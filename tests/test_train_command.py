@@ -153,7 +153,10 @@ def test_bad_config_file(tmp_path, capsys, no_training, name, text, complaint):
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize(("name", "text"), [("c.yaml", "eps: 0.5\nsteps-attack: 2\ndat: false"), ("c.toml", "eps = 0.5\nsteps_attack = 2\ndat = false")])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("c.yaml", "eps: 0.5\nsteps-attack: 2\ndat: false"), ("c.toml", "eps = 0.5\nsteps_attack = 2\ndat = false")],
+)
 def test_flags_win_over_the_config_file(tmp_path, capsys, name, text):
     (tmp_path / name).write_text(text)
     assert run_train(tmp_path / "runs", "--config", str(tmp_path / name), "--eps", "0.25", "--dry-run") == 0
@@ -200,7 +203,9 @@ def test_run_folder(tmp_path):
     records = [json.loads(line) for line in (first / "stats.jsonl").read_text().splitlines()]
     assert [r["step"] for r in records] == [2, 4, 5]
     for record in records:
-        assert record["loss_d"] == pytest.approx(record["loss_clean"] + record["loss_adv"] + record["penalty"], rel=1e-5)
+        assert record["loss_d"] == pytest.approx(
+            record["loss_clean"] + record["loss_adv"] + record["penalty"], rel=1e-5
+        )
         assert record["images_per_second"] > 0
         assert record["input_grad_norm"] > 0
     metrics = [json.loads(line) for line in (first / "metrics.jsonl").read_text().splitlines()]
@@ -267,8 +272,13 @@ RESUMED = [*CONTINUED, "--steps", "9"]
 
 
 def child(moment: str, *options: str) -> int:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
-    return subprocess.run([sys.executable, "-c", CHILD, moment, *options], env=environment, capture_output=True).returncode
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+    }
+    return subprocess.run(
+        [sys.executable, "-c", CHILD, moment, *options], env=environment, capture_output=True
+    ).returncode
 
 
 @pytest.fixture(scope="module")
