@@ -163,6 +163,36 @@ def test_each_loss_moves_its_own_logits_only(impl):
     )
 
 
+@each_impl
+@pytest.mark.parametrize("side", [0, 1], ids=["real", "fake"])
+def test_one_side_alone_can_need_a_gradient(impl, side):
+    pair = logits(3, 4)
+    pair[side].requires_grad_()
+    sum(dat.attack_loss(*pair, impl=impl)).backward()
+    assert pair[1 - side].grad is None
+    expected = oracle.attack_loss(*map(array, pair), "vanilla", "eq10")[side].coefficient
+    assert_close(pair[side].grad, expected, torch.float32)
+
+
+@each_objective
+@each_formulation
+@each_impl
+@pytest.mark.parametrize("given", ["real", "fake"])
+def test_attack_loss_with_given_references(objective, formulation, impl, given):
+    pair, references = logits(3, 4), {f"reference_{given}": normal(6, seed=9, scale=2)}
+    losses = dat.attack_loss(
+        *pair,
+        objective=objective,
+        formulation=formulation,
+        impl=impl,
+        **{f"{name}_logits": value for name, value in references.items()},
+    )
+    references = {name: array(value) for name, value in references.items()}
+    expected = oracle.attack_loss(*map(array, pair), objective, formulation, **references)
+    for loss, attack in zip(losses, expected, strict=True):
+        assert_close(loss, attack.loss, torch.float32)
+
+
 @each_objective
 @each_formulation
 @each_impl
