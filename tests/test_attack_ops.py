@@ -567,6 +567,23 @@ def test_registration(dtype):
     torch.library.opcheck(ops.attack_step.default, (*arguments, None, None, losses), test_utils=tests)
 
 
+def test_compiles_as_one_graph():
+    def attack(x, v, real, fake):
+        step = dat.attack_step(x, 0.5 * x, v, v, real, fake, 0.3, norm="l2")
+        moved = dat.perturb(step.adv_real, v, 0.1)
+        return moved, sum(dat.attack_loss(2 * real, fake))
+
+    x, v = (side[0] for side in images(3, 0, 3, 4))
+    real, fake = logits(3, 3)
+    real.requires_grad_()
+    compiled, plain = (
+        function(x, v, real, fake)
+        for function in (torch.compile(attack, backend="aot_eager", fullgraph=True), attack)
+    )
+    torch.testing.assert_close(compiled, plain)
+    torch.testing.assert_close(*(torch.autograd.grad(result[1], real) for result in (compiled, plain)))
+
+
 # errors
 
 
