@@ -329,6 +329,13 @@ def test_mixed_dtypes(norm, impl, x_dtype, v_dtype):
 
 @each_norm
 @each_impl
+def test_float64_images_are_not_rounded_by_float32_gradients(norm, impl):
+    x = images(3, 0, 3, 4, dtype=torch.float64)[0][0].clamp(-1, 1)
+    assert torch.equal(dat.perturb(x, torch.zeros(x.shape), 0.5, norm=norm, impl=impl), x)
+
+
+@each_norm
+@each_impl
 @pytest.mark.parametrize(
     "shape",
     [
