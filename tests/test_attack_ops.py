@@ -9,12 +9,12 @@ import torch
 
 import datgan_fast as dat
 
-# What rounding the result to the dtype costs, plus float32 arithmetic in between; (rtol, atol).
+# (rtol, atol): one rounding to nearest into the dtype, after float32 arithmetic; a truncation would not pass.
 TOLERANCE = {
     torch.float64: (1e-12, 1e-13),
     torch.float32: (2e-6, 1e-6),
-    torch.float16: (1.5e-3, 5e-4),
-    torch.bfloat16: (1e-2, 4e-3),
+    torch.float16: (2**-11 + 1e-5, 2e-6),
+    torch.bfloat16: (2**-8 + 1e-5, 2e-6),
 }
 DTYPES = list(TOLERANCE)
 LAYOUTS = ("contiguous", "channels_last", "sliced", "transposed", "expanded", "offset")
@@ -325,6 +325,23 @@ def test_mixed_dtypes(norm, impl, x_dtype, v_dtype):
     x, v = images(2, 3, 3, 5, 3, dtype=x_dtype)[0], images(2, 3, 3, 5, 3, dtype=v_dtype)[1]
     coarsest = max(x_dtype, v_dtype, torch.float32, key=lambda dtype: TOLERANCE[dtype])
     assert_step(x, v, logits(2, 3), 0.3, impl=impl, dtype=coarsest, norm=norm)
+
+
+@each_impl
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_every_half_precision_number_survives(impl, dtype):
+    """Subnormals, infinities and NaNs too, read and written one by one and in vectors."""
+    x = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
+    for images_of_x in (x.view(256, 256), x.view(256, 256).T):
+        adv = dat.perturb(images_of_x, torch.zeros(256, 256), 0.5, clip_min=None, clip_max=None, impl=impl)
+        torch.testing.assert_close(adv, images_of_x, rtol=0, atol=0, equal_nan=True)
+
+
+@each_impl
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_a_nan_of_any_payload_stays_one(impl, dtype):
+    grad = torch.tensor([[0x7FFFFFFF, -1, 0x7F800001]], dtype=torch.int32).view(torch.float32)
+    assert dat.perturb(torch.zeros(1, 3, dtype=dtype), grad, 0.5, impl=impl).isnan().all()
 
 
 @each_norm
