@@ -113,7 +113,7 @@ class ReferenceBackend:
         coefficient_fake: Tensor,
     ) -> None:
         with torch.enable_grad():
-            r, f = real.detach().requires_grad_(), fake.detach().requires_grad_()
+            r, f = (reference._as_float(t.detach()).requires_grad_() for t in (real, fake))
             loss_real, loss_fake = reference.attack_loss(
                 r,
                 f,

@@ -196,7 +196,7 @@ def attack_step(
 ) -> AttackStep:
     """The single pass in separate steps; see `datgan_fast.attack_step` for the arguments."""
     with torch.enable_grad():
-        r, f = real_logits.detach().requires_grad_(), fake_logits.detach().requires_grad_()
+        r, f = (_as_float(t.detach()).requires_grad_() for t in (real_logits, fake_logits))
         loss_real, loss_fake = attack_loss(
             r,
             f,

@@ -9,12 +9,12 @@ import torch
 
 import datgan_fast as dat
 
-# What rounding the result to the dtype costs, plus float32 arithmetic in between; (rtol, atol).
+# (rtol, atol): one rounding to nearest into the dtype, after float32 arithmetic; a truncation would not pass.
 TOLERANCE = {
     torch.float64: (1e-12, 1e-13),
     torch.float32: (2e-6, 1e-6),
-    torch.float16: (1.5e-3, 5e-4),
-    torch.bfloat16: (1e-2, 4e-3),
+    torch.float16: (2**-11 + 1e-5, 2e-6),
+    torch.bfloat16: (2**-8 + 1e-5, 2e-6),
 }
 DTYPES = list(TOLERANCE)
 LAYOUTS = ("contiguous", "channels_last", "sliced", "transposed", "expanded", "offset")
@@ -161,6 +161,36 @@ def test_each_loss_moves_its_own_logits_only(impl):
     )
 
 
+@each_impl
+@pytest.mark.parametrize("side", [0, 1], ids=["real", "fake"])
+def test_one_side_alone_can_need_a_gradient(impl, side):
+    pair = logits(3, 4)
+    pair[side].requires_grad_()
+    sum(dat.attack_loss(*pair, impl=impl)).backward()
+    assert pair[1 - side].grad is None
+    expected = oracle.attack_loss(*map(array, pair), "vanilla", "eq10")[side].coefficient
+    assert_close(pair[side].grad, expected, torch.float32)
+
+
+@each_objective
+@each_formulation
+@each_impl
+@pytest.mark.parametrize("given", ["real", "fake"])
+def test_attack_loss_with_given_references(objective, formulation, impl, given):
+    pair, references = logits(3, 4), {f"reference_{given}": normal(6, seed=9, scale=2)}
+    losses = dat.attack_loss(
+        *pair,
+        objective=objective,
+        formulation=formulation,
+        impl=impl,
+        **{f"{name}_logits": value for name, value in references.items()},
+    )
+    references = {name: array(value) for name, value in references.items()}
+    expected = oracle.attack_loss(*map(array, pair), objective, formulation, **references)
+    for loss, attack in zip(losses, expected, strict=True):
+        assert_close(loss, attack.loss, torch.float32)
+
+
 @each_objective
 @each_formulation
 @each_impl
@@ -291,6 +321,30 @@ def test_mixed_dtypes(norm, impl, x_dtype, v_dtype):
     x, v = images(2, 3, 3, 5, 3, dtype=x_dtype)[0], images(2, 3, 3, 5, 3, dtype=v_dtype)[1]
     coarsest = max(x_dtype, v_dtype, torch.float32, key=lambda dtype: TOLERANCE[dtype])
     assert_step(x, v, logits(2, 3), 0.3, impl=impl, dtype=coarsest, norm=norm)
+
+
+@each_impl
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_every_half_precision_number_survives(impl, dtype):
+    """Subnormals, infinities and NaNs too, read and written one by one and in vectors."""
+    x = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
+    for images_of_x in (x.view(256, 256), x.view(256, 256).T):
+        adv = dat.perturb(images_of_x, torch.zeros(256, 256), 0.5, clip_min=None, clip_max=None, impl=impl)
+        torch.testing.assert_close(adv, images_of_x, rtol=0, atol=0, equal_nan=True)
+
+
+@each_impl
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_a_nan_of_any_payload_stays_one(impl, dtype):
+    grad = torch.tensor([[0x7FFFFFFF, -1, 0x7F800001]], dtype=torch.int32).view(torch.float32)
+    assert dat.perturb(torch.zeros(1, 3, dtype=dtype), grad, 0.5, impl=impl).isnan().all()
+
+
+@each_norm
+@each_impl
+def test_float64_images_are_not_rounded_by_float32_gradients(norm, impl):
+    x = images(3, 0, 3, 4, dtype=torch.float64)[0][0].clamp(-1, 1)
+    assert torch.equal(dat.perturb(x, torch.zeros(x.shape), 0.5, norm=norm, impl=impl), x)
 
 
 @each_norm
@@ -525,6 +579,22 @@ def test_registration(dtype):
         *outputs,
     )
     torch.library.opcheck(ops.attack_step.default, (*arguments, None, None, losses), test_utils=tests)
+
+
+def test_compiles_as_one_graph():
+    def attack(x, v, real, fake):
+        step = dat.attack_step(x, 0.5 * x, v, v, real, fake, 0.3, norm="l2")
+        moved = dat.perturb(step.adv_real, v, 0.1)
+        return moved, sum(dat.attack_loss(2 * real, fake))
+
+    x, v = (side[0] for side in images(3, 0, 3, 4))
+    real, fake = logits(3, 3)
+    real.requires_grad_()
+    compiled, plain = (
+        function(x, v, real, fake) for function in (torch.compile(attack, backend="aot_eager", fullgraph=True), attack)
+    )
+    torch.testing.assert_close(compiled, plain)
+    torch.testing.assert_close(*(torch.autograd.grad(result[1], real) for result in (compiled, plain)))
 
 
 # errors
