@@ -48,7 +48,8 @@ class CMakeBuild(build_ext):
             "DATGAN_FAST_CUDA": os.environ.get("DATGAN_FAST_CUDA", "auto"),
             "DATGAN_FAST_CUDA_ARCHS": os.environ.get("DATGAN_FAST_CUDA_ARCHS", ""),
         }
-        configure = ["cmake", "-G", "Ninja", "-S", str(ROOT), "-B", str(build)]
+        # --fresh: an earlier build's cache names tools of an isolated environment that is gone.
+        configure = ["cmake", "--fresh", "-G", "Ninja", "-S", str(ROOT), "-B", str(build)]
         try:
             subprocess.run(configure + [f"-D{key}={value}" for key, value in options.items()], check=True)
             subprocess.run(["cmake", "--build", str(build)], check=True)
