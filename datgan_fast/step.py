@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from . import reference
 from .independence import treats_images_independently
+from .memory import keep_freed_memory
 from .module_state import one_power_iteration, unchanged_state
 from .ops import attack_loss, attack_step_into, perturb
 from .reference import FORMULATIONS, NORMS, OBJECTIVES, DiscriminatorStep, Penalty, image_norm, logits_of
@@ -241,6 +242,8 @@ def discriminator_step(
     for name, value in (("lambda_clean", lambda_clean), ("lambda_adv", lambda_adv)):
         if not (math.isfinite(value) and value >= 0):
             raise ValueError(f"{name} must be a finite number, 0 or more; got {value}")
+    if x_real.device.type == "cpu":
+        keep_freed_memory()
     if not fused:
         return reference.discriminator_step(
             discriminator,
