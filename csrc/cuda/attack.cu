@@ -43,11 +43,12 @@ int attribute(cudaDeviceAttr which, int device, const char* operation) {
   return value;
 }
 
-// Asked only where images are reduced: nothing else depends on the device.
 template <class Args>
-Limits limits_of(const char* operation, void (*kernel)(Args), int device) {
+Limits limits_of(const char* operation, void (*kernel)(Args), int device, bool reduce) {
   Limits limits;
   limits.threads = attribute(cudaDevAttrMaxThreadsPerBlock, device, operation);
+  limits.grid = attribute(cudaDevAttrMaxGridDimX, device, operation);
+  if (!reduce) return limits;
   limits.shared = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device, operation);
   if (attribute(cudaDevAttrClusterLaunch, device, operation)) {
     cudaFuncAttributes code{};  // a narrowed build may run code of an older architecture here, which knows no clusters
@@ -123,7 +124,7 @@ void run(Pass& pass) {
                          (layout.images == 1 || layout.image_stride[kAdv] % A::kSlot == 0);
     work[s] = {layout.images, slots_of(layout.numel, A::kSlot, aligned)};
   }
-  const Limits limits = limits_of(pass.operation, images_kernel<A>, pass.device);
+  const Limits limits = limits_of(pass.operation, images_kernel<A>, pass.device, pass.args.reduce);
   const Plan plan = make_plan(work, pass.args.reduce, A::kDepth, sizeof(typename A::VSlot), limits);
   for (int s = 0; s < 2; ++s) {
     SideArgs& side = pass.args.side[s];
@@ -160,15 +161,13 @@ void set_perturbation(ImagesArgs& args, const Perturbation& perturbation) {
   args.clip_min = perturbation.clip_min, args.clip_max = perturbation.clip_max;
 }
 
-void launch_loss(const char* operation, const Logits& logits, const Tensor& losses, Vector real, Vector fake, void* stream) {
+void launch_loss(const char* operation, const Logits& logits, const Tensor& losses, Vector real, Vector fake, int device,
+                 void* stream) {
   LossArgs args{logits_of(logits, losses), {real, fake}};
   int64_t most = 0;
   for (int s = 0; s < 2; ++s) most = std::max({most, args.logits.logits[s].count, args.logits.reference[s].count});
-  const Plan plan = make_loss_plan(most, Limits{});
-  if (wide(logits))
-    launch(operation, loss_kernel<double>, plan, args, stream);
-  else
-    launch(operation, loss_kernel<float>, plan, args, stream);
+  const Plan plan = make_loss_plan(most, limits_of(operation, loss_kernel<float>, device, false));
+  launch(operation, wide(logits) ? loss_kernel<double> : loss_kernel<float>, plan, args, stream);
 }
 
 }  // namespace
@@ -178,7 +177,8 @@ int64_t workspace_numel(int64_t real, int64_t fake) { return real + fake > kOneL
 void attack_loss(const Logits& logits, const Tensor& losses, const Tensor& coefficient_real,
                  const Tensor& coefficient_fake, int device, void* stream) {
   check(cudaSetDevice(device), "attack_loss");
-  launch_loss("attack_loss", logits, losses, vector_of(coefficient_real), vector_of(coefficient_fake), stream);
+  launch_loss("attack_loss", logits, losses, vector_of(coefficient_real), vector_of(coefficient_fake), device,
+              stream);
 }
 
 void perturb(const Images& images, const Perturbation& perturbation, int device, void* stream) {
@@ -214,7 +214,7 @@ void attack_step(const Logits& logits, const Images& real, const Images& fake, c
     SideArgs* side = pass.args.side;
     side[0].coefficient = side[1].coefficient = table;
     side[1].coefficient.data += pass.layout[0].images * item_size(table.dtype);
-    launch_loss("attack_step", logits, losses, side[0].coefficient, side[1].coefficient, stream);
+    launch_loss("attack_step", logits, losses, side[0].coefficient, side[1].coefficient, device, stream);
   } else {
     pass.args.logits = logits_of(logits, losses);
   }
