@@ -180,7 +180,7 @@ def test_sizes(cuda, numel, layout, norm):
         (dict(clusters=0), 1, 15),
         (dict(clusters=0, shared=10 * 1024), 1, 2),
         (dict(code=80), 1, 15),
-        (dict(shared=512), 8, 0),
+        (dict(shared=1024), 8, 0),
     ],
     ids=["cluster", "one block", "one block, half kept", "old code", "cluster, nothing kept"],
 )
@@ -192,7 +192,7 @@ def test_large_images(cuda, device, cluster, kept, dtypes):
     assert cuda.device.last_cluster == cluster
     if dtypes == (F32, F32):
         tile = 64 * 4 * 16
-        assert cuda.device.last_shared == 512 + kept * tile
+        assert cuda.device.last_shared == 1024 + kept * tile
 
 
 @pytest.mark.parametrize("norm", NORMS)

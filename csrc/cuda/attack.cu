@@ -120,8 +120,8 @@ void run(Pass& pass) {
     if (!pass.images[s]) continue;
     const Tensor& adv = pass.images[s]->adv;
     const Layout& layout = pass.layout[s];
-    const bool aligned = reinterpret_cast<uintptr_t>(adv.data) / item_size(adv.dtype) % A::kSlot == 0 &&
-                         (layout.images == 1 || layout.image_stride[kAdv] % A::kSlot == 0);
+    const bool aligned = is_whole(reinterpret_cast<uintptr_t>(adv.data), item_size(adv.dtype), layout.images,
+                                  layout.image_stride[kAdv], layout.numel, A::kSlot);
     work[s] = {layout.images, slots_of(layout.numel, A::kSlot, aligned)};
   }
   const Limits limits = limits_of(pass.operation, images_kernel<A>, pass.device, pass.args.reduce);
@@ -134,25 +134,46 @@ void run(Pass& pass) {
   launch(pass.operation, images_kernel<A>, plan, pass.args, pass.stream);
 }
 
-// The dtypes that training uses have kernels of their own; every other mixture takes the general one.
-void run_any(Pass& pass, bool wide_logits) {
-  bool wide = wide_logits, known = true;
-  const Images* first = nullptr;
+// Calls body(tensor, layout, operand) for the tensors of the images that there are, until it returns false.
+template <class Body>
+bool all_operands(const Pass& pass, const Body& body) {
   for (int s = 0; s < 2; ++s) {
     const Images* images = pass.images[s];
     if (!images || pass.layout[s].images == 0) continue;
-    wide = wide || images->x.dtype == DType::float64 || images->v.dtype == DType::float64;
-    first = first ? first : images;
-    known = known && images->x.dtype == first->x.dtype && images->adv.dtype == first->x.dtype &&
-            images->v.dtype == first->v.dtype && (!images->grad.data || images->grad.dtype == first->v.dtype);
-    for (int k : {kX, kV, kAdv, kGrad}) known = known && (is_linear(pass.layout[s], k) || (k == kGrad && !images->grad.data));
+    const Tensor* const operands[] = {&images->x, &images->v, &images->adv, &images->grad};
+    for (int k : {kX, kV, kAdv, kGrad})
+      if (operands[k]->data && !body(*operands[k], pass.layout[s], k)) return false;
   }
-  const auto is = [&](DType x, DType v) { return known && first->x.dtype == x && first->v.dtype == v; };
-  if (wide) return run<Any<double>>(pass);
-  if (is(DType::float32, DType::float32)) return run<Known<float, float>>(pass);
-  if (is(DType::float16, DType::float16)) return run<Known<__half, __half>>(pass);
-  if (is(DType::bfloat16, DType::bfloat16)) return run<Known<__nv_bfloat16, __nv_bfloat16>>(pass);
-  if (is(DType::float32, DType::bfloat16)) return run<Known<float, __nv_bfloat16>>(pass);
+  return true;
+}
+
+template <class X, class V>
+bool run_known(Pass& pass, DType x, DType v) {
+  constexpr int64_t slot = Known<X, V, Reach::whole>::kSlot;
+  const auto fits = [&](const Tensor& t, const Layout& layout, int k) {
+    return t.dtype == (k == kX || k == kAdv ? x : v) && is_linear(layout, k);
+  };
+  const auto whole = [&](const Tensor& t, const Layout& layout, int k) {
+    return is_whole(reinterpret_cast<uintptr_t>(t.data), item_size(t.dtype), layout.images, layout.image_stride[k],
+                    layout.numel, slot);
+  };
+  if (!all_operands(pass, fits)) return false;
+  if (all_operands(pass, whole))
+    run<Known<X, V, Reach::whole>>(pass);
+  else
+    run<Known<X, V, Reach::edges>>(pass);
+  return true;
+}
+
+// The dtypes that training uses have kernels of their own; every other mixture takes the general one.
+void run_any(Pass& pass, bool wide_logits) {
+  const auto narrow = [](const Tensor& t, const Layout&, int k) { return k > kV || t.dtype != DType::float64; };
+  if (wide_logits || !all_operands(pass, narrow)) return run<Any<double>>(pass);
+  if (run_known<float, float>(pass, DType::float32, DType::float32) ||
+      run_known<__half, __half>(pass, DType::float16, DType::float16) ||
+      run_known<__nv_bfloat16, __nv_bfloat16>(pass, DType::bfloat16, DType::bfloat16) ||
+      run_known<float, __nv_bfloat16>(pass, DType::float32, DType::bfloat16))
+    return;
   run<Any<float>>(pass);
 }
 

@@ -17,10 +17,10 @@ __device__ inline char* shared_memory() {
 
 // Each sum of a task has partial sums of its own, so that no barrier is needed between one sum and the next.
 enum Sum { kTargetSum, kOwnSum, kSquareSum, kLossSum, kSums };
-static_assert(kSums * (kMaxThreads / kWarp) * sizeof(double) <= kScratch, "the scratch space is too small");
+static_assert(kSums * (kLossThreads / kWarp) * sizeof(double) <= kScratch, "the scratch space is too small");
 
 __device__ inline double* partial_sums(Sum which) {
-  return reinterpret_cast<double*>(shared_memory()) + which * (kMaxThreads / kWarp);
+  return reinterpret_cast<double*>(shared_memory()) + which * (kLossThreads / kWarp);
 }
 
 __device__ inline double warp_sum(double value) {
@@ -53,12 +53,19 @@ __device__ inline double cluster_sum(double value, Sum which, int blocks) {
     double sum = 0;
     for (int rank = 0; rank < blocks; ++rank)
       sum += total(static_cast<const double*>(__cluster_map_shared_rank(partial_sums(which), rank)));
-    __cluster_barrier_arrive();  // no block may end, or write its next sum, while another still reads
-    __cluster_barrier_wait();
+    __cluster_barrier_arrive();  // finish_sums waits
     return sum;
   }
 #endif
   return block_sum(value, which);
+}
+
+// Before the block's next task or its end: no block may go while another still reads its partial sums.
+__device__ inline void finish_sums(int blocks) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+  if (blocks > 1) return __cluster_barrier_wait();
+#endif
+  __syncthreads();
 }
 
 }  // namespace dat::cuda

@@ -15,14 +15,43 @@ __device__ inline float widen(__half value) { return __half2float(value); }
 __device__ inline float widen(__nv_bfloat16 value) { return __bfloat162float(value); }
 
 // Round to nearest even.
-__device__ inline void narrow(double value, double& out) { out = value; }
-__device__ inline void narrow(double value, float& out) { out = static_cast<float>(value); }
-__device__ inline void narrow(float value, __half& out) { out = __float2half_rn(value); }
-__device__ inline void narrow(float value, __nv_bfloat16& out) { out = __float2bfloat16_rn(value); }
+template <class S>
+__device__ S narrow(double value) {
+  return static_cast<S>(value);
+}
+template <>
+__device__ inline __half narrow(double value) {
+  return __float2half_rn(static_cast<float>(value));
+}
+template <>
+__device__ inline __nv_bfloat16 narrow(double value) {
+  return __float2bfloat16_rn(static_cast<float>(value));
+}
 
+// Held as 32-bit words: an array of 16-bit elements would take a register for each.
 template <class S, int N>
 struct alignas(N * sizeof(S) < 16 ? N * sizeof(S) : 16) Slot {
-  S element[N];
+  uint32_t word[N * sizeof(S) / 4];
+
+  __device__ S get(int k) const {
+    S value;
+    if constexpr (sizeof(S) == 2) {
+      const uint16_t bits = static_cast<uint16_t>(word[k / 2] >> (k % 2 * 16));
+      memcpy(&value, &bits, 2);
+    } else {
+      memcpy(&value, word + k * (sizeof(S) / 4), sizeof(S));
+    }
+    return value;
+  }
+  __device__ void set(int k, S value) {  // of a slot of zeros
+    if constexpr (sizeof(S) == 2) {
+      uint16_t bits;
+      memcpy(&bits, &value, 2);
+      word[k / 2] |= uint32_t{bits} << (k % 2 * 16);
+    } else {
+      memcpy(word + k * (sizeof(S) / 4), &value, sizeof(S));
+    }
+  }
 };
 
 // Calls body with a value of the dtype's type.
@@ -53,8 +82,7 @@ __device__ T read(const Vector& vector, int64_t i) {
 
 __device__ inline void write(const Vector& vector, int64_t i, double value) {
   with_type(vector.dtype, [&](auto type) {
-    narrow(value, type);
-    reinterpret_cast<decltype(type)*>(vector.data)[i * vector.stride] = type;
+    reinterpret_cast<decltype(type)*>(vector.data)[i * vector.stride] = narrow<decltype(type)>(value);
   });
 }
 
@@ -90,54 +118,75 @@ static __device__ __noinline__ int64_t offset_of(const Operand& operand, const W
   return offset;
 }
 
+enum class Reach {
+  whole,    // every slot is whole and aligned
+  edges,    // all in order, but an image's first and last slot may be partial and an operand misaligned
+  anywhere  // strided
+};
+
 // One operand of one image. Slot j covers the elements [j * N - shift, ...) as far as the image reaches.
-template <bool kStrided>
+template <Reach kReach>
 class Row {
  public:
   __device__ Row(const Operand& operand, const Walk& walk, int64_t image, int slot, int shift)
       : operand_(operand), walk_(walk), shift_(shift) {
     const int size = bytes_of(operand.dtype), bytes = slot * size < 16 ? slot * size : 16;
     data_ = operand.data + image * operand.image_stride * size;
-    vector_ = (!kStrided || operand.linear) && (reinterpret_cast<uintptr_t>(data_) - shift * size) % bytes == 0;
+    vector_ = operand.linear && (reinterpret_cast<uintptr_t>(data_) - shift * size) % bytes == 0;
   }
 
   template <class S, int N>
   __device__ Slot<S, N> load(int64_t j) const {
-    const int64_t first = j * N - shift_;
-    if (vector_ && first >= 0 && first + N <= walk_.numel)
-      return *reinterpret_cast<const Slot<S, N>*>(data_ + first * int64_t{sizeof(S)});
-    return load_elements<S, N>(data_, first, operand_, walk_);
+    const int64_t first = first_element<N>(j);
+    if (in_one_access<N>(first)) return *reinterpret_cast<const Slot<S, N>*>(data_ + first * int64_t{sizeof(S)});
+    if constexpr (kReach == Reach::anywhere) return load_anywhere<S, N>(data_, first, operand_, walk_);
+    Slot<S, N> slot = {};
+#pragma unroll
+    for (int k = 0; k < N; ++k)
+      if (first + k >= 0 && first + k < walk_.numel) slot.set(k, reinterpret_cast<const S*>(data_)[first + k]);
+    return slot;
   }
 
   template <class S, int N>
   __device__ void store(int64_t j, const Slot<S, N>& slot) const {
-    const int64_t first = j * N - shift_;
-    if (vector_ && first >= 0 && first + N <= walk_.numel)
+    const int64_t first = first_element<N>(j);
+    if (in_one_access<N>(first)) {
       *reinterpret_cast<Slot<S, N>*>(data_ + first * int64_t{sizeof(S)}) = slot;
-    else
-      store_elements<S, N>(data_, first, operand_, walk_, slot);
+    } else if constexpr (kReach == Reach::anywhere) {
+      store_anywhere<S, N>(data_, first, operand_, walk_, slot);
+    } else {
+#pragma unroll
+      for (int k = 0; k < N; ++k)
+        if (first + k >= 0 && first + k < walk_.numel) reinterpret_cast<S*>(data_)[first + k] = slot.get(k);
+    }
   }
 
  private:
-  // Heads, tails, and whatever is misaligned or strided. Not inlined: there are a dozen callers, and they are in a hurry.
+  template <int N>
+  __device__ int64_t first_element(int64_t j) const {
+    return kReach == Reach::whole ? j * N : j * N - shift_;
+  }
+  template <int N>
+  __device__ bool in_one_access(int64_t first) const {
+    return kReach == Reach::whole || (vector_ && first >= 0 && first + N <= walk_.numel);
+  }
+
+  // Not inlined: dtypes times callers would make a kernel that takes a minute to compile.
   template <class S, int N>
-  __device__ __noinline__ static Slot<S, N> load_elements(const char* data, int64_t first, const Operand& operand,
+  __device__ __noinline__ static Slot<S, N> load_anywhere(const char* data, int64_t first, const Operand& operand,
                                                           const Walk& walk) {
     Slot<S, N> slot = {};
     for (int k = 0; k < N; ++k)
       if (first + k >= 0 && first + k < walk.numel)
-        slot.element[k] = reinterpret_cast<const S*>(data)[position(operand, walk, first + k)];
+        slot.set(k, reinterpret_cast<const S*>(data)[offset_of(operand, walk, first + k)]);
     return slot;
   }
   template <class S, int N>
-  __device__ __noinline__ static void store_elements(char* data, int64_t first, const Operand& operand, const Walk& walk,
+  __device__ __noinline__ static void store_anywhere(char* data, int64_t first, const Operand& operand, const Walk& walk,
                                                      Slot<S, N> slot) {
     for (int k = 0; k < N; ++k)
       if (first + k >= 0 && first + k < walk.numel)
-        reinterpret_cast<S*>(data)[position(operand, walk, first + k)] = slot.element[k];
-  }
-  __device__ static int64_t position(const Operand& operand, const Walk& walk, int64_t element) {
-    return kStrided && !operand.linear ? offset_of(operand, walk, element) : element;
+        reinterpret_cast<S*>(data)[offset_of(operand, walk, first + k)] = slot.get(k);
   }
 
   const Operand& operand_;
@@ -147,31 +196,30 @@ class Row {
   bool vector_;
 };
 
+template <Reach kReach, class T, class S, int N>
+__device__ void store_slot(const Row<kReach>& row, int64_t j, const T (&values)[N], Slot<S, N> slot) {
+#pragma unroll
+  for (int k = 0; k < N; ++k) slot.set(k, narrow<S>(values[k]));
+  row.store(j, slot);
+}
+
 // How a kernel sees its operands. Known types: loaded as they are stored, converted when used.
-template <class X, class V>
+template <class X, class V, Reach kHow>
 struct Known {
   using Real = float;
   static constexpr int kSlot = 16 / (sizeof(X) < sizeof(V) ? sizeof(X) : sizeof(V));
   static constexpr int kDepth = sizeof(X) == sizeof(V) ? 4 : 2;  // 64 bytes of each operand in flight, or 64 and 32
-  static constexpr bool kStrided = false;
+  static constexpr Reach kReach = kHow;
   using XSlot = Slot<X, kSlot>;
   using VSlot = Slot<V, kSlot>;
 
-  template <class S>
-  __device__ static S load(const Row<kStrided>& row, DType, int64_t j) {
-    return load_as(row, j, S{});
+  template <class S, int N>
+  __device__ static void load(const Row<kReach>& row, DType, int64_t j, Slot<S, N>& slot) {
+    slot = row.template load<S, N>(j);
   }
-  template <class S>
-  __device__ static void store(const Row<kStrided>& row, DType, int64_t j, const float (&values)[kSlot]) {
-    S slot;
-    for (int k = 0; k < kSlot; ++k) narrow(values[k], slot.element[k]);
-    row.store(j, slot);
-  }
-
- private:
-  template <class E, int N>
-  __device__ static Slot<E, N> load_as(const Row<kStrided>& row, int64_t j, Slot<E, N>) {
-    return row.template load<E, N>(j);
+  template <class Stored>
+  __device__ static void store(const Row<kReach>& row, DType, int64_t j, const float (&values)[kSlot]) {
+    store_slot(row, j, values, Stored{});
   }
 };
 
@@ -180,25 +228,20 @@ template <class T>
 struct Any {
   using Real = T;
   static constexpr int kSlot = 4, kDepth = 1;
-  static constexpr bool kStrided = true;
+  static constexpr Reach kReach = Reach::anywhere;
   using XSlot = Slot<T, kSlot>;
   using VSlot = Slot<T, kSlot>;
 
-  template <class S>
-  __device__ static S load(const Row<kStrided>& row, DType dtype, int64_t j) {
-    S out;
+  __device__ static void load(const Row<kReach>& row, DType dtype, int64_t j, Slot<T, kSlot>& out) {
     with_type(dtype, [&](auto type) {
       const auto slot = row.template load<decltype(type), kSlot>(j);
-      for (int k = 0; k < kSlot; ++k) out.element[k] = static_cast<T>(widen(slot.element[k]));
+      for (int k = 0; k < kSlot; ++k) out.set(k, static_cast<T>(widen(slot.get(k))));
     });
-    return out;
   }
-  template <class S>
-  __device__ static void store(const Row<kStrided>& row, DType dtype, int64_t j, const T (&values)[kSlot]) {
+  template <class Stored>
+  __device__ static void store(const Row<kReach>& row, DType dtype, int64_t j, const T (&values)[kSlot]) {
     with_type(dtype, [&](auto type) {
-      Slot<decltype(type), kSlot> slot;
-      for (int k = 0; k < kSlot; ++k) narrow(values[k], slot.element[k]);
-      row.store(j, slot);
+      store_slot(row, j, values, Slot<decltype(type), kSlot>{});
     });
   }
 };

@@ -45,16 +45,8 @@ class Share {  // this thread's part of a task
   __device__ int64_t end() const { return end_; }
   __device__ static int64_t tile() { return int64_t{blockDim.x} * kDepth; }
 
-  __device__ void load_x(int64_t j, typename A::XSlot (&x)[kDepth]) const {
-#pragma unroll
-    for (int d = 0; d < kDepth; ++d, j += blockDim.x)
-      x[d] = j < end_ ? A::template load<typename A::XSlot>(x_, side_.x.dtype, j) : typename A::XSlot{};
-  }
-  __device__ void load_v(int64_t j, typename A::VSlot (&v)[kDepth]) const {
-#pragma unroll
-    for (int d = 0; d < kDepth; ++d, j += blockDim.x)
-      v[d] = j < end_ ? A::template load<typename A::VSlot>(v_, side_.v.dtype, j) : typename A::VSlot{};
-  }
+  __device__ void load_x(int64_t j, typename A::XSlot (&x)[kDepth]) const { load(x_, side_.x.dtype, j, x); }
+  __device__ void load_v(int64_t j, typename A::VSlot (&v)[kDepth]) const { load(v_, side_.v.dtype, j, v); }
 
   // Of a slot in T: a float holds the squares of gradients; the sum over slots is kept in double.
   __device__ static double sum_of_squares(const typename A::VSlot (&v)[kDepth]) {
@@ -62,7 +54,7 @@ class Share {  // this thread's part of a task
 #pragma unroll
     for (int d = 0; d < kDepth; ++d) {
       T squares = 0;
-      for (int k = 0; k < kSlot; ++k) squares += T(widen(v[d].element[k])) * T(widen(v[d].element[k]));
+      for (int k = 0; k < kSlot; ++k) squares += T(widen(v[d].get(k))) * T(widen(v[d].get(k)));
       sum += squares;
     }
     return sum;
@@ -75,19 +67,29 @@ class Share {  // this thread's part of a task
       if (j >= end_) return;
       T out[kSlot];
       for (int k = 0; k < kSlot; ++k) {
-        const T direction = T(widen(v[d].element[k]));
-        out[k] = clip(T(widen(x[d].element[k])) - step * (use_sign ? sign(direction) : direction), low, high);
+        const T direction = T(widen(v[d].get(k)));
+        out[k] = clip(T(widen(x[d].get(k))) - step * (use_sign ? sign(direction) : direction), low, high);
       }
       A::template store<typename A::XSlot>(adv_, side_.adv.dtype, j, out);
       if (!side_.grad.data) continue;
-      for (int k = 0; k < kSlot; ++k) out[k] = coefficient * T(widen(v[d].element[k]));
+      for (int k = 0; k < kSlot; ++k) out[k] = coefficient * T(widen(v[d].get(k)));
       A::template store<typename A::VSlot>(grad_, side_.grad.dtype, j, out);
     }
   }
 
  private:
+  template <class S>
+  __device__ void load(const Row<A::kReach>& row, DType dtype, int64_t j, S (&slots)[kDepth]) const {
+#pragma unroll
+    for (int d = 0; d < kDepth; ++d, j += blockDim.x) {
+      slots[d] = {};
+      if (j < end_) A::load(row, dtype, j, slots[d]);
+    }
+  }
+
   // Elements of the image's first slot that lie before the image, so that adv's slots are aligned.
   __device__ static int shift_of(const SideArgs& side, int64_t image) {
+    if (A::kReach == Reach::whole) return 0;
     const int size = bytes_of(side.adv.dtype);
     const auto address = reinterpret_cast<uintptr_t>(side.adv.data) + image * side.adv.image_stride * size;
     return static_cast<int>(address / size % kSlot);
@@ -95,19 +97,23 @@ class Share {  // this thread's part of a task
 
   const SideArgs& side_;
   const int shift_;
-  const Row<A::kStrided> x_, v_, adv_, grad_;
+  const Row<A::kReach> x_, v_, adv_, grad_;
   int64_t begin_, end_;
 };
 
+__device__ inline int64_t quotient(int64_t a, int64_t b) {  // 64-bit division takes longer than the rest of the preparation
+  return (a | b) >> 32 ? a / b : static_cast<int64_t>(static_cast<uint32_t>(a) / static_cast<uint32_t>(b));
+}
+
 template <class A>
-__global__ void __launch_bounds__(kMaxThreads, 2) images_kernel(const __grid_constant__ ImagesArgs args) {
+__global__ void __launch_bounds__(kMaxThreads, 3) images_kernel(const __grid_constant__ ImagesArgs args) {
   using T = typename A::Real;
   auto* kept = reinterpret_cast<typename A::VSlot*>(shared_memory() + kScratch) + threadIdx.x;
   for (int64_t task = blockIdx.x; task < args.side[0].tasks + args.side[1].tasks; task += gridDim.x) {
     const Side which = task < args.side[0].tasks ? Side::real : Side::fake;
     const SideArgs& side = args.side[static_cast<int>(which)];
     const int64_t index = which == Side::real ? task : task - args.side[0].tasks;
-    const int64_t image = index / side.slices, slice = index - image * side.slices;
+    const int64_t image = quotient(index, side.slices), slice = index - image * side.slices;
     const Share<A> share(side, image, slice);
 
     typename A::VSlot v[A::kDepth];
@@ -135,6 +141,7 @@ __global__ void __launch_bounds__(kMaxThreads, 2) images_kernel(const __grid_con
         share.load_v(j, rest);
         squares += Share<A>::sum_of_squares(rest);
         if (done < args.kept)
+#pragma unroll
           for (int d = 0; d < A::kDepth; ++d) kept[done + d * blockDim.x] = rest[d];
       }
       norm = sqrt(cluster_sum(squares, kSquareSum, args.cluster));
@@ -148,6 +155,7 @@ __global__ void __launch_bounds__(kMaxThreads, 2) images_kernel(const __grid_con
     for (int64_t j = share.first() + share.tile(); j < share.end(); j += share.tile(), done += share.tile()) {
       share.load_x(j, x);
       if (done < args.kept)  // args.kept is 0 where no norm was needed
+#pragma unroll
         for (int d = 0; d < A::kDepth; ++d) v[d] = kept[done + d * blockDim.x];
       else
         share.load_v(j, v);
@@ -160,7 +168,7 @@ __global__ void __launch_bounds__(kMaxThreads, 2) images_kernel(const __grid_con
       if (args.side[static_cast<int>(other)].tasks == 0 && threadIdx.x == 0)
         write(args.logits.losses, static_cast<int>(other), 0.0);
     }
-    __syncthreads();  // the next task's sums reuse the scratch space
+    finish_sums(args.reduce ? args.cluster : 1);
   }
 }
 

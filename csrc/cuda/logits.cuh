@@ -30,12 +30,14 @@ __device__ Target<T> find_target(const LogitsArgs& args, Side side) {
   result.exists = own.count > 0 && other.count > 0;
   if (!result.exists) return result;
   double sum = 0;
+#pragma unroll 1
   for (int64_t i = threadIdx.x; i < other.count; i += blockDim.x)
     sum += target_term(args.objective, args.formulation, side, read<T>(other, i));
   const T mean = static_cast<T>(block_sum(sum, kTargetSum) / static_cast<double>(other.count));
   result.target = target_of_mean(args.objective, args.formulation, side, mean);
   if (args.formulation == Formulation::batch_mean) {
     sum = 0;
+#pragma unroll 1
     for (int64_t i = threadIdx.x; i < own.count; i += blockDim.x) sum += read<T>(own, i);
     result.own_mean = static_cast<T>(block_sum(sum, kOwnSum) / static_cast<double>(own.count));
   }
@@ -49,14 +51,15 @@ __device__ AttackTerm<T> term_of(const LogitsArgs& args, Side side, const Target
                      args.reference[static_cast<int>(side)].count);
 }
 
-// Called by the whole block.
+// Called by the whole block. Not inlined: one block in hundreds comes here.
 template <class T>
-__device__ void write_loss(const LogitsArgs& args, Side side, const Target<T>& target) {
+__device__ __noinline__ void write_loss(const LogitsArgs& args, Side side, const Target<T>& target) {
   const Vector& logits = args.logits[static_cast<int>(side)];
   double sum = 0;
   if (args.formulation == Formulation::batch_mean)
     sum = threadIdx.x == 0 && logits.count ? term_of(args, side, target, T(0)).loss : T(0);
   else
+#pragma unroll 1
     for (int64_t i = threadIdx.x; i < logits.count; i += blockDim.x)
       sum += term_of(args, side, target, read<T>(logits, i)).loss;
   sum = block_sum(sum, kLossSum);
@@ -70,7 +73,7 @@ struct LossArgs {
 
 // Two blocks, one for each side.
 template <class T>
-__global__ void __launch_bounds__(kMaxThreads) loss_kernel(const __grid_constant__ LossArgs args) {
+__global__ void __launch_bounds__(kLossThreads) loss_kernel(const __grid_constant__ LossArgs args) {
   const Side side = blockIdx.x == 0 ? Side::real : Side::fake;
   const Target<T> target = find_target<T>(args.logits, side);
   write_loss(args.logits, side, target);

@@ -13,10 +13,11 @@
 namespace dat::cuda {
 
 constexpr int kWarp = 32;
-constexpr int kMaxThreads = 512;               // the kernels' __launch_bounds__
+constexpr int kMaxThreads = 192;               // of the pass over the images, 4 slots each: a float 3 x 32 x 32 image
+constexpr int kLossThreads = 1024;
 constexpr int64_t kLargestGrid = 2147483647;   // of grid.x; the other two stop at 65535
-constexpr int64_t kMaxKept = 96 * 1024;        // bytes of an image kept in shared memory; two blocks then fit on one SM
-constexpr int64_t kScratch = 512;              // bytes of shared memory before the kept slots: the reductions' partial sums
+constexpr int64_t kMaxKept = 96 * 1024;        // bytes of an image kept in shared memory; two blocks fit on one SM
+constexpr int64_t kScratch = 1024;             // bytes of shared memory before the kept slots: the reductions' partial sums
 
 // Up to so many logits every block reduces them for itself, hidden behind its own loads. Above it a first launch does.
 constexpr int64_t kOneLaunchLogits = 2048;
@@ -49,28 +50,25 @@ inline int64_t slots_of(int64_t numel, int64_t slot, bool aligned) {
 // depth: slots a thread has in flight; slot_bytes: size of one slot of v; reduce: each image's norm is needed.
 inline Plan make_plan(const Work (&work)[2], bool reduce, int depth, int64_t slot_bytes, const Limits& limits) {
   Plan plan;
+  const int64_t most = std::min<int64_t>(limits.threads, kMaxThreads), largest_tile = most * depth;
   int64_t largest = 1;
   for (const Work& side : work)
     if (side.images) largest = std::max(largest, side.slots);
-  // A block that works alone hides its latency best in company of three or more; one that holds an image should be large.
-  const int64_t most = std::min<int64_t>(limits.threads, kMaxThreads);
-  const int64_t usual = std::min<int64_t>(most, kMaxThreads / 2);
   if (reduce)
-    while (plan.cluster < limits.cluster && divide_up(largest, plan.cluster) > usual * depth) plan.cluster *= 2;
-  const int64_t per_block = reduce ? divide_up(largest, plan.cluster) : largest;
-  const int64_t wanted = divide_up(divide_up(per_block, depth), kWarp) * kWarp;
-  plan.threads = static_cast<int>(std::min(wanted, reduce && wanted > usual ? most : usual));
-  const int64_t tile = int64_t{plan.threads} * depth;
+    while (plan.cluster < limits.cluster && divide_up(largest, plan.cluster) > largest_tile) plan.cluster *= 2;
 
+  int64_t share = 1;
   for (int side = 0; side < 2; ++side) {
     const int64_t slots = std::max<int64_t>(work[side].slots, 1);
-    plan.slices[side] = reduce ? plan.cluster : divide_up(slots, tile);
+    plan.slices[side] = reduce ? plan.cluster : divide_up(slots, largest_tile);
     plan.share[side] = divide_up(slots, plan.slices[side]);
     plan.tasks[side] = work[side].images * plan.slices[side];
-    // The first tile stays in registers.
-    if (reduce && work[side].images)
-      plan.kept = std::max(plan.kept, divide_up(plan.share[side], tile) * tile - tile);
+    if (work[side].images) share = std::max(share, plan.share[side]);
   }
+  const int64_t tiles = divide_up(share, largest_tile);
+  plan.threads = static_cast<int>(std::min(divide_up(divide_up(share, tiles * depth), kWarp) * kWarp, most));
+  const int64_t tile = int64_t{plan.threads} * depth;
+  if (reduce) plan.kept = divide_up(share, tile) * tile - tile;  // the first tile stays in registers
   const int64_t room = std::max<int64_t>(std::min(limits.shared, kMaxKept + kScratch) - kScratch, 0);
   plan.kept = std::min(plan.kept, room / (tile * slot_bytes) * tile);  // whole tiles
   plan.shared = kScratch + plan.kept * slot_bytes;
@@ -81,7 +79,8 @@ inline Plan make_plan(const Work (&work)[2], bool reduce, int depth, int64_t slo
 inline Plan make_loss_plan(int64_t logits, const Limits& limits) {  // one block for each side
   Plan plan;
   plan.grid = 2;
-  plan.threads = static_cast<int>(std::clamp<int64_t>(divide_up(logits, kWarp) * kWarp, kWarp, std::min(limits.threads, kMaxThreads)));
+  plan.threads = static_cast<int>(
+      std::clamp<int64_t>(divide_up(logits, kWarp) * kWarp, kWarp, std::min(limits.threads, kLossThreads)));
   plan.shared = kScratch;
   return plan;
 }
@@ -94,6 +93,12 @@ inline bool is_linear(const Layout& layout, int operand) {
     expected *= layout.size[d];
   }
   return true;
+}
+
+// True where every image is made of whole slots that begin at multiples of a vector access.
+inline bool is_whole(uintptr_t address, int64_t item_size, int64_t images, int64_t image_stride, int64_t numel, int64_t slot) {
+  const int64_t bytes = std::min<int64_t>(slot * item_size, 16);
+  return numel % slot == 0 && address % bytes == 0 && (images == 1 || image_stride * item_size % bytes == 0);
 }
 
 // Where nothing is computed per image, images that follow each other without gaps are one long image.

@@ -72,7 +72,7 @@ int main() {
   run(2, 77, Norm::linf, f32, bf16, 3, 1, true);
   run(2, 77, Norm::l2, f64, f16, 3, 1, false);
   run(1, 9000, Norm::l2, f32, f32, 0, 1, false);  // a cluster, some of it kept
-  dat_emulation::device.shared = 512;
+  dat_emulation::device.shared = 1024;
   run(1, 2500, Norm::l2, f32, f32, 1, 1, false);  // a cluster that keeps nothing
   dat_emulation::device = {};
   dat_emulation::device.clusters = 0;
