@@ -105,3 +105,19 @@ class EmulatedCuda:
         room = None if workspace is None else tensors(workspace)
         sides = tensors(*real), tensors(*fake)
         self._call("attack_step", tensors(*logits), *sides, tensors(losses), room, self._options(**options))
+
+    def plan(self, images, slots, *, reduce, depth=4, slot_bytes=16, threads=1024, cluster=8, shared=227 * 1024) -> Plan:
+        pairs = (c_int64 * 2)(*images), (c_int64 * 2)(*slots)
+        return self.library.make_plan(*pairs, reduce, depth, slot_bytes, threads, cluster, shared, 2**31 - 1)
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory):
+    path = tmp_path_factory.mktemp("emulation") / "library.so"
+    return EmulatedCuda(compile_source("library.cpp", path, "-shared", "-fPIC"))
+
+
+@pytest.fixture
+def cuda(library):
+    library.reset()
+    return library

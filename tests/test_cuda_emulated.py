@@ -9,23 +9,13 @@ from itertools import product
 
 import pytest
 import torch
-from emulated_cuda import DTYPES, EmulatedCuda, compile_source
+from emulated_cuda import DTYPES, compile_source
 from float64_oracle import FORMULATIONS, NORMS, OBJECTIVES, assert_close, attack, perturbed
+
+pytest_plugins = ("emulated_cuda",)  # the library, compiled once for all modules
 
 F64, F32, F16, BF16 = DTYPES
 LAYOUTS = ("contiguous", "offset", "channels_last", "cropped", "permuted", "padded", "expanded")
-
-
-@pytest.fixture(scope="session")
-def library(tmp_path_factory):
-    path = compile_source("library.cpp", tmp_path_factory.mktemp("emulation") / "library.so", "-shared", "-fPIC")
-    return EmulatedCuda(path)
-
-
-@pytest.fixture
-def cuda(library):
-    library.reset()
-    return library
 
 
 def empty(shape, dtype, layout="contiguous"):
@@ -319,7 +309,7 @@ def test_a_failed_launch_names_the_operation(cuda, operation):
 
 
 def run_sanitized(tmp_path, sanitizer, *flags):
-    program = compile_source("sanitized.cpp", tmp_path / "sanitized", f"-fsanitize={sanitizer}", "-g", *flags)
+    program = compile_source("sanitized.cpp", tmp_path / "sanitized", f"-fsanitize={sanitizer}", "-g", "-O0", *flags)
     environment = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1", "UBSAN_OPTIONS": "print_stacktrace=1"}
     # A library preloaded into this process would come before the sanitizer's own.
     environment.pop("LD_PRELOAD", None)
