@@ -24,14 +24,22 @@ def compile_source(name: str, output: Path, *flags: str) -> Path:
         pytest.skip("no C++ compiler to run the CUDA kernels with")
     common = ["-std=c++17", "-O1", "-pthread", "-fno-strict-aliasing", "-Wno-unknown-pragmas", f"-I{HERE}"]
     done = subprocess.run(
-        [*compiler.split(), *common, *flags, str(HERE / name), "-o", str(output)], capture_output=True, text=True
+        [*compiler.split(), *common, *flags, str(HERE / name), "-o", str(output)],
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     return output
 
 
 class CTensor(ctypes.Structure):
-    _fields_ = [("data", c_void_p), ("dtype", c_int), ("dims", c_int), ("shape", c_int64 * 8), ("strides", c_int64 * 8)]
+    _fields_ = [
+        ("data", c_void_p),
+        ("dtype", c_int),
+        ("dims", c_int),
+        ("shape", c_int64 * 8),
+        ("strides", c_int64 * 8),
+    ]
 
     @classmethod
     def of(cls, tensor) -> CTensor:
@@ -47,7 +55,9 @@ def tensors(*members) -> ctypes.Array:
 
 
 class Device(ctypes.Structure):
-    _fields_ = [(name, c_int) for name in ("threads", "shared", "clusters", "code", "grid", "fail", "launches")]
+    _fields_ = [
+        (name, c_int) for name in ("threads", "shared", "clusters", "code", "grid", "fail", "launches")
+    ]
     _fields_ += [(name, c_uint) for name in ("last_grid", "last_threads", "last_cluster", "last_shared")]
 
 
@@ -74,12 +84,29 @@ class EmulatedCuda:
         self.library.slots_of.argtypes = [c_int64, c_int64, c_int]
         self.library.element_offset.argtypes = [c_void_p, c_int64]
         self.library.make_plan.restype = Plan
-        self.library.make_plan.argtypes = [c_void_p, c_void_p, c_int, c_int, c_int64, c_int, c_int, c_int64, c_int64]
+        self.library.make_plan.argtypes = [
+            c_void_p,
+            c_void_p,
+            c_int,
+            c_int,
+            c_int64,
+            c_int,
+            c_int,
+            c_int64,
+            c_int64,
+        ]
         self.device = self.library.emulated_device().contents
         self.reset()
 
     def reset(self, **attributes: int) -> None:
-        defaults = {"threads": 64, "shared": 64 * 1024, "clusters": 1, "code": 90, "grid": 2**31 - 1, "fail": 0}
+        defaults = {
+            "threads": 64,
+            "shared": 64 * 1024,
+            "clusters": 1,
+            "code": 90,
+            "grid": 2**31 - 1,
+            "fail": 0,
+        }
         for name, value in {**defaults, "launches": 0, **attributes}.items():
             setattr(self.device, name, value)
 
@@ -90,12 +117,17 @@ class EmulatedCuda:
 
     @staticmethod
     def _options(objective="vanilla", formulation="eq10", norm="none", eps=0.0, clip_min=None, clip_max=None):
-        low, high = float("-inf") if clip_min is None else clip_min, float("inf") if clip_max is None else clip_max
+        low, high = (
+            float("-inf") if clip_min is None else clip_min,
+            float("inf") if clip_max is None else clip_max,
+        )
         indices = OBJECTIVES.index(objective), FORMULATIONS.index(formulation), NORMS.index(norm)
         return ctypes.byref(Options(*indices, eps, low, high))
 
     def attack_loss(self, logits, losses, coefficients, **options) -> None:
-        self._call("attack_loss", tensors(*logits), tensors(losses), tensors(*coefficients), self._options(**options))
+        self._call(
+            "attack_loss", tensors(*logits), tensors(losses), tensors(*coefficients), self._options(**options)
+        )
 
     def perturb(self, x, v, adv, norms=None, **options) -> None:
         self._call("perturb", tensors(x, v, adv, None, norms, None), self._options(**options))
@@ -106,7 +138,9 @@ class EmulatedCuda:
         sides = tensors(*real), tensors(*fake)
         self._call("attack_step", tensors(*logits), *sides, tensors(losses), room, self._options(**options))
 
-    def plan(self, images, slots, *, reduce, depth=4, slot_bytes=16, threads=1024, cluster=8, shared=227 * 1024) -> Plan:
+    def plan(
+        self, images, slots, *, reduce, depth=4, slot_bytes=16, threads=1024, cluster=8, shared=227 * 1024
+    ) -> Plan:
         pairs = (c_int64 * 2)(*images), (c_int64 * 2)(*slots)
         return self.library.make_plan(*pairs, reduce, depth, slot_bytes, threads, cluster, shared, 2**31 - 1)
 

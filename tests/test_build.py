@@ -56,7 +56,9 @@ def test_every_major_architecture_is_built_unless_narrowed():
 def test_no_symbol_of_torch_or_of_a_shared_cuda_runtime_is_needed():
     undefined = [line.split()[-1] for line in output_of("nm", "-D", "--undefined-only").splitlines()]
     assert undefined
-    assert not [name for name in undefined if re.match(r"_ZNK?(2at|3c10|5torch|6caffe2)|cuda|__cuda|cu[A-Z]", name)]
+    assert not [
+        name for name in undefined if re.match(r"_ZNK?(2at|3c10|5torch|6caffe2)|cuda|__cuda|cu[A-Z]", name)
+    ]
     libraries = re.findall(r"NEEDED.*\[(.+)\]", output_of("readelf", "-d"))
     assert libraries
     assert not [name for name in libraries if re.match(r"lib(torch|c10|cuda|cudart|nv|gomp|omp|iomp)", name)]

@@ -90,13 +90,17 @@ def run_step(
             weight[:1] = 0
         sides.append((x, v, adv, grad, norm_out, weight))
         expected.append(perturbed(x, v, coefficients[s], eps, norm, clip_min, clip_max, weight))
-    options = dict(objective=objective, formulation=formulation, norm=norm, eps=eps, clip_min=clip_min, clip_max=clip_max)
+    options = dict(
+        objective=objective, formulation=formulation, norm=norm, eps=eps, clip_min=clip_min, clip_max=clip_max
+    )
     room = empty((sum(len(t) for t in logits),), F64) if workspace else None
     given = [logits[s] if reference is None else reference for s, reference in enumerate(references)]
     cuda.attack_step((*logits, *given), *sides, losses, room, **options)
 
     assert_close(losses, real_losses, "losses", loose=5)
-    for name, (_, _, adv, grad, norm_out, _), (adv_64, grad_64, norms_64) in zip(("real", "fake"), sides, expected, strict=True):
+    for name, (_, _, adv, grad, norm_out, _), (adv_64, grad_64, norms_64) in zip(
+        ("real", "fake"), sides, expected, strict=True
+    ):
         assert_close(adv, adv_64, f"adv_{name}", loose=2)
         assert_nothing_outside(adv, f"adv_{name}")
         if grads:
@@ -133,7 +137,9 @@ def test_step_of_every_method(cuda, objective, formulation, norm):
 @pytest.mark.parametrize(("x_dtype", "v_dtype"), [*product(DTYPES, DTYPES)])
 def test_step_of_every_dtype(cuda, x_dtype, v_dtype, norm):
     run_step(cuda, x_dtype=x_dtype, v_dtype=v_dtype, norm=norm, weights=True)
-    run_step(cuda, shapes=((2, 16), (3, 16)), x_dtype=x_dtype, v_dtype=v_dtype, norm=norm, grads=False, norms=False)
+    run_step(
+        cuda, shapes=((2, 16), (3, 16)), x_dtype=x_dtype, v_dtype=v_dtype, norm=norm, grads=False, norms=False
+    )
 
 
 @pytest.mark.parametrize("logit_dtype", DTYPES)
@@ -143,7 +149,9 @@ def test_logits_of_every_dtype(cuda, logit_dtype):
 
 @pytest.mark.parametrize("norm", ["none", "l2"])
 @pytest.mark.parametrize("dtypes", [(F32, F32), (F16, F16), (F32, BF16), (BF16, F32)], ids=str)
-@pytest.mark.parametrize(("layout", "v_layout"), [*product(LAYOUTS, LAYOUTS[:3]), *product(LAYOUTS[:1], LAYOUTS[3:])])
+@pytest.mark.parametrize(
+    ("layout", "v_layout"), [*product(LAYOUTS, LAYOUTS[:3]), *product(LAYOUTS[:1], LAYOUTS[3:])]
+)
 def test_layouts(cuda, layout, v_layout, dtypes, norm):
     run_step(cuda, layout=layout, v_layout=v_layout, x_dtype=dtypes[0], v_dtype=dtypes[1], norm=norm)
 
@@ -309,7 +317,9 @@ def test_a_failed_launch_names_the_operation(cuda, operation):
 
 
 def run_sanitized(tmp_path, sanitizer, *flags):
-    program = compile_source("sanitized.cpp", tmp_path / "sanitized", f"-fsanitize={sanitizer}", "-g", "-O0", *flags)
+    program = compile_source(
+        "sanitized.cpp", tmp_path / "sanitized", f"-fsanitize={sanitizer}", "-g", "-O0", *flags
+    )
     environment = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1", "UBSAN_OPTIONS": "print_stacktrace=1"}
     # A library preloaded into this process would come before the sanitizer's own.
     environment.pop("LD_PRELOAD", None)

@@ -65,7 +65,15 @@ def test_small_images_get_small_blocks(cuda):
 
 @pytest.mark.parametrize(
     ("numel", "slot", "aligned", "expected"),
-    [(0, 4, 1, 0), (1, 4, 1, 1), (8, 4, 1, 2), (8, 4, 0, 3), (1, 4, 0, 1), (2, 4, 0, 2), (2**33 + 1, 8, 1, 2**30 + 1)],
+    [
+        (0, 4, 1, 0),
+        (1, 4, 1, 1),
+        (8, 4, 1, 2),
+        (8, 4, 0, 3),
+        (1, 4, 0, 1),
+        (2, 4, 0, 2),
+        (2**33 + 1, 8, 1, 2**30 + 1),
+    ],
 )
 def test_slots(cuda, numel, slot, aligned, expected):
     assert cuda.library.slots_of(numel, slot, aligned) == expected
