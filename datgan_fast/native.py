@@ -61,7 +61,7 @@ def cuda_problem() -> str | None:
 @functools.cache
 def _device_problem(index: int) -> str | None:
     failure = extension.cuda_device_problem()  # type: ignore[union-attr]
-    if failure:  # torch sees a device: then this is a driver too old for the CUDA the extension was built with
+    if failure:  # torch sees a device: the driver is too old for the CUDA that the extension was built with
         return f"the extension's CUDA runtime cannot use it ({failure})"
     built = extension.CUDA_ARCHITECTURES  # type: ignore[union-attr]
     capability = torch.cuda.get_device_capability(index)
@@ -74,10 +74,10 @@ def _device_problem(index: int) -> str | None:
 
 
 def covers(architectures: str, capability: tuple[int, int]) -> bool:
-    """Whether code built for CMake's list of architectures ("80-real,90", ...) runs on a GPU of this capability.
+    """Whether code built for CMake's list of architectures ("80-real,90") runs on a GPU of this capability.
 
-    Machine code runs on its own major version from its own minor version up, PTX on everything newer; a number alone
-    stands for both. Code for 90a or 100f makes use of one family's features and is taken for the exact GPU only.
+    Machine code runs on its own major version from its own minor version up, PTX on everything newer; a number
+    alone stands for both. Code for 90a or 100f uses one family's features and is taken for the exact GPU only.
     """
     for entry in architectures.split(","):
         number, _, kind = entry.partition("-")
@@ -200,8 +200,8 @@ class CudaBackend(CpuBackend):
 
     @staticmethod
     def workspace(logits: tuple[Tensor, Tensor]) -> tuple[Any, ...]:
-        """Room for the coefficients of large batches. It may be freed while the launch is still queued: torch's allocator
-        hands it out again on the same stream only, behind the launch.
+        """Room for the coefficients of large batches. It may be freed while the launch is still queued: torch's
+        allocator hands it out again on the same stream only, behind the launch.
         """
         real, fake = logits
         numel = extension.cuda_workspace_numel(len(real), len(fake))  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""Compiles the CUDA sources with the host's C++ compiler against tests/cuda_emulation and calls them through ctypes."""
+"""Compiles the CUDA code with the host's C++ compiler against tests/cuda_emulation; calls it by ctypes."""
 
 from __future__ import annotations
 

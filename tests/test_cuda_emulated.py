@@ -1,4 +1,4 @@
-"""The CUDA kernels' own source, run on the CPU (tests/cuda_emulation) against the float64 oracle, and under sanitizers."""
+"""The CUDA kernels' own source, run on the CPU against the float64 oracle, and under sanitizers."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def test_outputs_of_another_layout(cuda, layout):
     run_step(cuda, out_layout=layout, norm="l2")
 
 
-# Images of one block and of several, whole and with heads and tails; 64 threads take 64 * 4 slots of 4 floats at a time.
+# One block and several, whole and with heads and tails; 64 threads take 64 * 4 slots of 4 floats at a time.
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("numel", [1, 3, 4, 129, 1024, 1027, 2048, 5000])
 @pytest.mark.parametrize("layout", ["contiguous", "offset"])
@@ -269,7 +269,7 @@ def test_half_rounds_to_nearest_even_over_its_whole_range(cuda):
 
 
 def test_equal_logits_are_no_attack(cuda):
-    """sign(0) = 0: a batch of equal scores is not moved, whatever its size does to the rounding of the mean."""
+    """sign(0) = 0: equal scores are not moved, whatever their number does to the rounding of the mean."""
     logits = [torch.full((n,), 0.3) for n in (3, 7)]
     for objective in ("vanilla", "wasserstein", "hinge"):
         losses, coefficients = torch.ones(2), [torch.ones(3), torch.ones(7)]

@@ -1,4 +1,4 @@
-"""The CUDA backend on a GPU, through the public functions, against the float64 oracle. Skipped where there is none."""
+"""The CUDA backend on a GPU, through the public functions, against the float64 oracle."""
 
 from __future__ import annotations
 

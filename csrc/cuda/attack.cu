@@ -1,4 +1,4 @@
-// The launchers: from the tensors of csrc/attack.h to kernel arguments, launch geometry and the kernel that fits the dtypes.
+// The launchers: from the tensors of csrc/attack.h to kernel arguments, launch geometry and the kernel for the dtypes.
 #include "attack.h"
 
 #include <cuda_runtime.h>
@@ -21,7 +21,8 @@ void check(cudaError_t error, const char* operation) {
 template <class Args>
 void launch(const char* operation, void (*kernel)(Args), const Plan& plan, const Args& args, void* stream) {
   if (plan.shared > 48 * 1024)
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(plan.shared)), operation);
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(plan.shared)),
+          operation);
   cudaLaunchAttribute cluster{};
   cluster.id = cudaLaunchAttributeClusterDimension;
   cluster.val.clusterDim.x = plan.cluster;
@@ -43,12 +44,14 @@ int attribute(cudaDeviceAttr which, int device, const char* operation) {
   return value;
 }
 
+// threads_wanted: to hold the largest image whose norm is needed. Clusters and shared memory matter where one block has
+// fewer.
 template <class Args>
-Limits limits_of(const char* operation, void (*kernel)(Args), int device, bool reduce) {
+Limits limits_of(const char* operation, void (*kernel)(Args), int device, int64_t threads_wanted) {
   Limits limits;
   limits.threads = attribute(cudaDevAttrMaxThreadsPerBlock, device, operation);
   limits.grid = attribute(cudaDevAttrMaxGridDimX, device, operation);
-  if (!reduce) return limits;
+  if (threads_wanted <= std::min(limits.threads, kMaxThreads)) return limits;
   limits.shared = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device, operation);
   if (attribute(cudaDevAttrClusterLaunch, device, operation)) {
     cudaFuncAttributes code{};  // a narrowed build may run code of an older architecture here, which knows no clusters
@@ -124,7 +127,8 @@ void run(Pass& pass) {
                                   layout.image_stride[kAdv], layout.numel, A::kSlot);
     work[s] = {layout.images, slots_of(layout.numel, A::kSlot, aligned)};
   }
-  const Limits limits = limits_of(pass.operation, images_kernel<A>, pass.device, pass.args.reduce);
+  const int64_t wanted = pass.args.reduce ? divide_up(std::max(work[0].slots, work[1].slots), A::kDepth) : 0;
+  const Limits limits = limits_of(pass.operation, images_kernel<A>, pass.device, wanted);
   const Plan plan = make_plan(work, pass.args.reduce, A::kDepth, sizeof(typename A::VSlot), limits);
   for (int s = 0; s < 2; ++s) {
     SideArgs& side = pass.args.side[s];
@@ -182,12 +186,12 @@ void set_perturbation(ImagesArgs& args, const Perturbation& perturbation) {
   args.clip_min = perturbation.clip_min, args.clip_max = perturbation.clip_max;
 }
 
-void launch_loss(const char* operation, const Logits& logits, const Tensor& losses, Vector real, Vector fake, int device,
-                 void* stream) {
+void launch_loss(const char* operation, const Logits& logits, const Tensor& losses, Vector real, Vector fake,
+                 int device, void* stream) {
   LossArgs args{logits_of(logits, losses), {real, fake}};
   int64_t most = 0;
   for (int s = 0; s < 2; ++s) most = std::max({most, args.logits.logits[s].count, args.logits.reference[s].count});
-  const Plan plan = make_loss_plan(most, limits_of(operation, loss_kernel<float>, device, false));
+  const Plan plan = make_loss_plan(most, limits_of(operation, loss_kernel<float>, device, 0));
   launch(operation, wide(logits) ? loss_kernel<double> : loss_kernel<float>, plan, args, stream);
 }
 
@@ -224,7 +228,8 @@ void attack_step(const Logits& logits, const Images& real, const Images& fake, c
     pass.args.reduce = pass.args.reduce || images.norms.data;
   }
   if (pass.layout[0].images + pass.layout[1].images == 0) {  // no task would write the losses, which are zero
-    check(cudaMemsetAsync(losses.data, 0, 2 * item_size(losses.dtype), static_cast<cudaStream_t>(stream)), "attack_step");
+    const auto bytes = static_cast<size_t>(2 * item_size(losses.dtype));
+    check(cudaMemsetAsync(losses.data, 0, bytes, static_cast<cudaStream_t>(stream)), "attack_step");
     return;
   }
   set_perturbation(pass.args, perturbation);

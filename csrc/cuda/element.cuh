@@ -182,8 +182,8 @@ class Row {
     return slot;
   }
   template <class S, int N>
-  __device__ __noinline__ static void store_anywhere(char* data, int64_t first, const Operand& operand, const Walk& walk,
-                                                     Slot<S, N> slot) {
+  __device__ __noinline__ static void store_anywhere(char* data, int64_t first, const Operand& operand,
+                                                     const Walk& walk, Slot<S, N> slot) {
     for (int k = 0; k < N; ++k)
       if (first + k >= 0 && first + k < walk.numel)
         reinterpret_cast<S*>(data)[offset_of(operand, walk, first + k)] = slot.get(k);

@@ -1,7 +1,7 @@
 // The single pass over the images: x and v are read once, adv (and the gradient, if wanted) is written once.
 //
-// A block takes one task, a share of one image, and loads its first tile before anything else, so that reducing the logits
-// costs no time of its own. Where the image's norm is needed, the rest of v waits in shared memory until the norm is
+// A block takes one task, a share of one image, and loads its first tile before anything else, so that reducing the
+// logits costs no time of its own. Where the image's norm is needed, the rest of v waits in shared memory until it is
 // known; what does not fit is read again, most likely from the second-level cache.
 #pragma once
 
@@ -101,7 +101,8 @@ class Share {  // this thread's part of a task
   int64_t begin_, end_;
 };
 
-__device__ inline int64_t quotient(int64_t a, int64_t b) {  // 64-bit division takes longer than the rest of the preparation
+// A 64-bit division takes longer than the rest of a task's preparation.
+__device__ inline int64_t quotient(int64_t a, int64_t b) {
   return (a | b) >> 32 ? a / b : static_cast<int64_t>(static_cast<uint32_t>(a) / static_cast<uint32_t>(b));
 }
 
@@ -148,7 +149,8 @@ __global__ void __launch_bounds__(kMaxThreads, 3) images_kernel(const __grid_con
       if (side.norms.data && slice == 0 && threadIdx.x == 0) write(side.norms, image, norm);
     }
 
-    const T step = step_size(args.norm, T(args.eps), coefficient, T(norm)), low = T(args.clip_min), high = T(args.clip_max);
+    const T step = step_size(args.norm, T(args.eps), coefficient, T(norm));
+    const T low = T(args.clip_min), high = T(args.clip_max);
     const bool use_sign = args.norm == Norm::linf;
     share.move(share.first(), x, v, step, use_sign, low, high, coefficient);
     int64_t done = 0;

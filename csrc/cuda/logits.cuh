@@ -1,5 +1,5 @@
-// From two vectors of logits to attack losses and coefficients. The terms are computed in T, sums of them in double: then a
-// batch of equal logits is exactly as far from its mean as it should be, not at all.
+// From two vectors of logits to attack losses and coefficients. The terms are computed in T, sums of them in double:
+// then a batch of equal logits is exactly as far from its mean as it should be, not at all.
 #pragma once
 
 #include "../formulas.h"

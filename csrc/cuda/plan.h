@@ -1,7 +1,7 @@
 // How a launch is laid out: pure host arithmetic in int64, so that tests reach sizes that no test machine could hold.
 //
-// An image is cut into slots of a few elements, what one thread reads at once. A task is one block's share of one image: a
-// row of slots, of which each thread takes every threads-th, `depth` of them at a time.
+// An image is cut into slots of a few elements, what a thread reads at once. A task is one block's share of one image,
+// a row of slots, of which each thread takes every threads-th, `depth` of them at a time (a tile).
 #pragma once
 
 #include <algorithm>
@@ -13,11 +13,11 @@
 namespace dat::cuda {
 
 constexpr int kWarp = 32;
-constexpr int kMaxThreads = 192;               // of the pass over the images, 4 slots each: a float 3 x 32 x 32 image
+constexpr int kMaxThreads = 192;  // of the pass over the images, 4 slots each: a float 3 x 32 x 32 image
 constexpr int kLossThreads = 1024;
-constexpr int64_t kLargestGrid = 2147483647;   // of grid.x; the other two stop at 65535
-constexpr int64_t kMaxKept = 96 * 1024;        // bytes of an image kept in shared memory; two blocks fit on one SM
-constexpr int64_t kScratch = 1024;             // bytes of shared memory before the kept slots: the reductions' partial sums
+constexpr int64_t kLargestGrid = 2147483647;  // of grid.x; the other two stop at 65535
+constexpr int64_t kMaxKept = 96 * 1024;  // bytes of an image kept in shared memory; two blocks fit on one SM
+constexpr int64_t kScratch = 1024;  // bytes of shared memory before the kept slots: the reductions' partial sums
 
 // Up to so many logits every block reduces them for itself, hidden behind its own loads. Above it a first launch does.
 constexpr int64_t kOneLaunchLogits = 2048;
@@ -96,7 +96,8 @@ inline bool is_linear(const Layout& layout, int operand) {
 }
 
 // True where every image is made of whole slots that begin at multiples of a vector access.
-inline bool is_whole(uintptr_t address, int64_t item_size, int64_t images, int64_t image_stride, int64_t numel, int64_t slot) {
+inline bool is_whole(uintptr_t address, int64_t item_size, int64_t images, int64_t image_stride, int64_t numel,
+                     int64_t slot) {
   const int64_t bytes = std::min<int64_t>(slot * item_size, 16);
   return numel % slot == 0 && address % bytes == 0 && (images == 1 || image_stride * item_size % bytes == 0);
 }

@@ -1,4 +1,4 @@
-// Stands in for CUDA's header of the same name: the conversions that the kernels use, by arithmetic rather than by bits.
+// Stands in for CUDA's header of the same name: the conversions that the kernels use, by arithmetic.
 #pragma once
 
 #include <algorithm>

@@ -1,5 +1,5 @@
-// A GPU for tests: g++ finds this file where the CUDA sources ask for <cuda_runtime.h>, and runs their kernels with one thread
-// of the operating system for each CUDA thread. Barriers are real, so that sanitizers see the kernels' own races.
+// A GPU for tests: g++ finds this file where the CUDA sources ask for <cuda_runtime.h>, and runs their kernels with one
+// thread of the operating system for each CUDA thread. Barriers are real: sanitizers see the kernels' own races.
 //
 // Several blocks (always whole clusters) run at the same time; shared memory is filled with NaN before each block.
 #pragma once
@@ -77,7 +77,8 @@ inline thread_local Block* block;
 inline char* shared_memory() { return reinterpret_cast<char*>(block->shared.get()); }
 
 template <class Args>
-void run_kernel(void (*kernel)(Args), const Args& args, unsigned grid, unsigned threads, unsigned cluster_size, size_t shared) {
+void run_kernel(void (*kernel)(Args), const Args& args, unsigned grid, unsigned threads, unsigned cluster_size,
+                size_t shared) {
   const unsigned clusters = grid / cluster_size;
   const unsigned at_once = std::min(clusters, std::max(1u, 192 / (cluster_size * threads)));
   std::vector<std::unique_ptr<Cluster>> running;
@@ -185,7 +186,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   d.last_grid = grid, d.last_threads = threads, d.last_cluster = cluster;
   d.last_shared = static_cast<unsigned>(config->dynamicSmemBytes);
   if (d.fail || grid == 0 || grid > static_cast<unsigned>(d.grid) || grid % cluster || threads == 0 || threads % 32 ||
-      threads > 1024 || cluster > 8 || (cluster > 1 && !d.clusters) || config->dynamicSmemBytes > static_cast<size_t>(d.shared))
+      threads > 1024 || cluster > 8 || (cluster > 1 && !d.clusters) || d.last_shared > static_cast<unsigned>(d.shared))
     return d.fail = 0, cudaErrorInvalidConfiguration;
   dat_emulation::run_kernel(kernel, args, grid, threads, cluster, config->dynamicSmemBytes);
   return cudaSuccess;

@@ -1,4 +1,4 @@
-// The CUDA launchers, kernels and plan behind C functions for ctypes; tests/test_cuda_emulated.py and test_plan.py call them.
+// The CUDA launchers, kernels and plan behind C functions for ctypes; tests/emulated_cuda.py calls them.
 #include "cuda_bf16.h"
 #include "cuda_fp16.h"
 #include "cuda_runtime.h"
@@ -57,10 +57,9 @@ extern "C" {
 
 dat_emulation::Device* emulated_device() { return &dat_emulation::device; }
 
-int attack_loss(const CTensor* logits, const CTensor* losses, const CTensor* coefficients, const Options* o, char* error) {
+int attack_loss(const CTensor* logits, const CTensor* losses, const CTensor* out, const Options* o, char* error) {
   return guarded(error, [&] {
-    cuda::attack_loss(logits_of(logits, *o), tensor_of(*losses), tensor_of(coefficients[0]), tensor_of(coefficients[1]), 0,
-                      nullptr);
+    cuda::attack_loss(logits_of(logits, *o), tensor_of(*losses), tensor_of(out[0]), tensor_of(out[1]), 0, nullptr);
   });
 }
 
