@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import shutil
 import subprocess
+import tempfile
 from ctypes import c_char_p, c_double, c_int, c_int64, c_uint, c_void_p
 from pathlib import Path
 
@@ -145,13 +147,10 @@ class EmulatedCuda:
         return self.library.make_plan(*pairs, reduce, depth, slot_bytes, threads, cluster, shared, 2**31 - 1)
 
 
-@pytest.fixture(scope="session")
-def library(tmp_path_factory):
-    path = tmp_path_factory.mktemp("emulation") / "library.so"
-    return EmulatedCuda(compile_source("library.cpp", path, "-shared", "-fPIC"))
+@functools.cache
+def emulated_cuda() -> EmulatedCuda:
+    """The library, compiled once for all test modules, shared by them."""
+    return EmulatedCuda(compile_source("library.cpp", Path(_folder.name) / "library.so", "-shared", "-fPIC"))
 
 
-@pytest.fixture
-def cuda(library):
-    library.reset()
-    return library
+_folder = tempfile.TemporaryDirectory()

@@ -9,13 +9,18 @@ from itertools import product
 
 import pytest
 import torch
-from emulated_cuda import DTYPES, compile_source
+from emulated_cuda import DTYPES, compile_source, emulated_cuda
 from float64_oracle import FORMULATIONS, NORMS, OBJECTIVES, assert_close, attack, perturbed
-
-pytest_plugins = ("emulated_cuda",)  # the library, compiled once for all modules
 
 F64, F32, F16, BF16 = DTYPES
 LAYOUTS = ("contiguous", "offset", "channels_last", "cropped", "permuted", "padded", "expanded")
+
+
+@pytest.fixture
+def cuda():
+    library = emulated_cuda()
+    library.reset()
+    return library
 
 
 def empty(shape, dtype, layout="contiguous"):

@@ -6,9 +6,7 @@ import ctypes
 import math
 
 import pytest
-from emulated_cuda import CTensor
-
-pytest_plugins = ("emulated_cuda",)
+from emulated_cuda import CTensor, emulated_cuda
 
 WORKS = [  # images and slots of both sides
     ((64, 64), (768, 768)),
@@ -21,6 +19,13 @@ WORKS = [  # images and slots of both sides
     ((2**33, 5), (1, 2**20)),
     ((2**31, 2**31), (2**12, 2**12)),
 ]
+
+
+@pytest.fixture
+def cuda():
+    library = emulated_cuda()
+    library.reset()
+    return library
 
 
 @pytest.mark.parametrize("reduce", [False, True])
