@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
 from datgan_fast import native
 
@@ -108,3 +109,30 @@ def test_a_gpu_that_is_not_covered_is_explained(monkeypatch):
     native._device_problem.cache_clear()
     assert "driver too old" in native.cuda_problem()
     native._device_problem.cache_clear()
+
+
+@needs_cuda_build
+@pytest.mark.skipif(
+    torch.cuda.is_available(), reason="the tensors are on the CPU; a GPU would try to read them"
+)
+@pytest.mark.parametrize("images", [2, 2000], ids=["one launch", "workspace"])
+def test_without_a_gpu_every_operation_says_so(monkeypatch, images):
+    """The backend's arguments fit the bindings, and errors name the operation."""
+    monkeypatch.setattr(
+        native.CudaBackend,
+        "run",
+        staticmethod(lambda name, device, *arguments: getattr(extension, f"cuda_{name}")(*arguments, 0, 0)),
+    )
+    x, logits = torch.zeros(images, 3), torch.zeros(images)
+    pair, logit_pair, nothing = (x, x), (logits, logits), (None, None)
+    calls = {
+        "attack_loss": (logits, logits, logits, logits, "vanilla", "eq10", torch.zeros(2), logits, logits),
+        "perturb": (x, x, 1.0, "l2", None, 1.0, x),
+        "attack_step": (
+            *(pair, pair, logit_pair, logit_pair, nothing, 1.0, "vanilla", "eq10", "l2", -1.0, None),
+            *(pair, pair, logit_pair, torch.zeros(2)),
+        ),
+    }
+    for name, arguments in calls.items():
+        with pytest.raises(RuntimeError, match=f"^{name}: CUDA reports: "):
+            getattr(native.CudaBackend, name)(*arguments)
