@@ -178,4 +178,4 @@ class ReferenceBackend:
 
 def backend(device: torch.device, impl: str) -> Any:
     """The implementation itself: an object with attack_loss, perturb and attack_step."""
-    return {"reference": ReferenceBackend, "cpu": native.CpuBackend}[resolve(device, impl)]
+    return {"reference": ReferenceBackend, "cpu": native.CpuBackend, "cuda": native.CudaBackend}[resolve(device, impl)]
