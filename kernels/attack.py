@@ -158,6 +158,14 @@ def address(operand, image, index, sizes):
 
 
 @triton.jit
+def store(pointers, value, mask):
+    """Half-precision outputs are rounded from float32: the interpreter cannot round float64 to them."""
+    if pointers.dtype.element_ty != tl.float64:
+        value = value.to(tl.float32)
+    tl.store(pointers, value, mask=mask)
+
+
+@triton.jit
 def perturb_item(images, item, coefficient, eps, clip_min, clip_max, norm: tl.constexpr, block: tl.constexpr):
     """One item's perturbed elements; an item is a whole image where the image's norm is needed.
 
@@ -170,7 +178,7 @@ def perturb_item(images, item, coefficient, eps, clip_min, clip_max, norm: tl.co
     image = item // images.items_per_image
     begin = item % images.items_per_image * images.chunk
     end = tl.minimum(begin + images.chunk, images.numel)
-    coefficient = tl.cast(coefficient, dtype)
+    coefficient = tl.full([], coefficient, dtype)
 
     v_norm = tl.zeros_like(coefficient)
     if norm == "l2" or images.norms is not None:
@@ -187,17 +195,17 @@ def perturb_item(images, item, coefficient, eps, clip_min, clip_max, norm: tl.co
         if images.norms is not None:
             tl.store(images.norms.data + image * images.norms.stride, length)
 
-    step = step_size(tl.cast(eps, dtype), coefficient, v_norm, norm)
-    low, high = tl.cast(clip_min, dtype), tl.cast(clip_max, dtype)
+    step = step_size(tl.full([], eps, dtype), coefficient, v_norm, norm)
+    low, high = tl.full([], clip_min, dtype), tl.full([], clip_max, dtype)
     for start in range(begin, end, block):
         index = start + tl.arange(0, block)
         mask = index < end
         x = tl.load(address(images.x, image, index, images.sizes), mask=mask).to(dtype)
         v = tl.load(address(images.v, image, index, images.sizes), mask=mask).to(dtype)
         adv = clip(x - step * direction(v, norm), low, high)
-        tl.store(address(images.adv, image, index, images.sizes), adv, mask=mask)
+        store(address(images.adv, image, index, images.sizes), adv, mask)
         if images.grad is not None:
-            tl.store(address(images.grad, image, index, images.sizes), coefficient * v, mask=mask)
+            store(address(images.grad, image, index, images.sizes), coefficient * v, mask)
 
 
 @triton.jit

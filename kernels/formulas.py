@@ -10,11 +10,6 @@ import triton.language as tl
 
 
 @triton.jit
-def opposite(side: tl.constexpr):
-    return "fake" if side == "real" else "real"
-
-
-@triton.jit
 def sign(t):
     return (t > 0).to(t.dtype) - (t < 0).to(t.dtype)
 
@@ -90,7 +85,8 @@ def target_term(other, objective: tl.constexpr, formulation: tl.constexpr, side:
 
 @triton.jit
 def target_of_mean(mean, objective: tl.constexpr, formulation: tl.constexpr, side: tl.constexpr):
-    return g(mean, objective, opposite(side)) if formulation == "alg1" else mean
+    opposite: tl.constexpr = "fake" if side == "real" else "real"
+    return g(mean, objective, opposite) if formulation == "alg1" else mean
 
 
 @triton.jit
@@ -101,6 +97,7 @@ def attack_term(
 
     own_mean and own_count are those of the image's own batch, of all processes; only batch_mean needs them.
     """
+    opposite: tl.constexpr = "fake" if side == "real" else "real"
     if formulation == "batch_mean":
         difference = own_mean - target + tl.zeros_like(logit)
         slope = tl.zeros_like(logit) + 1 / own_count.to(logit.dtype)
@@ -109,8 +106,8 @@ def attack_term(
         slope = g_prime(logit, objective, side)
     else:
         tl.static_assert(formulation == "alg1")
-        difference = g(logit, objective, opposite(side)) - target
-        slope = g_prime(logit, objective, opposite(side))
+        difference = g(logit, objective, opposite) - target
+        slope = g_prime(logit, objective, opposite)
     return tl.abs(difference), sign(difference) * slope
 
 

@@ -1,0 +1,132 @@
+"""Direct adversarial training in numpy float64, from the paper's formulas; imports nothing of ours.
+
+Documented choices: sign(0) = 0; a side whose own or other batch is empty has loss 0 and does not move; fgan's
+exp(-t) stops growing at `cap` (80 where the library computes in float32, 700 in float64), without slope beyond.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+OBJECTIVES = ("vanilla", "fgan", "wasserstein", "hinge", "least_squares")
+FORMULATIONS = ("eq10", "alg1", "batch_mean")
+NORMS = ("none", "l2", "linf")
+
+
+def log_sigmoid(t):
+    return -np.logaddexp(0, -t)
+
+
+def sigmoid(t):
+    return np.exp(log_sigmoid(t))
+
+
+def terms(objective, cap):
+    """(g1, g2, g1', g2') as functions of a float64 array."""
+    return {
+        "vanilla": (
+            lambda t: log_sigmoid(t),
+            lambda t: log_sigmoid(-t),
+            lambda t: sigmoid(-t),
+            lambda t: -sigmoid(t),
+        ),
+        "fgan": (
+            lambda t: -np.exp(np.minimum(-t, cap)),
+            lambda t: 1 - t,
+            lambda t: np.where(-t <= cap, np.exp(np.minimum(-t, cap)), 0.0),
+            lambda t: -np.ones_like(t),
+        ),
+        "wasserstein": (lambda t: t, lambda t: -t, np.ones_like, lambda t: -np.ones_like(t)),
+        "hinge": (
+            lambda t: np.minimum(0, t - 1),
+            lambda t: np.minimum(0, -t - 1),
+            lambda t: (t < 1) * 1.0,
+            lambda t: (t > -1) * -1.0,
+        ),
+        "least_squares": (
+            lambda t: -((t - 1) ** 2),
+            lambda t: -(t**2),
+            lambda t: -2 * (t - 1),
+            lambda t: -2 * t,
+        ),
+    }[objective]
+
+
+class Attack(NamedTuple):
+    loss: float
+    coefficient: np.ndarray  # d loss / d logit_i
+    difference: np.ndarray  # score - target, whose sign is taken
+
+
+def attack_side(side, t, own, other, objective, formulation, cap=80.0):
+    """The attack on one side's logits t; own and other are the batches whose means are referred to."""
+    if 0 in (t.size, own.size, other.size):
+        return Attack(0.0, np.zeros_like(t), np.ones_like(t))
+    g1, g2, slope1, slope2 = terms(objective, cap)
+    if formulation == "batch_mean":
+        difference = own.mean() - other.mean()
+        return Attack(
+            abs(difference), np.full_like(t, np.sign(difference) / own.size), np.array([difference])
+        )
+    first = (side == "real") == (formulation == "eq10")  # eq10 scores real images by g1, alg1 by g2
+    g, slope = (g1, slope1) if first else (g2, slope2)
+    target = g(other).mean() if formulation == "eq10" else g(other.mean())
+    difference = g(t) - target
+    return Attack(np.abs(difference).sum(), np.sign(difference) * slope(t), difference)
+
+
+def attack_loss(real, fake, objective, formulation, reference_real=None, reference_fake=None, cap=80.0):
+    """(Attack on real, Attack on fake)."""
+    own_real = real if reference_real is None else reference_real
+    own_fake = fake if reference_fake is None else reference_fake
+    return (
+        attack_side("real", real, own_real, own_fake, objective, formulation, cap),
+        attack_side("fake", fake, own_fake, own_real, objective, formulation, cap),
+    )
+
+
+def column(values, images):
+    return values.reshape(-1, *[1] * (images.ndim - 1))
+
+
+def image_norm(x):
+    return np.sqrt((x**2).reshape(len(x), int(np.prod(x.shape[1:]))).sum(1))
+
+
+def direction(grad, norm):
+    if norm == "l2":
+        return grad / column(np.maximum(image_norm(grad), 1e-12), grad)
+    return np.sign(grad) if norm == "linf" else grad
+
+
+def clip(x, low, high):
+    return np.minimum(np.maximum(x, -np.inf if low is None else low), np.inf if high is None else high)
+
+
+def perturb(x, grad, eps, norm="none", low=-1.0, high=1.0):
+    return clip(x - eps * direction(grad, norm), low, high)
+
+
+def attack_step(
+    x,
+    v,
+    logits,
+    eps,
+    objective,
+    formulation,
+    norm,
+    low=-1.0,
+    high=1.0,
+    references=(None, None),
+    weights=(1, 1),
+    cap=80.0,
+):
+    """Pairs (real, fake) in; (adv, grad, loss), each a pair, out. v_i is weights_i times d D(x_i) / d x_i."""
+    attacks = attack_loss(*logits, objective, formulation, *references, cap=cap)
+    grads = []
+    for attack, gradient, weight in zip(attacks, v, weights, strict=True):
+        weight = np.broadcast_to(weight, attack.coefficient.shape)
+        factor = np.where(weight == 0, 0, attack.coefficient / np.where(weight == 0, 1, weight))
+        grads.append(column(factor, gradient) * gradient)
+    adv = [perturb(images, grad, eps, norm, low, high) for images, grad in zip(x, grads, strict=True)]
+    return adv, grads, [attack.loss for attack in attacks]
