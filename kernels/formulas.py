@@ -133,7 +133,8 @@ def step_size(eps, coefficient, v_norm, norm: tl.constexpr):
     else:
         step = eps * coefficient
         if norm == "l2":
-            step = step / tl.maximum(tl.abs(coefficient) * v_norm, 1e-12)
+            length = tl.abs(coefficient) * v_norm
+            step = step / tl.where(length < 1e-12, 1e-12, length)  # a NaN stays one
         largest: tl.constexpr = (
             1e300 if coefficient.dtype == tl.float64 else 3e38
         )  # 0 * step must not become NaN
