@@ -192,12 +192,14 @@ def test_attack_loss_dtypes_strides_and_references(target, dtype, formulation):
 @each_objective
 @each_formulation
 def test_attack_loss_of_extreme_logits_is_finite(target, objective, formulation):
-    real = torch.tensor([-3e4, -100.0, 0.0, 100.0, 3e4], device=target.device)
-    fake = torch.tensor([-200.0, 50.0, 2e4], device=target.device)
+    real = torch.tensor([-3e4, -100.0, 0.0, 100.0, 3e4], device=target.device, requires_grad=True)
+    fake = torch.tensor([-200.0, 50.0, 2e4], device=target.device, requires_grad=True)
     losses = dat.attack_loss(real, fake, objective=objective, formulation=formulation, impl=target.impl)
+    (losses[0] + losses[1]).backward()
     expected = oracle.attack_loss(array(real), array(fake), objective, formulation)
-    for loss, side in zip(losses, expected, strict=True):
+    for t, loss, side in zip((real, fake), losses, expected, strict=True):
         assert_close(target, loss, side.loss, "loss")
+        assert_close(target, t.grad, side.coefficient, "gradient")
 
 
 @each_objective
@@ -249,6 +251,13 @@ def test_perturb_shapes(target, shape, norm):
     x, grad = (normal(target, *shape, seed=s) for s in (1, 2))
     out = dat.perturb(x, grad, 0.1, norm=norm, impl=target.impl)
     assert_close(target, out, oracle.perturb(array(x), array(grad), 0.1, norm), "out")
+
+
+@pytest.mark.parametrize("size", [1e-5, 1e-15, 1e-30])
+def test_small_gradients_are_normalised_down_to_the_floor(target, size):
+    x, grad = normal(target, 2, 30, seed=1, scale=0.3), size * normal(target, 2, 30, seed=2)
+    out = dat.perturb(x, grad, 0.3, norm="l2", impl=target.impl)
+    assert_close(target, out, oracle.perturb(array(x), array(grad), 0.3, "l2"), "out")
 
 
 def test_zero_gradient_moves_nothing(target):
