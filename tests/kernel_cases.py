@@ -211,6 +211,16 @@ def test_equal_logits_move_nothing(target, objective, formulation):
         check_step(target, x, v, (logits[0, :2], logits[1]), objective=objective, formulation=formulation)
 
 
+def test_scores_that_differ_only_in_the_last_digits_of_1_keep_their_order(target):
+    """log(1 + exp(-t)) computed as written would make all of these equal, and no image would move."""
+    real = torch.tensor([17.0, 18.0, 19.5, 21.0], device=target.device, requires_grad=True)
+    fake = torch.tensor([18.5, 19.0], device=target.device)
+    dat.attack_loss(real, fake, impl=target.impl)[0].backward()
+    expected = oracle.attack_loss(array(real), array(fake), "vanilla", "eq10")[0].coefficient
+    np.testing.assert_allclose(array(real.grad), expected, rtol=1e-5)
+    assert set(np.sign(expected)) == {-1, 1}
+
+
 # perturb
 
 
