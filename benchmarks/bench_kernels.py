@@ -1,10 +1,11 @@
-"""The kernels against plain torch and torch.compile: time, and bandwidth as a fraction of a copy's in the same run.
+"""The kernels against plain torch and torch.compile: time, and bandwidth as a fraction of a copy's.
 
     python -m pytest benchmarks/bench_kernels.py --benchmark-only --benchmark-json FILE
 
-Bandwidth counts the traffic nobody can avoid: x and the gradient read, the perturbed images written. Inputs rotate
-through more memory than caches hold. On a GPU a CUDA graph of all rotations is timed, so that the figures are the
-device's; the cells "call" time single calls from Python instead. DATGAN_BENCH_FULL=1 runs every cell.
+Bandwidth counts the traffic nobody can avoid: x and the gradient read, the perturbed images written. Inputs
+rotate through more memory than caches hold. On a GPU a CUDA graph of all rotations is timed, so that the
+figures are the device's; the cells "call" time single calls from Python instead. DATGAN_BENCH_FULL=1 runs
+every cell.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""A small case of every kernel for compute-sanitizer: odd sizes, misaligned views, every norm, CUDA and Triton."""
+"""A small case of every kernel for compute-sanitizer: odd sizes, misaligned views, every norm."""
 
 import torch
 

@@ -1,6 +1,7 @@
-"""Which implementation runs an operation: `impl=`, `use_backend` or DATGAN_FAST_BACKEND say so, else the best usable.
+"""Which implementation runs an operation: as `impl=`, `use_backend` or DATGAN_FAST_BACKEND say, or the best.
 
-Asking by name for what cannot be used raises. Without a name, the reference is taken with one warning that says why.
+Asking by name for what cannot be used raises. Without a name, the reference is taken with one warning
+that says why.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def _kernels_problem() -> str | None:
     if kernels.INTERPRETED != INTERPRETING:
         return "TRITON_INTERPRET was changed while the program ran; set it before the first import"
     checkout = _sources(Path(__file__).resolve().parent.parent / "kernels")
-    if checkout and checkout != _sources(Path(kernels.__file__).parent):
+    if checkout and checkout != _sources(Path(str(kernels.__file__)).parent):
         return "the installed Triton kernels are not those of this checkout's kernels/; run: pip install ."
     return None
 

@@ -247,8 +247,8 @@ def attack_loss(
     return _AttackLoss.apply(
         real_logits,
         fake_logits,
-        _detached(reference_real),
-        _detached(reference_fake),
+        reference_real.detach(),  # new tensors in any case: the compiler wants no input twice
+        reference_fake.detach(),
         objective,
         formulation,
         impl or "",

@@ -1,9 +1,9 @@
-"""The attack's kernels: they move data and reduce logits. The mathematics is in formulas.py, the launches in launch.py.
+"""The attack's kernels: they move data and reduce logits; formulas.py has the mathematics.
 
-Arguments travel in named tuples. An operand's image i begins at data + i * image_stride; inside an image, element
-number k is found by counting through `sizes`, fastest first, with the operand's own `strides`. Contiguous and
-equally channels_last images are one dimension of stride 1, so that nothing is divided and loads are wide. Offsets
-are int64 throughout.
+Arguments travel in named tuples. An operand's image i begins at data + i * image_stride; inside an image,
+element number k is found by counting through `sizes`, fastest first, with the operand's own `strides`.
+Contiguous and equally channels_last images are one dimension of stride 1, so that nothing is divided and
+loads are wide. Offsets are int64 throughout.
 """
 
 from typing import Any, NamedTuple
@@ -265,8 +265,8 @@ def attack_step_kernel(
 ):
     """Losses, coefficients, gradients and perturbed images in one launch.
 
-    The first programs do the real side, the others the generated one. Each reduces the logits for itself, so that
-    no program waits for another, and then perturbs its share of the items.
+    The first programs do the real side, the others the generated one. Each reduces the logits for itself, so
+    that no program waits for another, and then perturbs its share of the items.
     """
     program = tl.program_id(0)
     if program < real.programs:

@@ -1,8 +1,8 @@
 """The formulas of direct adversarial training in Triton, the twins of csrc/formulas.h.
 
-A change to the method's mathematics is made here and in datgan_fast/reference.py; the kernels in attack.py only
-move data. `objective`, `formulation`, `norm` and `side` are compile-time strings with the public names; `t` is a
-float32 or float64 tensor of logits. Every formula is stable for logits of any finite size.
+A change to the method's mathematics is made here and in datgan_fast/reference.py; the kernels in attack.py
+only move data. `objective`, `formulation`, `norm` and `side` are compile-time strings with the public names;
+`t` is a float32 or float64 tensor of logits. Every formula is stable for logits of any finite size.
 """
 
 import triton
@@ -117,8 +117,8 @@ def unweighted(coefficient, weight):
     return tl.where(weight == 0, 0.0, coefficient / tl.where(weight == 0, 1.0, weight))
 
 
-# x_adv = clip(x - step * direction(v)). The attack gradient is coefficient * v and its norm |coefficient| * v_norm,
-# so that one factor per image is all that the gradient v handed in still needs.
+# x_adv = clip(x - step * direction(v)). The attack gradient is coefficient * v and its norm
+# |coefficient| * v_norm, so that one factor per image is all that the gradient v handed in still needs.
 
 
 @triton.jit

@@ -1,7 +1,7 @@
 """Launches of the Triton kernels, behind the interface of datgan_fast.dispatch.ReferenceBackend.
 
-Nothing here allocates on the device, synchronises or reads from it: every launch can be captured in a CUDA graph.
-Devices, shapes and dtypes have been checked in ops.py.
+Nothing here allocates on the device, synchronises or reads from it: every launch can be captured in a CUDA
+graph. Devices, shapes and dtypes have been checked in ops.py.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Split(NamedTuple):
 def split(images: int, numel: int, whole_images: bool, logits: int = 0) -> Split:
     """An item is a block, or an image where its norm is needed (`whole_images`).
 
-    A program of attack_step reads all the logits; it takes enough items to keep that to a quarter of its reading.
+    A program of attack_step reads all the logits; it takes items enough for that to be a quarter at most.
     """
     block = min(LARGEST_BLOCK, max(128, triton.next_power_of_2(numel)))
     chunk = numel if whole_images else block
@@ -52,9 +52,9 @@ def split(images: int, numel: int, whole_images: bool, logits: int = 0) -> Split
 def merge_dimensions(
     shape: tuple[int, ...], *strides: tuple[int, ...]
 ) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
-    """(sizes, each tensor's strides) of the dimensions inside an image, merged wherever every tensor allows it.
+    """(sizes, each tensor's strides) of the dimensions inside an image, merged where every tensor allows it.
 
-    Fastest first, in the order of the first tensor's memory; csrc/tensor.h does the same for the other kernels.
+    Fastest first, in the order of the first tensor's memory; csrc/tensor.h does the same.
     """
     dims = sorted((d for d in range(1, len(shape)) if shape[d] != 1), key=lambda d: (strides[0][d], -d))
     sizes: list[int] = []
@@ -121,7 +121,7 @@ def _shape(block: int) -> dict[str, int]:
 
 
 class TritonBackend:
-    """The three operations on CUDA tensors, under the interpreter on any; outputs go into the caller's tensors."""
+    """The three operations on CUDA tensors (interpreted on any); outputs go into the caller's tensors."""
 
     @staticmethod
     def attack_loss(

@@ -1,7 +1,7 @@
-"""What every GPU kernel must do, checked against the float64 oracle; collected by the test files that say where it runs.
+"""What every GPU kernel must do, against the float64 oracle; collected by the files that say where it runs.
 
-Those files define the fixture `target`: which backend runs, on which device, and how many units in the last place its
-stores to half-precision may be off.
+Those files define the fixture `target`: which backend runs, on which device, and how many units in the last
+place its stores to half-precision may be off.
 """
 
 import math
@@ -52,8 +52,8 @@ def pair(target, m, n, *shape, seed, dtype=torch.float32, scale=1.0):
 
 
 def assert_close(target, actual, expected, what, double=True):
-    """float64 nearly exact, unless something float32 went into it (not `double`); float32 arithmetic to 1e-5; a store
-    to a half type may round on top of that."""
+    """float64 nearly exact, unless something float32 went into it (not `double`); float32 arithmetic to 1e-5;
+    a store to a half type may round on top of that."""
     actual_values, expected = array(actual), np.broadcast_to(expected, actual.shape)
     allowed = 1e-6 + 1e-5 * np.abs(expected)
     if actual.dtype == torch.float64 and double:

@@ -1,7 +1,7 @@
 """Direct adversarial training in numpy float64, from the paper's formulas; imports nothing of ours.
 
 Documented choices: sign(0) = 0; a side whose own or other batch is empty has loss 0 and does not move; fgan's
-exp(-t) stops growing at `cap` (80 where the library computes in float32, 700 in float64), without slope beyond.
+exp(-t) stops growing at `cap` (80 where the library computes in float32, 700 in float64): slope 0 beyond.
 """
 
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""The CUDA and the Triton kernels on a GPU: every case of kernel_cases.py, and what only a real device can show."""
+"""The CUDA and the Triton kernels on a GPU: every case of kernel_cases.py, and what only a device shows."""
 
 import pytest
 import torch
@@ -121,7 +121,7 @@ def test_a_launch_neither_allocates_nor_synchronises(target, norm):
 
 
 def test_work_is_queued_on_the_current_stream(target):
-    """The input is filled at the end of a long queue on a side stream; a launch on another stream would read NaN."""
+    """The input is filled at the end of a side stream's long queue; a launch on another would read NaN."""
     step = Step(target)
     step.run()  # compiled before the race starts
     kept = [t.clone() for t in step.x]

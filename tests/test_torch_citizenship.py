@@ -1,4 +1,4 @@
-"""The registered operations inside torch: schemas, fake and meta tensors, torch.compile, autocast, second derivatives."""
+"""The registered operations inside torch: schemas, fake and meta tensors, torch.compile, autocast."""
 
 import pytest
 import torch

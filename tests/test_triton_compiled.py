@@ -1,4 +1,4 @@
-"""Every Triton kernel compiled ahead of time to machine code, from the launchers' own arguments. Needs no GPU."""
+"""Every Triton kernel compiled ahead of time to machine code, from the launchers' own arguments."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Runs triton_cases.py under Triton's interpreter, which must be switched on before triton is first imported."""
+"""Runs triton_cases.py under Triton's interpreter, switched on before triton is imported."""
 
 import importlib.util
 import os

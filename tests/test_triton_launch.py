@@ -1,4 +1,4 @@
-"""How the Triton launchers share out work and merge dimensions: host code, tested without a GPU, beyond 2^31 elements too."""
+"""How the Triton launchers share out work and merge dimensions, beyond 2^31 elements too."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""The Triton kernels under Triton's interpreter; test_triton_interpreted.py runs this file in a process of its own."""
+"""The Triton kernels under Triton's interpreter; test_triton_interpreted.py runs this in its own process."""
 
 import os
 
