@@ -66,9 +66,7 @@ def environment() -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if cuda else _cpu(),
         "devices": torch.cuda.device_count() if cuda else 0,
         "compute_capability": ".".join(map(str, torch.cuda.get_device_capability())) if cuda else None,
-        "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
-        if cuda
-        else None,
+        "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") if cuda else None,
         "cpu": _cpu(),
         "threads": torch.get_num_threads(),
         "platform": platform.platform(),
@@ -100,15 +98,11 @@ def section(path: Path) -> Any:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--command", required=True, help="the command that made the result")
     parser.add_argument("--section", action="append", default=[], metavar="NAME=FILE")
-    parser.add_argument(
-        "--status", action="append", default=[], metavar="NAME=CODE", help="exit status of a part"
-    )
+    parser.add_argument("--status", action="append", default=[], metavar="NAME=CODE", help="exit status of a part")
     options = parser.parse_args(arguments)
     statuses = {name: int(code) for name, _, code in (item.partition("=") for item in options.status)}
     result = {

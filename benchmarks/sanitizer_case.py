@@ -19,13 +19,9 @@ for impl in ("cuda", "triton"):
                     [torch.randn(n * 4551 + 1, device="cuda").to(dtype)[1:].view(n, -1) for n in (5, 3)]
                     for _ in range(2)
                 )
-                x, v = (
-                    [t[:, : shape[0] * shape[1] * shape[2]].view(-1, *shape) for t in both] for both in (x, v)
-                )
+                x, v = ([t[:, : shape[0] * shape[1] * shape[2]].view(-1, *shape) for t in both] for both in (x, v))
                 dat.attack_step(*x, *v, real, fake, 0.1, norm=norm, formulation=formulation, impl=impl)
-                dat.perturb(
-                    x[0], v[0].transpose(-1, -2).contiguous().transpose(-1, -2), 0.1, norm=norm, impl=impl
-                )
+                dat.perturb(x[0], v[0].transpose(-1, -2).contiguous().transpose(-1, -2), 0.1, norm=norm, impl=impl)
         dat.attack_loss(real, fake, formulation=formulation, impl=impl)
     torch.cuda.synchronize()
     ran.append(impl)

@@ -12,13 +12,13 @@ from pkgutil import extend_path
 # kernels are. This line finds them there.
 __path__ = extend_path(__path__, __name__)
 
-import torch  # noqa: E402, F401  the extension shares torch's OpenMP threads, so torch comes first
+import torch  # noqa: F401  the extension shares torch's OpenMP threads, so torch comes first
 
-from . import penalties, reference  # noqa: E402
-from .dispatch import BackendError, backends, use_backend  # noqa: E402
-from .ops import attack_loss, attack_step, perturb  # noqa: E402
-from .reference import AttackStep, DiscriminatorStep  # noqa: E402
-from .step import adversarial_batch, discriminator_step  # noqa: E402
+from . import penalties, reference
+from .dispatch import BackendError, backends, use_backend
+from .ops import attack_loss, attack_step, perturb
+from .reference import AttackStep, DiscriminatorStep
+from .step import adversarial_batch, discriminator_step
 
 __version__ = "0.1.0"
 __all__ = [

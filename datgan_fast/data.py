@@ -72,9 +72,7 @@ def load_images(
     return _convert(images, size, channels)
 
 
-def load_labels(
-    dataset: str, data_dir: str | Path | None = None, train: bool = True, download: bool = False
-) -> Tensor:
+def load_labels(dataset: str, data_dir: str | Path | None = None, train: bool = True, download: bool = False) -> Tensor:
     """Load the class labels, int64 [N], in the order of load_images; a folder has none. Raises DataError."""
     _check_dataset(dataset)
     if dataset == "folder":
@@ -107,9 +105,7 @@ class ImageSampler:
         flip: bool = False,
     ) -> None:
         if images.dtype != torch.uint8 or images.ndim != 4 or len(images) == 0:
-            raise ValueError(
-                f"images: {images.dtype} {list(images.shape)} should be uint8 [N, C, H, W] with N > 0."
-            )
+            raise ValueError(f"images: {images.dtype} {list(images.shape)} should be uint8 [N, C, H, W] with N > 0.")
         self.device = torch.device(device)
         self.flip = flip
         if max_device_bytes is None and self.device.type == "cuda":

@@ -46,9 +46,7 @@ def _torchvision_dataset(dataset: str, folder: Path, train: bool, download: bool
     except Exception as error:  # import, network, checksum, disk or unpickling
         option = "--download" if download else f"--data-dir {folder}"
         reason = " ".join(str(error).split())
-        raise DataError(
-            f"{option}: torchvision should provide {dataset} in {folder} but failed: {reason}"
-        ) from error
+        raise DataError(f"{option}: torchvision should provide {dataset} in {folder} but failed: {reason}") from error
 
 
 def read_digits() -> tuple[Tensor, Tensor]:
@@ -138,9 +136,7 @@ def read_cifar10(data_dir: str | Path | None, train: bool, download: bool) -> tu
 def _read_cifar_file(path: Path) -> Tensor:
     raw = _read_bytes(path)
     if len(raw) == 0 or len(raw) % _CIFAR_RECORD:
-        raise DataError(
-            f"--data-dir: {path} holds {len(raw)} bytes but should hold {_CIFAR_RECORD} per image."
-        )
+        raise DataError(f"--data-dir: {path} holds {len(raw)} bytes but should hold {_CIFAR_RECORD} per image.")
     records = torch.frombuffer(raw, dtype=torch.uint8).view(-1, _CIFAR_RECORD)
     if records[:, 0].max() > 9:
         raise DataError(f"--data-dir: {path} should hold CIFAR-10 records, which start with a label 0 to 9.")
@@ -152,9 +148,7 @@ def read_folder(data_dir: str | Path | None, size: int, channels: int, progress:
     if not data_dir:
         raise DataError("--data-dir: should name the folder of images for --dataset folder.")
     folder = Path(data_dir)
-    paths = sorted(
-        path for path in folder.rglob("*") if path.suffix.lower() in _IMAGE_SUFFIXES and path.is_file()
-    )
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _IMAGE_SUFFIXES and path.is_file())
     if not paths:
         suffixes = " ".join(sorted(_IMAGE_SUFFIXES))
         raise DataError(f"--data-dir {folder}: should be a folder with at least one image ({suffixes}).")

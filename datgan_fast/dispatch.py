@@ -141,10 +141,7 @@ def _warn_once(device_type: str) -> None:
         return
     _warned.add(device_type)
     names = [name for name in _BEST_FIRST.get(device_type, ()) if name != "reference"]
-    causes = (
-        "; ".join(f"{name}: {_problem_unasked(name)}" for name in names)
-        or "there are no kernels for this device"
-    )
+    causes = "; ".join(f"{name}: {_problem_unasked(name)}" for name in names) or "there are no kernels for this device"
     warnings.warn(
         f"datgan_fast runs its slower reference implementation on {device_type} tensors ({causes})",
         stacklevel=4,

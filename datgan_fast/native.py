@@ -25,7 +25,10 @@ def _load() -> tuple[ModuleType | None, str | None]:
         return None, f"the native extension could not be loaded ({error}); install the package with: pip install ."
     sources = Path(__file__).resolve().parent.parent / "csrc"
     if sources.is_dir() and _digest(sources) != extension.SOURCE_DIGEST:
-        return None, "the installed native extension was built from other sources than this checkout's csrc/; run: pip install ."
+        return (
+            None,
+            "the installed native extension was built from other sources than this checkout's csrc/; run: pip install .",
+        )
     return extension, None
 
 
@@ -56,13 +59,15 @@ def cuda_problem() -> str | None:
     return None
 
 
-def _view(tensor: Tensor | None):  # noqa: ANN202
+def _view(tensor: Tensor | None):
     if tensor is None:
         return None
     return extension.Tensor(tensor.data_ptr(), DTYPES[tensor.dtype], tensor.shape, tensor.stride())  # type: ignore[union-attr]
 
 
-def _logits(real: Tensor, fake: Tensor, reference_real: Tensor, reference_fake: Tensor, objective: str, formulation: str):  # noqa: ANN202
+def _logits(
+    real: Tensor, fake: Tensor, reference_real: Tensor, reference_fake: Tensor, objective: str, formulation: str
+):
     return extension.Logits(  # type: ignore[union-attr]
         _view(real),
         _view(fake),
@@ -73,7 +78,7 @@ def _logits(real: Tensor, fake: Tensor, reference_real: Tensor, reference_fake: 
     )
 
 
-def _perturbation(eps: float, norm: str, clip_min: float | None, clip_max: float | None):  # noqa: ANN202
+def _perturbation(eps: float, norm: str, clip_min: float | None, clip_max: float | None):
     return extension.Perturbation(eps, NORMS.index(norm), clip_min, clip_max)  # type: ignore[union-attr]
 
 

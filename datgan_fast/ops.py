@@ -43,7 +43,13 @@ def _attack_loss_outputs(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor, Te
 
 
 def _attack_loss(
-    real: Tensor, fake: Tensor, reference_real: Tensor, reference_fake: Tensor, objective: str, formulation: str, impl: str
+    real: Tensor,
+    fake: Tensor,
+    reference_real: Tensor,
+    reference_fake: Tensor,
+    objective: str,
+    formulation: str,
+    impl: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     outputs = _attack_loss_outputs(real, fake)
     dispatch.backend(real.device, impl).attack_loss(
@@ -53,13 +59,26 @@ def _attack_loss(
 
 
 def _attack_loss_fake(
-    real: Tensor, fake: Tensor, reference_real: Tensor, reference_fake: Tensor, objective: str, formulation: str, impl: str
+    real: Tensor,
+    fake: Tensor,
+    reference_real: Tensor,
+    reference_fake: Tensor,
+    objective: str,
+    formulation: str,
+    impl: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return _attack_loss_outputs(real, fake)
 
 
 def _perturb(
-    x: Tensor, grad: Tensor, eps: float, norm: str, clip_min: float | None, clip_max: float | None, impl: str, out: Tensor
+    x: Tensor,
+    grad: Tensor,
+    eps: float,
+    norm: str,
+    clip_min: float | None,
+    clip_max: float | None,
+    impl: str,
+    out: Tensor,
 ) -> None:
     dispatch.backend(x.device, impl).perturb(x, grad, eps, norm, clip_min, clip_max, out)
 
@@ -189,7 +208,9 @@ def _check_images(name: str, x: Tensor, grad: Tensor) -> None:
     _check_float(name, x)
     _check_float(f"the input gradient of {name}", grad)
     if x.dim() < 1 or grad.shape != x.shape:
-        raise ValueError(f"{name} and its input gradient must have one shape [batch, ...]; got {tuple(x.shape)}, {tuple(grad.shape)}")
+        raise ValueError(
+            f"{name} and its input gradient must have one shape [batch, ...]; got {tuple(x.shape)}, {tuple(grad.shape)}"
+        )
     if grad.device != x.device:
         raise ValueError(f"{name} and its input gradient must be on one device; got {x.device}, {grad.device}")
 
@@ -395,15 +416,12 @@ def attack_step_into(
         _check_logits(f"{side}_logits", t, device)
         _check_logits(f"reference_{side}_logits", reference, device)
         if len(t) != len(images):
-            raise ValueError(
-                f"{side}_logits must have one logit for each of the {len(images)} images; got {len(t)}"
-            )
+            raise ValueError(f"{side}_logits must have one logit for each of the {len(images)} images; got {len(t)}")
         if weight is not None:
             _check_logits(f"grad_weight_{side}", weight, device)
             if len(weight) != len(images):
                 raise ValueError(
-                    f"grad_weight_{side} must have one weight for each of the {len(images)} images; "
-                    f"got {len(weight)}"
+                    f"grad_weight_{side} must have one weight for each of the {len(images)} images; got {len(weight)}"
                 )
     if x[1].device != device:
         raise ValueError(f"x_real and x_fake must be on one device; got {device}, {x[1].device}")

@@ -356,14 +356,18 @@ def discriminator_step(
         loss = lambda_clean * loss_clean
         loss_adv = torch.zeros_like(loss_clean)
         if lambda_adv:
-            loss_adv = discriminator_loss(logits_of(discriminator, adv_real), logits_of(discriminator, adv_fake), objective)
+            loss_adv = discriminator_loss(
+                logits_of(discriminator, adv_real), logits_of(discriminator, adv_fake), objective
+            )
             loss = loss + lambda_adv * loss_adv
         penalty_value = torch.zeros_like(loss_clean)
         if penalty is not None:
             penalty_value = penalty(discriminator, x_real, x_fake)
             loss = loss + penalty_value
         if not lambda_clean:  # the clean images' gradients are wanted for their norms alone
-            torch.autograd.backward([r, f], [torch.ones_like(r), torch.ones_like(f)], retain_graph=True, inputs=[r, f, *clean])
+            torch.autograd.backward(
+                [r, f], [torch.ones_like(r), torch.ones_like(f)], retain_graph=True, inputs=[r, f, *clean]
+            )
         loss.backward()
 
     norms = [image_norm(x.grad) / _as_float(t.grad).abs() for x, t in zip(clean, (r, f), strict=True)]

@@ -20,7 +20,14 @@ from .reference import FORMULATIONS, NORMS, OBJECTIVES, DiscriminatorStep, Penal
 
 
 def _check(
-    x_real: Tensor, x_fake: Tensor, eps: float, objective: str, formulation: str, norm: str, steps: int, random_start: bool
+    x_real: Tensor,
+    x_fake: Tensor,
+    eps: float,
+    objective: str,
+    formulation: str,
+    norm: str,
+    steps: int,
+    random_start: bool,
 ) -> None:
     for name, value, choices in (
         ("objective", objective, OBJECTIVES),
@@ -278,9 +285,7 @@ def discriminator_step(
         r, f = (t.detach() for t in clean.sides(logits))
         loss_clean, *slopes = _objective(r, f, objective)
         if lambda_adv and single and not shared:
-            adv = _attack(
-                clean, x, logits, eps, objective, formulation, norm, clip_min, clip_max, retain_graph=True
-            )
+            adv = _attack(clean, x, logits, eps, objective, formulation, norm, clip_min, clip_max, retain_graph=True)
         weights = clean.merged(*slopes)
         if lambda_clean:
             weights = [(lambda_clean * w).to(t.dtype) for w, t in zip(weights, logits, strict=True)]

@@ -130,9 +130,7 @@ def write_loss(
 
 
 @triton.jit
-def attack_loss_side(
-    this, other, loss_pointer, objective: tl.constexpr, formulation: tl.constexpr, side: tl.constexpr
-):
+def attack_loss_side(this, other, loss_pointer, objective: tl.constexpr, formulation: tl.constexpr, side: tl.constexpr):
     dtype: tl.constexpr = loss_pointer.dtype.element_ty
     target, own_mean = side_target(this, other, dtype, objective, formulation, side)
     write_loss(this, target, own_mean, loss_pointer, objective, formulation, side)
@@ -186,9 +184,7 @@ def perturb_item(images, item, coefficient, eps, clip_min, clip_max, norm: tl.co
         squares = tl.zeros([block], tl.float64)
         for start in range(begin, end, block):
             index = start + tl.arange(0, block)
-            v = tl.load(address(images.v, image, index, images.sizes), mask=index < end, other=0).to(
-                tl.float64
-            )
+            v = tl.load(address(images.v, image, index, images.sizes), mask=index < end, other=0).to(tl.float64)
             squares += v * v
         length = tl.sqrt(tl.sum(squares))
         v_norm = length.to(dtype)

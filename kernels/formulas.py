@@ -58,9 +58,7 @@ def g_prime(t, objective: tl.constexpr, side: tl.constexpr):
     if objective == "vanilla":
         value = sigmoid(-t) if side == "real" else -sigmoid(t)
     elif objective == "fgan":
-        value = (
-            tl.where(-t <= cap, tl.exp(tl.minimum(-t, cap)), 0.0) if side == "real" else tl.zeros_like(t) - 1
-        )
+        value = tl.where(-t <= cap, tl.exp(tl.minimum(-t, cap)), 0.0) if side == "real" else tl.zeros_like(t) - 1
     elif objective == "wasserstein":
         value = tl.zeros_like(t) + 1 if side == "real" else tl.zeros_like(t) - 1
     elif objective == "hinge":
@@ -135,9 +133,7 @@ def step_size(eps, coefficient, v_norm, norm: tl.constexpr):
         if norm == "l2":
             length = tl.abs(coefficient) * v_norm
             step = step / tl.where(length < 1e-12, 1e-12, length)  # a NaN stays one
-        largest: tl.constexpr = (
-            1e300 if coefficient.dtype == tl.float64 else 3e38
-        )  # 0 * step must not become NaN
+        largest: tl.constexpr = 1e300 if coefficient.dtype == tl.float64 else 3e38  # 0 * step must not become NaN
         step = tl.where(step > largest, largest, tl.where(step < -largest, -largest, step))
     return step
 

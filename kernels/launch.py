@@ -111,9 +111,7 @@ def _on(device: torch.device) -> AbstractContextManager:
 
 
 def _bounds(clip_min: float | None, clip_max: float | None) -> tuple[float, float]:
-    return -math.inf if clip_min is None else float(clip_min), math.inf if clip_max is None else float(
-        clip_max
-    )
+    return -math.inf if clip_min is None else float(clip_min), math.inf if clip_max is None else float(clip_max)
 
 
 def _shape(block: int) -> dict[str, int]:
@@ -196,9 +194,7 @@ class TritonBackend:
             images, work = _images(x[k], v[k], adv[k], norm, grads[k], norms[k], weights[k], logits_read)
             # The loss is written even where there are no images.
             sides.append(
-                Side(
-                    _vector(logits[k]), _vector(references[k]), None, images, max(1, work.programs), int(both)
-                )
+                Side(_vector(logits[k]), _vector(references[k]), None, images, max(1, work.programs), int(both))
             )
             blocks.append(work.block)
         with _on(x[0].device):

@@ -40,15 +40,11 @@ def normal(target, *shape, seed, dtype=torch.float32, scale=1.0):
 
 
 def logits_of(target, m, n, dtype=torch.float32, seed=1):
-    return normal(target, m, seed=seed, dtype=dtype, scale=2), normal(
-        target, n, seed=seed + 1, dtype=dtype, scale=2
-    )
+    return normal(target, m, seed=seed, dtype=dtype, scale=2), normal(target, n, seed=seed + 1, dtype=dtype, scale=2)
 
 
 def pair(target, m, n, *shape, seed, dtype=torch.float32, scale=1.0):
-    return tuple(
-        normal(target, k, *shape, seed=seed + i, dtype=dtype, scale=scale) for i, k in enumerate((m, n))
-    )
+    return tuple(normal(target, k, *shape, seed=seed + i, dtype=dtype, scale=scale) for i, k in enumerate((m, n)))
 
 
 def assert_close(target, actual, expected, what, double=True):
@@ -60,9 +56,7 @@ def assert_close(target, actual, expected, what, double=True):
         allowed = 1e-12 * (1 + np.abs(expected))
     elif actual.dtype in MANTISSA_BITS:
         exponent = np.frexp(np.abs(expected) + allowed)[1] - 1
-        allowed = allowed + target.half_ulps * 2.0 ** (
-            np.maximum(exponent, -14) - MANTISSA_BITS[actual.dtype]
-        )
+        allowed = allowed + target.half_ulps * 2.0 ** (np.maximum(exponent, -14) - MANTISSA_BITS[actual.dtype])
     excess = np.abs(actual_values - expected) - allowed
     wrong = ~(excess <= 0)  # NaN, what an element never written holds, is wrong too
     assert not wrong.any(), (
@@ -181,9 +175,7 @@ def test_attack_loss_dtypes_strides_and_references(target, dtype, formulation):
         reference_fake_logits=gathered[1],
         impl=target.impl,
     )
-    expected = oracle.attack_loss(
-        *map(array, (real[::2], fake)), "vanilla", formulation, *map(array, gathered)
-    )
+    expected = oracle.attack_loss(*map(array, (real[::2], fake)), "vanilla", formulation, *map(array, gathered))
     for loss, side in zip(losses, expected, strict=True):
         assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
         assert_close(target, loss, side.loss, "loss")
@@ -274,9 +266,7 @@ def test_zero_gradient_moves_nothing(target):
     x = normal(target, 2, 10, seed=1, scale=0.2)
     for norm in oracle.NORMS:
         assert torch.equal(
-            dat.perturb(
-                x, torch.zeros_like(x), 0.1, norm=norm, clip_max=None, clip_min=None, impl=target.impl
-            ),
+            dat.perturb(x, torch.zeros_like(x), 0.1, norm=norm, clip_max=None, clip_min=None, impl=target.impl),
             x,
         )
 
@@ -310,13 +300,8 @@ def test_attack_step(target, objective, formulation, norm):
 @pytest.mark.parametrize("dtype", FLOATS, ids=name)
 def test_attack_step_dtypes(target, dtype, grad_dtype, norm):
     """The two sides and the logits differ in dtype as well."""
-    x = tuple(
-        t.to(d)
-        for t, d in zip(pair(target, 2, 3, 50, seed=3, scale=0.5), (dtype, torch.float32), strict=True)
-    )
-    v = tuple(
-        t.to(d) for t, d in zip(pair(target, 2, 3, 50, seed=5), (grad_dtype, torch.bfloat16), strict=True)
-    )
+    x = tuple(t.to(d) for t, d in zip(pair(target, 2, 3, 50, seed=3, scale=0.5), (dtype, torch.float32), strict=True))
+    v = tuple(t.to(d) for t, d in zip(pair(target, 2, 3, 50, seed=5), (grad_dtype, torch.bfloat16), strict=True))
     check_step(target, x, v, logits_of(target, 2, 3, grad_dtype), norm=norm)
 
 

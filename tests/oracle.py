@@ -65,9 +65,7 @@ def attack_side(side, t, own, other, objective, formulation, cap=80.0):
     g1, g2, slope1, slope2 = terms(objective, cap)
     if formulation == "batch_mean":
         difference = own.mean() - other.mean()
-        return Attack(
-            abs(difference), np.full_like(t, np.sign(difference) / own.size), np.array([difference])
-        )
+        return Attack(abs(difference), np.full_like(t, np.sign(difference) / own.size), np.array([difference]))
     first = (side == "real") == (formulation == "eq10")  # eq10 scores real images by g1, alg1 by g2
     g, slope = (g1, slope1) if first else (g2, slope2)
     target = g(other).mean() if formulation == "eq10" else g(other.mean())

@@ -42,9 +42,7 @@ def idx_bytes(array: np.ndarray) -> bytes:
     return struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
 
 
-def write_idx(
-    folder: Path, images: np.ndarray, labels: np.ndarray, train: bool = True, gz: bool = False
-) -> None:
+def write_idx(folder: Path, images: np.ndarray, labels: np.ndarray, train: bool = True, gz: bool = False) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     prefix = "train" if train else "t10k"
     for name, array in (("images-idx3-ubyte", images), ("labels-idx1-ubyte", labels)):
@@ -556,9 +554,7 @@ def test_indices_are_uniform_with_replacement(device, limit):
     images = torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1)
     batch = ImageSampler(images, device, max_device_bytes=limit).sample(20000)
     counts = torch.tensor(which_images(batch, images)).bincount(minlength=10)
-    assert (
-        (counts - 2000).double().square() / 2000
-    ).sum() < 27.9  # chi-square, 9 degrees of freedom, p = 0.001
+    assert ((counts - 2000).double().square() / 2000).sum() < 27.9  # chi-square, 9 degrees of freedom, p = 0.001
 
 
 @pytest.mark.parametrize("flip", [False, True])
@@ -582,9 +578,7 @@ def test_restoring_the_random_state_repeats_the_batches(device, limit, flip):
 def test_flip_mirrors_about_half_of_the_images_left_to_right(device, limit):
     torch.manual_seed(0)
     candidates = torch.cat([IMAGES, IMAGES.flip(-1)])
-    index = which_images(
-        ImageSampler(IMAGES, device, max_device_bytes=limit, flip=True).sample(2000), candidates
-    )
+    index = which_images(ImageSampler(IMAGES, device, max_device_bytes=limit, flip=True).sample(2000), candidates)
     assert set(index) == set(range(12))
     assert 900 < sum(i >= 6 for i in index) < 1100
 

@@ -170,9 +170,7 @@ def test_same_bits_on_every_run(target, norm):
     first = [t.clone() for t in (*step.adv, *step.grads, step.losses)]
     for _ in range(10):
         step.run()
-        assert all(
-            torch.equal(a, b) for a, b in zip(first, (*step.adv, *step.grads, step.losses), strict=True)
-        )
+        assert all(torch.equal(a, b) for a, b in zip(first, (*step.adv, *step.grads, step.losses), strict=True))
 
 
 def test_the_best_usable_backend_is_taken_unasked():

@@ -13,10 +13,10 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 import triton
 import triton.language as tl
+from datgan_fast.kernels import attack, launch
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from datgan_fast.kernels import attack, launch
 from datgan_fast.reference import FORMULATIONS, NORMS, OBJECTIVES
 
 ARCHITECTURES = (80, 90, 100, 120)
@@ -63,8 +63,7 @@ def source(kernel, args, kwargs):
         return "i32" if abs(argument) < 2**31 else "i64"
 
     signature = {
-        name: describe(argument, (i,))
-        for i, (name, argument) in enumerate(zip(kernel.arg_names, args, strict=False))
+        name: describe(argument, (i,)) for i, (name, argument) in enumerate(zip(kernel.arg_names, args, strict=False))
     }
     options = {name: value for name, value in kwargs.items() if name not in kernel.arg_names}
     for i, name in enumerate(kernel.arg_names[len(args) :], start=len(args)):

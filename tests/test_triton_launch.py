@@ -19,9 +19,7 @@ def test_programs_cover_every_element(whole_images, logits):
     for images, numel in itertools.product(BATCHES, PIXELS):
         work = split(images, numel, whole_images, logits)
         assert work.items == images * work.items_per_image
-        assert (
-            work.chunk * work.items_per_image >= numel > work.chunk * (work.items_per_image - 1) or numel == 0
-        )
+        assert work.chunk * work.items_per_image >= numel > work.chunk * (work.items_per_image - 1) or numel == 0
         assert work.programs * work.items_per_program >= work.items
         assert (work.programs - 1) * work.items_per_program < max(1, work.items)
         assert 2 * work.programs < 2**31, "real and generated images share grid.x"
@@ -81,9 +79,7 @@ def test_operands_of_different_layouts_meet_at_the_same_element():
     x = torch.zeros(2, 3, 4, 5).contiguous(memory_format=torch.channels_last)
     v = torch.zeros(2, 3, 4, 10)[..., ::2]
     sizes, strides = merge_dimensions(x.shape, x.stride(), v.stride())
-    place = [
-        torch.arange(240).as_strided(t.shape, t.stride())[0].flatten().tolist() for t in (x, v)
-    ]  # logical order
+    place = [torch.arange(240).as_strided(t.shape, t.stride())[0].flatten().tolist() for t in (x, v)]  # logical order
     expected = dict(zip(*place, strict=True))
     assert dict(zip(*(offsets(sizes, s) for s in strides), strict=True)) == expected
     assert strides[0][0] == 1, "the first operand is walked in the order of its memory"

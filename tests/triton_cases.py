@@ -10,10 +10,9 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 import torch
 import triton
 import triton.language as tl
+from datgan_fast.kernels.attack import Operand, address
 from kernel_cases import *  # noqa: F403
 from kernel_cases import Target
-
-from datgan_fast.kernels.attack import Operand, address
 
 
 @pytest.fixture
