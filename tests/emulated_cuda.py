@@ -57,9 +57,7 @@ def tensors(*members) -> ctypes.Array:
 
 
 class Device(ctypes.Structure):
-    _fields_ = [
-        (name, c_int) for name in ("threads", "shared", "clusters", "code", "grid", "fail", "launches")
-    ]
+    _fields_ = [(name, c_int) for name in ("threads", "shared", "clusters", "code", "grid", "fail", "launches")]
     _fields_ += [(name, c_uint) for name in ("last_grid", "last_threads", "last_cluster", "last_shared")]
 
 
@@ -127,9 +125,7 @@ class EmulatedCuda:
         return ctypes.byref(Options(*indices, eps, low, high))
 
     def attack_loss(self, logits, losses, coefficients, **options) -> None:
-        self._call(
-            "attack_loss", tensors(*logits), tensors(losses), tensors(*coefficients), self._options(**options)
-        )
+        self._call("attack_loss", tensors(*logits), tensors(losses), tensors(*coefficients), self._options(**options))
 
     def perturb(self, x, v, adv, norms=None, **options) -> None:
         self._call("perturb", tensors(x, v, adv, None, norms, None), self._options(**options))

@@ -112,6 +112,4 @@ def perturbed(x, v, coefficient, eps, norm, clip_min, clip_max, weight=None):
 
 def assert_close(result: torch.Tensor, expected, what: str, loose: float = 1.0) -> None:
     rtol, atol = TOLERANCE[result.dtype]
-    np.testing.assert_allclose(
-        as_float64(result), expected, rtol=rtol * loose, atol=atol * loose, err_msg=what
-    )
+    np.testing.assert_allclose(as_float64(result), expected, rtol=rtol * loose, atol=atol * loose, err_msg=what)

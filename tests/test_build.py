@@ -57,9 +57,7 @@ def test_every_major_architecture_is_built_unless_narrowed():
 def test_no_symbol_of_torch_or_of_a_shared_cuda_runtime_is_needed():
     undefined = [line.split()[-1] for line in output_of("nm", "-D", "--undefined-only").splitlines()]
     assert undefined
-    assert not [
-        name for name in undefined if re.match(r"_ZNK?(2at|3c10|5torch|6caffe2)|cuda|__cuda|cu[A-Z]", name)
-    ]
+    assert not [name for name in undefined if re.match(r"_ZNK?(2at|3c10|5torch|6caffe2)|cuda|__cuda|cu[A-Z]", name)]
     libraries = re.findall(r"NEEDED.*\[(.+)\]", output_of("readelf", "-d"))
     assert libraries
     assert not [name for name in libraries if re.match(r"lib(torch|c10|cuda|cudart|nv|gomp|omp|iomp)", name)]
@@ -112,9 +110,7 @@ def test_a_gpu_that_is_not_covered_is_explained(monkeypatch):
 
 
 @needs_cuda_build
-@pytest.mark.skipif(
-    torch.cuda.is_available(), reason="the tensors are on the CPU; a GPU would try to read them"
-)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the tensors are on the CPU; a GPU would try to read them")
 @pytest.mark.parametrize("images", [2, 2000], ids=["one launch", "workspace"])
 def test_without_a_gpu_every_operation_says_so(monkeypatch, images):
     """The backend's arguments fit the bindings, and errors name the operation."""

@@ -142,9 +142,7 @@ def test_step_of_every_method(cuda, objective, formulation, norm):
 @pytest.mark.parametrize(("x_dtype", "v_dtype"), [*product(DTYPES, DTYPES)])
 def test_step_of_every_dtype(cuda, x_dtype, v_dtype, norm):
     run_step(cuda, x_dtype=x_dtype, v_dtype=v_dtype, norm=norm, weights=True)
-    run_step(
-        cuda, shapes=((2, 16), (3, 16)), x_dtype=x_dtype, v_dtype=v_dtype, norm=norm, grads=False, norms=False
-    )
+    run_step(cuda, shapes=((2, 16), (3, 16)), x_dtype=x_dtype, v_dtype=v_dtype, norm=norm, grads=False, norms=False)
 
 
 @pytest.mark.parametrize("logit_dtype", DTYPES)
@@ -154,9 +152,7 @@ def test_logits_of_every_dtype(cuda, logit_dtype):
 
 @pytest.mark.parametrize("norm", ["none", "l2"])
 @pytest.mark.parametrize("dtypes", [(F32, F32), (F16, F16), (F32, BF16), (BF16, F32)], ids=str)
-@pytest.mark.parametrize(
-    ("layout", "v_layout"), [*product(LAYOUTS, LAYOUTS[:3]), *product(LAYOUTS[:1], LAYOUTS[3:])]
-)
+@pytest.mark.parametrize(("layout", "v_layout"), [*product(LAYOUTS, LAYOUTS[:3]), *product(LAYOUTS[:1], LAYOUTS[3:])])
 def test_layouts(cuda, layout, v_layout, dtypes, norm):
     run_step(cuda, layout=layout, v_layout=v_layout, x_dtype=dtypes[0], v_dtype=dtypes[1], norm=norm)
 
@@ -322,9 +318,7 @@ def test_a_failed_launch_names_the_operation(cuda, operation):
 
 
 def run_sanitized(tmp_path, sanitizer, *flags):
-    program = compile_source(
-        "sanitized.cpp", tmp_path / "sanitized", f"-fsanitize={sanitizer}", "-g", "-O0", *flags
-    )
+    program = compile_source("sanitized.cpp", tmp_path / "sanitized", f"-fsanitize={sanitizer}", "-g", "-O0", *flags)
     environment = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1", "UBSAN_OPTIONS": "print_stacktrace=1"}
     # A library preloaded into this process would come before the sanitizer's own.
     environment.pop("LD_PRELOAD", None)

@@ -20,9 +20,7 @@ LAYOUTS = ("contiguous", "offset", "channels_last", "cropped", "permuted", "expa
 
 
 def draw(shape, dtype, layout="contiguous", seed=0, device="cuda"):
-    values = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(
-        device, dtype
-    )
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(device, dtype)
     if layout == "offset":
         return torch.empty(math.prod(shape) + 1, dtype=dtype, device=device)[1:].view(shape).copy_(values)
     if layout == "channels_last":
@@ -99,9 +97,7 @@ def test_every_layout(layouts, norm):
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("numel", [1, 7, 784, 3072, 12288, 49152, 196608, 200003, 1_000_000])
-@pytest.mark.parametrize(
-    "dtypes", [(torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16)], ids=str
-)
+@pytest.mark.parametrize("dtypes", [(torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16)], ids=str)
 def test_sizes(numel, dtypes, norm):
     """Blocks, clusters, and clusters that read twice."""
     check_step(shapes=((3, numel), (2, numel)), dtypes=dtypes, norm=norm)
