@@ -167,8 +167,9 @@ def perturb(
     clip_max: float | None = 1.0,
 ) -> Tensor:
     """x_adv = clip(x - eps * n(grad)), shape and dtype of x; the perturbation is a constant."""
-    delta = -eps * normalise(_as_float(grad.detach()), norm)
-    return clip(_as_float(x) + delta, clip_min, clip_max).to(x.dtype)
+    images = _as_float(x)
+    grad = grad.detach().to(torch.promote_types(images.dtype, grad.dtype))
+    return clip(images - eps * normalise(grad, norm), clip_min, clip_max).to(x.dtype)
 
 
 def clip(x: Tensor, clip_min: float | None, clip_max: float | None) -> Tensor:
@@ -280,7 +281,7 @@ def adversarial_batch(
     adv = [x_real, x_fake]
     if random_start:
         adv = [clip(random_point(x, eps, norm), clip_min, clip_max) for x in adv]
-    target: tuple[Tensor, Tensor] | None = None  # the clean batches' logits, fixed over the steps
+    target: tuple[Tensor, Tensor] | None = None  # the clean batches' logits
     with unchanged_state(discriminator), torch.enable_grad():
         if random_start:
             with torch.no_grad():
@@ -288,7 +289,8 @@ def adversarial_batch(
         for _ in range(steps):
             adv = [x.detach().requires_grad_() for x in adv]
             r, f = logits_of(discriminator, adv[0]), logits_of(discriminator, adv[1])
-            target = target or (r.detach(), f.detach())
+            if target is None or formulation == "batch_mean":  # whose scalar has both batches' means in it
+                target = r.detach(), f.detach()
             losses = attack_loss(
                 r,
                 f,

@@ -148,7 +148,8 @@ def adversarial_batch(
         x_real, x_fake: [m, ...] and [n, ...] images, any float dtype and layout.
         eps: size of the perturbation, in units of x; with several steps the radius of the ball for norm "l2" and "linf".
         objective, formulation, norm, clip_min, clip_max: as in `attack_step`.
-        steps: 1 is the paper's attack; more are PGD (Madry et al. 2018), towards the clean batches' mean scores.
+        steps: 1 is the paper's attack; more are PGD (Madry et al. 2018), towards the clean batches' mean scores
+            ("batch_mean": the moving batches' means).
         alpha: size of each step; default eps for one step, 2.5 eps / steps in a ball, eps / steps for norm "none".
         random_start: begin at a random point of the ball (norm "l2" or "linf").
 
@@ -169,7 +170,7 @@ def adversarial_batch(
     if random_start:
         starts = (reference.clip(reference.random_point(x, eps, norm), clip_min, clip_max) for x in (x_real, x_fake))
         adv = clean.merged(*starts)
-    target: tuple[Tensor, Tensor] | None = None  # the clean batches' logits, fixed over the steps
+    target: tuple[Tensor, Tensor] | None = None  # the clean batches' logits
     with unchanged_state(discriminator), torch.enable_grad():
         if random_start:
             with torch.no_grad():
@@ -177,7 +178,8 @@ def adversarial_batch(
         for _ in range(steps):
             x = _leaves(adv)
             logits = clean.forward(discriminator, x)
-            target = target or clean.sides([t.detach() for t in logits])
+            if target is None or formulation == "batch_mean":  # whose scalar has both batches' means in it
+                target = clean.sides([t.detach() for t in logits])
             bounds = (clip_min, clip_max) if single else (None, None)
             adv = _attack(clean, x, logits, alpha, objective, formulation, norm, *bounds, target)
             if not single:
