@@ -65,12 +65,13 @@ def load_vector(vector, index, dtype: tl.constexpr):
 def mean_target_term(
     other, dtype: tl.constexpr, objective: tl.constexpr, formulation: tl.constexpr, side: tl.constexpr
 ):
-    total = tl.zeros([logit_block], dtype)
+    # In float64: the mean of equal scores is that score, so that ties are ties.
+    total = tl.zeros([logit_block], tl.float64)
     for start in range(0, other.count, logit_block):
         index = start + tl.arange(0, logit_block)
         term = target_term(load_vector(other, index, dtype), objective, formulation, side)
-        total += tl.where(index < other.count, term, 0.0)
-    return tl.sum(total) / tl.maximum(other.count, 1).to(dtype)
+        total += tl.where(index < other.count, term.to(tl.float64), 0.0)
+    return (tl.sum(total) / tl.maximum(other.count, 1).to(tl.float64)).to(dtype)
 
 
 @triton.jit
