@@ -48,14 +48,13 @@ class Share {  // this thread's part of a task
   __device__ void load_x(int64_t j, typename A::XSlot (&x)[kDepth]) const { load(x_, side_.x.dtype, j, x); }
   __device__ void load_v(int64_t j, typename A::VSlot (&v)[kDepth]) const { load(v_, side_.v.dtype, j, v); }
 
-  // Of a slot in T: a float holds the squares of gradients; the sum over slots is kept in double.
+  // Of a slot in T where that holds the squares (tiny weights make tiny gradients); the sum over slots is kept in double.
   __device__ static double sum_of_squares(const typename A::VSlot (&v)[kDepth]) {
     double sum = 0;
 #pragma unroll
     for (int d = 0; d < kDepth; ++d) {
-      T squares = 0;
-      for (int k = 0; k < kSlot; ++k) squares += T(widen(v[d].get(k))) * T(widen(v[d].get(k)));
-      sum += squares;
+      const T squares = squares_in<T>(v[d]);
+      sum += squares > T(1e-30) && squares < T(1e37) ? static_cast<double>(squares) : squares_in<double>(v[d]);
     }
     return sum;
   }
@@ -78,6 +77,13 @@ class Share {  // this thread's part of a task
   }
 
  private:
+  template <class R>
+  __device__ static R squares_in(const typename A::VSlot& slot) {
+    R sum = 0;
+    for (int k = 0; k < kSlot; ++k) sum += R(widen(slot.get(k))) * R(widen(slot.get(k)));
+    return sum;
+  }
+
   template <class S>
   __device__ void load(const Row<A::kReach>& row, DType dtype, int64_t j, S (&slots)[kDepth]) const {
 #pragma unroll
