@@ -12,7 +12,7 @@ from ctypes import c_char_p, c_double, c_int, c_int64, c_uint, c_void_p
 from pathlib import Path
 
 import pytest
-from float64_oracle import FORMULATIONS, NORMS, OBJECTIVES
+from oracle import FORMULATIONS, NORMS, OBJECTIVES
 
 torch = pytest.importorskip("torch")
 
@@ -73,7 +73,7 @@ class Plan(ctypes.Structure):
 
 
 class EmulatedCuda:
-    """The operations of dat::cuda on CPU tensors, and the device they believe to run on."""
+    """dat::cuda on CPU tensors behind the interface of datgan_fast.dispatch's backends, and the device it believes in."""
 
     def __init__(self, path: Path) -> None:
         self.library = ctypes.CDLL(str(path))
@@ -98,7 +98,8 @@ class EmulatedCuda:
         self.device = self.library.emulated_device().contents
         self.reset()
 
-    def reset(self, **attributes: int) -> None:
+    def reset(self, two_launches: bool = False, **attributes: int) -> None:
+        self.two_launches = two_launches  # whatever the number of logits
         defaults = {
             "threads": 64,
             "shared": 64 * 1024,
@@ -117,24 +118,40 @@ class EmulatedCuda:
 
     @staticmethod
     def _options(objective="vanilla", formulation="eq10", norm="none", eps=0.0, clip_min=None, clip_max=None):
-        low, high = (
-            float("-inf") if clip_min is None else clip_min,
-            float("inf") if clip_max is None else clip_max,
-        )
+        low = float("-inf") if clip_min is None else clip_min
+        high = float("inf") if clip_max is None else clip_max
         indices = OBJECTIVES.index(objective), FORMULATIONS.index(formulation), NORMS.index(norm)
         return ctypes.byref(Options(*indices, eps, low, high))
 
-    def attack_loss(self, logits, losses, coefficients, **options) -> None:
-        self._call("attack_loss", tensors(*logits), tensors(losses), tensors(*coefficients), self._options(**options))
+    def attack_loss(
+        self,
+        real,
+        fake,
+        reference_real,
+        reference_fake,
+        objective,
+        formulation,
+        losses,
+        coefficient_real,
+        coefficient_fake,
+    ) -> None:
+        logits, coefficients = (real, fake, reference_real, reference_fake), (coefficient_real, coefficient_fake)
+        options = self._options(objective, formulation)
+        self._call("attack_loss", tensors(*logits), tensors(losses), tensors(*coefficients), options)
 
-    def perturb(self, x, v, adv, norms=None, **options) -> None:
-        self._call("perturb", tensors(x, v, adv, None, norms, None), self._options(**options))
+    def perturb(self, x, grad, eps, norm, clip_min, clip_max, out) -> None:
+        options = self._options(norm=norm, eps=eps, clip_min=clip_min, clip_max=clip_max)
+        self._call("perturb", tensors(x, grad, out, None, None, None), options)
 
-    def attack_step(self, logits, real, fake, losses, workspace=None, **options) -> None:
-        """real, fake: (x, v, adv, grad, norms, weight)."""
+    def attack_step(self, x, v, logits, references, weights, adv, grads, norms, losses, **options) -> None:
+        m, n = map(len, logits)
+        workspace = None
+        if self.two_launches or self.library.workspace_numel(m, n):
+            workspace = torch.full((m + n,), float("nan"), dtype=torch.float64)
+        sides = [tensors(*side) for side in zip(x, v, adv, grads, norms, weights, strict=True)]
         room = None if workspace is None else tensors(workspace)
-        sides = tensors(*real), tensors(*fake)
-        self._call("attack_step", tensors(*logits), *sides, tensors(losses), room, self._options(**options))
+        arguments = (tensors(*logits, *references), *sides, tensors(losses), room)
+        self._call("attack_step", *arguments, self._options(**options))
 
     def plan(
         self, images, slots, *, reduce, depth=4, slot_bytes=16, threads=1024, cluster=8, shared=227 * 1024

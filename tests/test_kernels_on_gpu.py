@@ -1,18 +1,17 @@
 """The CUDA and the Triton kernels on a GPU: every case of kernel_cases.py, and what only a device shows."""
 
+import oracle
 import pytest
 import torch
 from kernel_cases import *  # noqa: F403
-from kernel_cases import Target, array, assert_close, logits_of, oracle, pair
+from kernel_cases import Target, assert_close, check_step, each_formulation, each_norm, logits_of, name, pair
+from oracle import array
 
 import datgan_fast as dat
-from datgan_fast import dispatch
+from datgan_fast import dispatch, native
 from datgan_fast.ops import attack_step_into
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = pytest.mark.gpu
 
 
 @pytest.fixture(params=["cuda", "triton"])
@@ -26,11 +25,10 @@ def target(request):
 class Step:
     """attack_step on fixed buffers, as a captured training step runs it."""
 
-    def __init__(self, target, norm="l2", m=5, n=3, device=None):
-        target = target._replace(device=device or target.device)
+    def __init__(self, target, norm="l2", m=5, n=3, shape=(3, 32, 32)):
         self.impl, self.norm = target.impl, norm
-        self.x = pair(target, m, n, 3, 32, 32, seed=3, scale=0.5)
-        self.v = pair(target, m, n, 3, 32, 32, seed=5)
+        self.x = pair(target, m, n, *shape, seed=3, scale=0.5)
+        self.v = pair(target, m, n, *shape, seed=5)
         self.logits = logits_of(target, m, n)
         self.adv = tuple(torch.full_like(t, torch.nan) for t in self.x)
         self.grads = tuple(torch.full_like(t, torch.nan) for t in self.v)
@@ -59,15 +57,36 @@ class Step:
             "eq10",
             self.norm,
         )
-        for name, outputs, values in zip(
+        for what, outputs, values in zip(
             ("adv", "grad", "loss"), (self.adv, self.grads, self.losses), expected, strict=True
         ):
             for out, value in zip(outputs, values, strict=True):
-                assert_close(target, out, value, name)
+                assert_close(target, out, value, what)
 
 
-def test_capture_in_a_cuda_graph(target):
-    step = Step(target)
+@each_norm
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=name)
+@pytest.mark.parametrize("numel", [784, 49152, 196608, 200003, 1_000_000])
+def test_large_images(target, numel, dtype, norm):
+    """Blocks, clusters, and clusters that read twice."""
+    x = pair(target, 3, 2, numel, seed=3, dtype=dtype, scale=0.5)
+    v = pair(target, 3, 2, numel, seed=5, dtype=dtype)
+    check_step(target, x, v, logits_of(target, 3, 2), norm=norm)
+
+
+@each_formulation
+def test_large_batches(target, formulation):
+    """CUDA reduces so many logits in a launch of their own."""
+    x, v = pair(target, 3000, 2500, 64, seed=3, scale=0.5), pair(target, 3000, 2500, 64, seed=5)
+    check_step(target, x, v, logits_of(target, 3000, 2500), formulation=formulation, norm="l2")
+
+
+@each_norm
+@pytest.mark.parametrize(
+    ("images", "shape"), [(8, (3, 32, 32)), (2, (3, 256, 256)), (1500, (3, 8, 8))], ids=["small", "large", "many"]
+)
+def test_capture_in_a_cuda_graph(target, images, shape, norm):
+    step = Step(target, norm, images, images, shape)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -84,7 +103,7 @@ def test_capture_in_a_cuda_graph(target):
     step.check(target)
 
 
-@pytest.mark.parametrize("norm", oracle.NORMS)
+@each_norm
 def test_a_launch_neither_allocates_nor_synchronises(target, norm):
     step = Step(target, norm)
     losses = torch.empty(2, device="cuda")
@@ -140,37 +159,58 @@ def test_work_is_queued_on_the_current_stream(target):
     step.check(target)
 
 
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
-def test_tensors_on_another_than_the_current_device(target):
-    step = Step(target, device="cuda:1")
+@each_norm
+def test_tensors_on_another_than_the_current_device(target, norm):
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two CUDA devices")
+    target = target._replace(device="cuda:1")
+    step = Step(target, norm)
     with torch.cuda.device(0):
         step.run()
         assert torch.cuda.current_device() == 0
     step.check(target)
 
 
-@pytest.mark.parametrize("norm", oracle.NORMS)
-def test_more_than_2_to_the_31_elements(target, norm):
-    if torch.cuda.mem_get_info()[0] < 20 * 2**30:
-        pytest.skip("needs 20 GiB of free device memory")
-    n = 2**31 + 4096 + 8
-    x = torch.zeros(1, n, dtype=torch.bfloat16, device="cuda")
+@each_norm
+@pytest.mark.parametrize("images", [1, 3, 2**20 + 1])
+def test_more_than_2_to_the_31_elements(target, images, norm):
+    numel = 2**31 // images // 8 * 8 + 64
+    needed = 8 * images * numel
+    if torch.cuda.mem_get_info()[0] < needed:
+        pytest.skip(f"needs {needed / 2**30:.0f} GiB of free device memory")
+    x = torch.zeros(images, numel, dtype=torch.bfloat16, device="cuda")
     v = torch.zeros_like(x)
-    v[0, -8:] = 1
+    v[:, 0], v[:, -1] = -2, 2
     out = dat.perturb(x, v, 0.5, norm=norm, impl=target.impl)
-    step = 0.5 / 8**0.5 if norm == "l2" else 0.5
-    assert_close(target, out[0, -16:], [0] * 8 + [-step] * 8, "the last elements")
-    assert out[0, : n - 8].count_nonzero() == 0
+    size = {"none": 1, "l2": 0.5 / 2**0.5, "linf": 0.5}[norm]
+    assert_close(target, out[:, 0], size, "the first elements")
+    assert_close(target, out[:, -1], -size, "the last elements")
+    assert out.count_nonzero() == 2 * images
 
 
-@pytest.mark.parametrize("norm", oracle.NORMS)
-def test_same_bits_on_every_run(target, norm):
-    step = Step(target, norm, m=200, n=100)
+@each_norm
+@pytest.mark.parametrize(("images", "shape"), [(200, (3, 32, 32)), (64, (3, 256, 256))], ids=["blocks", "clusters"])
+def test_same_bits_on_every_run(target, images, shape, norm):
+    step = Step(target, norm, images, images // 2, shape)
     step.run()
     first = [t.clone() for t in (*step.adv, *step.grads, step.losses)]
     for _ in range(10):
         step.run()
         assert all(torch.equal(a, b) for a, b in zip(first, (*step.adv, *step.grads, step.losses), strict=True))
+
+
+def test_the_extension_says_truly_which_gpus_it_covers():
+    built = getattr(native.extension, "CUDA_ARCHITECTURES", None)
+    if built is None:
+        pytest.skip("the extension was built without CUDA kernels")
+    x = torch.ones(2, 3, device="cuda")
+    if native.covers(built, torch.cuda.get_device_capability()):
+        assert dat.backends()["cuda"] is None
+        assert dat.perturb(x, x, 0.25, impl="cuda").eq(0.75).all()
+    else:
+        assert built in dat.backends()["cuda"]
+        with pytest.raises(dat.BackendError, match="rebuild with DATGAN_FAST_CUDA_ARCHS"):
+            dat.perturb(x, x, 0.25, impl="cuda")
 
 
 def test_the_best_usable_backend_is_taken_unasked():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-CASES = 250  # at least so many must have run
+CASES = 400  # at least so many must have run
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
