@@ -10,6 +10,7 @@ from kernel_cases import FLOATS, laid_out, name
 from oracle import array, assert_close
 
 import datgan_fast as dat
+from datgan_fast.ops import attack_step_into
 
 LAYOUTS = ("contiguous", "channels_last", "every second pixel", "transposed", "expanded", "misaligned")
 IMPLS = ("cpu", "reference")
@@ -390,6 +391,19 @@ def test_l2_floor_and_range(impl, scale):
     grad = scale * grad
     adv = dat.perturb(x, grad, 0.5, norm="l2", impl=impl)
     assert_close(adv, oracle.perturb(array(x), array(grad), 0.5, "l2"))
+
+
+@each_norm
+@each_impl
+@pytest.mark.parametrize("shape", [(0,), (3, 0, 4), (5,), (3, 100, 100)], ids=str)
+def test_norms_of_the_gradients_handed_in(norm, impl, shape):
+    x, v = images(3, 2, *shape)
+    norms = torch.full((3,), math.nan), torch.full((2,), math.nan)
+    method = {"objective": "vanilla", "formulation": "eq10", "norm": norm, "clip_min": -1.0, "clip_max": 1.0}
+    adv = tuple(torch.empty_like(t) for t in x)
+    attack_step_into(x, v, logits(3, 2), 0.3, adv=adv, norms=norms, impl=impl, **method)
+    for out, gradient in zip(norms, v, strict=True):
+        assert_close(out, oracle.image_norm(array(gradient)))
 
 
 # what one image does to another, and the caller's tensors
