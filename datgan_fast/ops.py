@@ -256,8 +256,7 @@ def attack_loss(
     _check_choice("formulation", formulation, FORMULATIONS)
     reference_real = real_logits if reference_real_logits is None else reference_real_logits
     reference_fake = fake_logits if reference_fake_logits is None else reference_fake_logits
-    _check_float("real_logits", real_logits)
-    _check_float("real_logits", real_logits)
+    _check_float("real_logits", real_logits)  # before its device is asked for
     for name, t in (
         ("real_logits", real_logits),
         ("fake_logits", fake_logits),
@@ -354,6 +353,10 @@ def attack_step(
 
     Source: Li, Xia, Li (2020), Algorithm 1, lines 5-8.
     """
+    x, v, logits = (x_real, x_fake), (input_grad_real, input_grad_fake), (real_logits, fake_logits)
+    references, weights = (reference_real_logits, reference_fake_logits), (grad_weight_real, grad_weight_fake)
+    method = (eps, objective, formulation, norm, clip_min, clip_max)
+    _check_step(x, v, logits, references, weights, *method)
     adv = torch.empty_like(x_real, requires_grad=False), torch.empty_like(x_fake, requires_grad=False)
     grads: tuple[Tensor | None, Tensor | None] = (None, None)
     if return_grad:
@@ -361,22 +364,7 @@ def attack_step(
             torch.empty_like(input_grad_real, requires_grad=False),
             torch.empty_like(input_grad_fake, requires_grad=False),
         )
-    losses = attack_step_into(
-        (x_real, x_fake),
-        (input_grad_real, input_grad_fake),
-        (real_logits, fake_logits),
-        eps,
-        objective=objective,
-        formulation=formulation,
-        norm=norm,
-        clip_min=clip_min,
-        clip_max=clip_max,
-        references=(reference_real_logits, reference_fake_logits),
-        weights=(grad_weight_real, grad_weight_fake),
-        adv=adv,
-        grads=grads,
-        impl=impl,
-    )
+    losses = _run_step(x, v, logits, references, weights, *method, impl, *adv, *grads, None, None)
     return AttackStep(*adv, *grads, losses[0], losses[1])
 
 
@@ -402,43 +390,69 @@ def attack_step_into(
 
     norms, [m] and [n], receive ||v_i|| of the gradients handed in.
     """
+    method = (eps, objective, formulation, norm, clip_min, clip_max)
+    _check_step(x, v, logits, references, weights, *method)
+    return _run_step(x, v, logits, references, weights, *method, impl, *adv, *grads, *norms)
+
+
+def _check_step(
+    x: tuple[Tensor, Tensor],
+    v: tuple[Tensor, Tensor],
+    logits: tuple[Tensor, Tensor],
+    references: tuple[Tensor | None, Tensor | None],
+    weights: tuple[Tensor | None, Tensor | None],
+    eps: float,
+    objective: str,
+    formulation: str,
+    norm: str,
+    clip_min: float | None,
+    clip_max: float | None,
+) -> None:
     _check_choice("objective", objective, OBJECTIVES)
     _check_choice("formulation", formulation, FORMULATIONS)
     _check_perturbation(eps, norm, clip_min, clip_max)
-    reference_real, reference_fake = (
-        own if given is None else given for own, given in zip(logits, references, strict=True)
-    )
-    device = x[0].device
-    for side, images, gradient, t, reference, weight in zip(
-        ("real", "fake"), x, v, logits, (reference_real, reference_fake), weights, strict=True
-    ):
+    for side, images, gradient in zip(("real", "fake"), x, v, strict=True):
         _check_images(f"x_{side}", images, gradient)
+    device = x[0].device
+    if x[1].device != device:
+        raise ValueError(f"x_real and x_fake must be on one device; got {device}, {x[1].device}")
+    for side, images, t, reference, weight in zip(("real", "fake"), x, logits, references, weights, strict=True):
         _check_logits(f"{side}_logits", t, device)
-        _check_logits(f"reference_{side}_logits", reference, device)
         if len(t) != len(images):
             raise ValueError(f"{side}_logits must have one logit for each of the {len(images)} images; got {len(t)}")
+        if reference is not None:
+            _check_logits(f"reference_{side}_logits", reference, device)
         if weight is not None:
             _check_logits(f"grad_weight_{side}", weight, device)
             if len(weight) != len(images):
                 raise ValueError(
                     f"grad_weight_{side} must have one weight for each of the {len(images)} images; got {len(weight)}"
                 )
-    if x[1].device != device:
-        raise ValueError(f"x_real and x_fake must be on one device; got {device}, {x[1].device}")
-    losses = torch.empty(2, dtype=_loss_dtype(*logits), device=device)
+
+
+def _run_step(
+    x: tuple[Tensor, Tensor],
+    v: tuple[Tensor, Tensor],
+    logits: tuple[Tensor, Tensor],
+    references: tuple[Tensor | None, Tensor | None],
+    weights: tuple[Tensor | None, Tensor | None],
+    eps: float,
+    objective: str,
+    formulation: str,
+    norm: str,
+    clip_min: float | None,
+    clip_max: float | None,
+    impl: str | None,
+    *outputs: Tensor | None,
+) -> Tensor:
+    """The operation itself, on checked arguments; returns the losses."""
+    targets = (own if given is None else given for own, given in zip(logits, references, strict=True))
+    losses = torch.empty(2, dtype=_loss_dtype(*logits), device=x[0].device)
     torch.ops.datgan_fast.attack_step(
-        *map(_detached, (*x, *v, *logits, reference_real, reference_fake)),
+        *map(_detached, (*x, *v, *logits, *targets)),
         *(None if w is None else _detached(w) for w in weights),
-        eps,
-        objective,
-        formulation,
-        norm,
-        clip_min,
-        clip_max,
-        impl or "",
-        *adv,
-        *grads,
-        *norms,
+        *(eps, objective, formulation, norm, clip_min, clip_max, impl or ""),
+        *outputs,
         losses,
     )
     return losses

@@ -617,6 +617,10 @@ def call_attack_step(**changes):
         ),
         ({"real_logits": torch.zeros(3, dtype=torch.bool)}, TypeError, "real_logits .*bool"),
         ({"fake_logits": [0.0, 0.0]}, TypeError, "fake_logits .*list"),
+        ({"x_real": [[0.0], [0.0], [0.0]]}, TypeError, "x_real must be a float64.* tensor; got list"),
+        ({"x_fake": [[0.0], [0.0]]}, TypeError, "x_fake must be a float64.* tensor; got list"),
+        ({"input_grad_fake": None}, TypeError, "the input gradient of x_fake must be a float64.* tensor; got NoneType"),
+        ({"grad_weight_real": 1.0}, TypeError, "grad_weight_real .*float"),
         ({"real_logits": torch.zeros(3, 1)}, ValueError, r"real_logits must have shape \[batch\]"),
         (
             {"real_logits": torch.zeros(2)},
