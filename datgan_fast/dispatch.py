@@ -163,20 +163,12 @@ class ReferenceBackend:
         coefficient_real: Tensor,
         coefficient_fake: Tensor,
     ) -> None:
-        with torch.enable_grad():
-            r, f = (reference._as_float(t.detach()).requires_grad_() for t in (real, fake))
-            loss_real, loss_fake = reference.attack_loss(
-                r,
-                f,
-                objective=objective,
-                formulation=formulation,
-                reference_real_logits=reference_real,
-                reference_fake_logits=reference_fake,
-            )
-            gradients = torch.autograd.grad(loss_real + loss_fake, (r, f))
-        losses[0], losses[1] = loss_real.detach(), loss_fake.detach()
-        coefficient_real.copy_(gradients[0])
-        coefficient_fake.copy_(gradients[1])
+        terms = reference.attack_terms(real, fake, objective, formulation, reference_real, reference_fake)
+        for loss, coefficient, (value, gradient) in zip(
+            losses, (coefficient_real, coefficient_fake), terms, strict=True
+        ):
+            loss.copy_(value)
+            coefficient.copy_(gradient)
 
     @staticmethod
     def perturb(
