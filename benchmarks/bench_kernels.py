@@ -4,7 +4,7 @@
 
 Bandwidth counts the traffic nobody can avoid: x and the gradient read, the perturbed images written. Inputs
 rotate through more memory than caches hold. On a GPU a CUDA graph of all rotations is timed, so that the
-figures are the device's; the cells "call" time single calls from Python instead. DATGAN_BENCH_FULL=1 runs
+figures are the device's; the cells "call" time single calls from Python instead. DATGAN_FAST_BENCH_FULL=1 runs
 every cell.
 """
 
@@ -18,7 +18,7 @@ import torch
 import datgan_fast as dat
 from datgan_fast import reference
 
-FULL = os.environ.get("DATGAN_BENCH_FULL") == "1"
+FULL = os.environ.get("DATGAN_FAST_BENCH_FULL") == "1"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 MIB = 2**20
 CACHE = 256 * MIB  # larger than any last-level cache we know of
@@ -33,26 +33,16 @@ if DEVICE == "cuda" or FULL:
 DTYPES = {"float32": torch.float32}
 if DEVICE == "cuda" or FULL:
     DTYPES |= {"bfloat16": torch.bfloat16, "float16": torch.float16}
-PROVIDERS = ("cuda", "triton", "eager", "compile") if DEVICE == "cuda" else ("cpu", "eager", "compile")
+PROVIDERS = ("cuda", "triton", "eager") if DEVICE == "cuda" else ("cpu", "eager")
+if DEVICE == "cuda" or FULL:
+    PROVIDERS += ("compile",)  # the C++ compiler takes a quarter of a minute for each
 MODES = ("graph", "call") if DEVICE == "cuda" else ("call",)
 
 
-def plain_step(x_real, x_fake, v_real, v_fake, real, fake, eps, norm):
-    """attack_step as one would write it for torch.compile: vanilla, eq10, with the slope in closed form."""
-
-    def side(x, v, t, g, mean, slope):
-        coefficient = (g("vanilla", t) - mean).sign() * slope
-        grad = coefficient.view(-1, 1, 1, 1) * v.float()
-        return reference.perturb(x, grad, eps, norm=norm), (g("vanilla", t) - mean).abs().sum()
-
-    real, fake = real.float(), fake.float()
-    adv_real, loss_real = side(
-        x_real, v_real, real, reference.g1, reference.g1("vanilla", fake).mean(), torch.sigmoid(-real)
-    )
-    adv_fake, loss_fake = side(
-        x_fake, v_fake, fake, reference.g2, reference.g2("vanilla", real).mean(), -torch.sigmoid(fake)
-    )
-    return adv_real, adv_fake, loss_real, loss_fake
+def plain_step(x, v, logits, norm):
+    """attack_step in plain torch; torch.compile drops the gradients, which nobody gets."""
+    step = reference.attack_step(*sides(x), *sides(v), *logits, 0.1, norm=norm)
+    return step.adv_real, step.adv_fake, step.loss_real, step.loss_fake
 
 
 @cache
@@ -62,23 +52,21 @@ def compiled(function):
 
 def operation(op, provider, norm):
     """A function of one set of inputs."""
-    if op == "attack_loss":
-        if provider in ("eager", "compile"):
-            function = compiled(reference.attack_loss) if provider == "compile" else reference.attack_loss
-            return lambda x, v, logits: function(*logits)
-        return lambda x, v, logits: dat.attack_loss(*logits, impl=provider)
-    if op == "perturb":
-        if provider in ("eager", "compile"):
-            function = compiled(reference.perturb) if provider == "compile" else reference.perturb
-            return lambda x, v, logits: function(x, v, 0.1, norm=norm)
-        return lambda x, v, logits: dat.perturb(x, v, 0.1, norm=norm, impl=provider)
-    if provider == "eager":
-        return lambda x, v, logits: reference.attack_step(*sides(x), *sides(v), *logits, 0.1, norm=norm)
-    if provider == "compile":
-        return lambda x, v, logits: compiled(plain_step)(*sides(x), *sides(v), *logits, 0.1, norm)
-    return lambda x, v, logits: dat.attack_step(
-        *sides(x), *sides(v), *logits, 0.1, norm=norm, return_grad=False, impl=provider
-    )
+    if provider in ("eager", "compile"):
+        prepare = compiled if provider == "compile" else lambda function: function
+        loss, perturb, step = map(prepare, (reference.attack_loss, reference.perturb, plain_step))
+        return {
+            "attack_loss": lambda x, v, logits: loss(*logits),
+            "perturb": lambda x, v, logits: perturb(x, v, 0.1, norm=norm),
+            "attack_step": lambda x, v, logits: step(x, v, logits, norm),
+        }[op]
+    return {
+        "attack_loss": lambda x, v, logits: dat.attack_loss(*logits, impl=provider),
+        "perturb": lambda x, v, logits: dat.perturb(x, v, 0.1, norm=norm, impl=provider),
+        "attack_step": lambda x, v, logits: dat.attack_step(
+            *sides(x), *sides(v), *logits, 0.1, norm=norm, return_grad=False, impl=provider
+        ),
+    }[op]
 
 
 def sides(x):
@@ -164,7 +152,7 @@ def test_kernel(benchmark, copy_bandwidth, op, size, dtype, norm, provider, mode
     if benchmark.stats is None:  # --benchmark-disable
         return
     seconds = benchmark.stats.stats.min / len(sets)  # the best, as of the copy
-    benchmark.extra_info |= {"microseconds": 1e6 * seconds, "threads": torch.get_num_threads()}
+    benchmark.extra_info["microseconds"] = 1e6 * seconds
     if op != "attack_loss":
         benchmark.extra_info |= {
             "bytes": traffic,

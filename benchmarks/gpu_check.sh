@@ -4,16 +4,16 @@
 #
 #   benchmarks/gpu_check.sh [RESULT_FOLDER]        default: benchmarks/results
 #
-#   PYTHON=python3             interpreter; its environment must have torch, pytest, pytest-benchmark, pybind11, cmake, ninja
-#   DATGAN_FAST_COMMIT=...     commit to record where git is absent
-#   DATGAN_CHECK_SKIP="..."    parts to leave out: build tests sanitizer benchmarks
-#   DATGAN_BENCH_FULL=1        every benchmark cell
+#   PYTHON=python3                 interpreter; its environment has torch, pytest, pytest-benchmark, pybind11, cmake, ninja
+#   DATGAN_FAST_COMMIT=...         commit to record where git is absent
+#   DATGAN_FAST_CHECK_SKIP="..."   parts to leave out: build tests sanitizer benchmarks
+#   DATGAN_FAST_BENCH_FULL=1       every benchmark cell
 #
 # Each part runs whether or not those before it passed; the exit status is 0 only if all passed.
 set -u -o pipefail
-cd "$(dirname "$0")/.."
-
-results=$(realpath -m "${1:-benchmarks/results}")
+root=$(realpath "$(dirname "$0")/..")
+results=$(realpath -m "${1:-$root/benchmarks/results}")
+cd "$root" || exit
 python=${PYTHON:-python3}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -23,7 +23,7 @@ failed=0
 part() {  # part NAME COMMAND...: runs it unless left out, remembers how it ended
     local name=$1
     shift
-    if [[ " ${DATGAN_CHECK_SKIP:-} " == *" $name "* ]]; then return; fi
+    if [[ " ${DATGAN_FAST_CHECK_SKIP:-} " == *" $name "* ]]; then return; fi
     echo "== $name"
     local began=$SECONDS code=0
     "$@" || code=$?
