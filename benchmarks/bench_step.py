@@ -79,8 +79,6 @@ def test_discriminator_step(benchmark, capsys, batch_norm):
         ),
         "saved_peak_mib_fused": round(peak[True] / 2**20, 1),
         "saved_peak_mib_reference": round(peak[False] / 2**20, 1),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
     }
     benchmark.extra_info.update(info)
     with capsys.disabled():

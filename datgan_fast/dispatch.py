@@ -1,16 +1,20 @@
-"""Which implementation runs an operation: asked for by `impl=`, by `use_backend`, by DATGAN_FAST_BACKEND, or the best usable.
+"""Which implementation runs an operation: as `impl=`, `use_backend` or DATGAN_FAST_BACKEND say, or the best.
 
-Asking by name for what cannot be used raises. Without a name, a slower implementation is taken with one warning that says
-why.
+Asking by name for what cannot be used raises. Without a name, the reference is taken with one warning
+that says why.
 """
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +24,9 @@ from . import native, reference
 
 BACKENDS = ("reference", "cpu", "cuda", "triton")
 _BEST_FIRST = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
+
+# Triton's interpreter runs the kernels on the CPU, slowly; it is for tests. Triton reads this at its import.
+INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 
 _chosen: ContextVar[str | None] = ContextVar("datgan_fast_backend", default=None)
 _warned: set[str] = set()
@@ -40,13 +47,49 @@ def _problem(name: str) -> str | None:
     if name == "cuda":
         return native.cuda_problem()
     if name == "triton":
-        return "no CUDA device" if not torch.cuda.is_available() else "no Triton kernels are installed"
+        return _triton_problem()
     return None
+
+
+def _triton_problem() -> str | None:
+    if not INTERPRETING and not torch.cuda.is_available():
+        return "no CUDA device"
+    return _kernels_problem()
+
+
+@cache
+def _kernels_problem() -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed; run: pip install triton"
+    try:
+        kernels = importlib.import_module(f"{__package__}.kernels")
+    except Exception as error:  # a Triton too old or too new fails in its own ways
+        return f"the Triton kernels could not be loaded ({error})"
+    if kernels.INTERPRETED != INTERPRETING:
+        return "TRITON_INTERPRET was changed while the program ran; set it before the first import"
+    checkout = _sources(Path(__file__).resolve().parent.parent / "kernels")
+    if checkout and checkout != _sources(Path(str(kernels.__file__)).parent):
+        return "the installed Triton kernels are not those of this checkout's kernels/; run: pip install ."
+    return None
+
+
+def _sources(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("*.py")}
+
+
+def _problem_unasked(name: str) -> str | None:
+    """Why this backend is not taken where none was asked for."""
+    if name == "triton" and INTERPRETING:
+        return "TRITON_INTERPRET is set, and the interpreter runs only when triton is asked for by name"
+    return _problem(name)
 
 
 @contextmanager
 def use_backend(name: str | None) -> Iterator[None]:
-    """Inside the context operations run on this backend (None: the best usable). Raises BackendError if it cannot be used."""
+    """Inside the context operations run on this backend (None: the best usable).
+
+    Raises BackendError if it cannot be used.
+    """
     if name is not None:
         _require(name, "use_backend")
     token = _chosen.set(name)
@@ -73,17 +116,24 @@ def resolve(device: torch.device, impl: str = "") -> str:
     ):
         if name:
             _require(name, asked_by)
-            if name in ("cpu", "cuda", "triton") and device.type != ("cpu" if name == "cpu" else "cuda"):
+            if not _works_on(name, device.type):
                 raise BackendError(f"{asked_by}: backend {name!r} does not work on tensors on {device}")
             return name
     order = _BEST_FIRST.get(device.type, ("reference",))
     for name in order:
-        problem = _problem(name)
-        if not problem:
+        if not _problem_unasked(name):
             if name == "reference":
                 _warn_once(device.type)
             return name
     raise AssertionError("the reference is always usable")
+
+
+def _works_on(name: str, device_type: str) -> bool:
+    if name == "reference":
+        return True
+    if name == "triton" and INTERPRETING:
+        return device_type in ("cpu", "cuda")
+    return device_type == ("cpu" if name == "cpu" else "cuda")
 
 
 def _warn_once(device_type: str) -> None:
@@ -91,9 +141,10 @@ def _warn_once(device_type: str) -> None:
         return
     _warned.add(device_type)
     names = [name for name in _BEST_FIRST.get(device_type, ()) if name != "reference"]
-    causes = "; ".join(f"{name}: {_problem(name)}" for name in names) or "there are no kernels for this device"
+    causes = "; ".join(f"{name}: {_problem_unasked(name)}" for name in names) or "there are no kernels for this device"
     warnings.warn(
-        f"datgan_fast runs its slower reference implementation on {device_type} tensors ({causes})", stacklevel=4
+        f"datgan_fast runs its slower reference implementation on {device_type} tensors ({causes})",
+        stacklevel=4,
     )
 
 
@@ -112,24 +163,22 @@ class ReferenceBackend:
         coefficient_real: Tensor,
         coefficient_fake: Tensor,
     ) -> None:
-        with torch.enable_grad():
-            r, f = (reference._as_float(t.detach()).requires_grad_() for t in (real, fake))
-            loss_real, loss_fake = reference.attack_loss(
-                r,
-                f,
-                objective=objective,
-                formulation=formulation,
-                reference_real_logits=reference_real,
-                reference_fake_logits=reference_fake,
-            )
-            gradients = torch.autograd.grad(loss_real + loss_fake, (r, f))
-        losses[0], losses[1] = loss_real.detach(), loss_fake.detach()
-        coefficient_real.copy_(gradients[0])
-        coefficient_fake.copy_(gradients[1])
+        terms = reference.attack_terms(real, fake, objective, formulation, reference_real, reference_fake)
+        for loss, coefficient, (value, gradient) in zip(
+            losses, (coefficient_real, coefficient_fake), terms, strict=True
+        ):
+            loss.copy_(value)
+            coefficient.copy_(gradient)
 
     @staticmethod
     def perturb(
-        x: Tensor, grad: Tensor, eps: float, norm: str, clip_min: float | None, clip_max: float | None, out: Tensor
+        x: Tensor,
+        grad: Tensor,
+        eps: float,
+        norm: str,
+        clip_min: float | None,
+        clip_max: float | None,
+        out: Tensor,
     ) -> None:
         out.copy_(reference.perturb(x, grad, eps, norm=norm, clip_min=clip_min, clip_max=clip_max))
 
@@ -178,4 +227,11 @@ class ReferenceBackend:
 
 def backend(device: torch.device, impl: str) -> Any:
     """The implementation itself: an object with attack_loss, perturb and attack_step."""
-    return {"reference": ReferenceBackend, "cpu": native.CpuBackend}[resolve(device, impl)]
+    name = resolve(device, impl)
+    if name == "cpu":
+        return native.CpuBackend
+    if name == "cuda":
+        return native.CudaBackend
+    if name == "triton":
+        return importlib.import_module(f"{__package__}.kernels").TritonBackend
+    return ReferenceBackend

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from . import dispatch
 from .reference import FORMULATIONS, NORMS, OBJECTIVES, AttackStep
+
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 _library = torch.library.Library("datgan_fast", "DEF")
 _library.define(
@@ -132,8 +133,7 @@ for _name, _implementation, _fake in (
     ("perturb", _perturb, lambda *args: None),
     ("attack_step", _attack_step, lambda *args: None),
 ):
-    for _key in ("CPU", "CUDA"):
-        _library.impl(_name, _implementation, _key)
+    _library.impl(_name, _implementation, "CompositeExplicitAutograd")  # every device: the reference runs on any
     torch.library.register_fake(f"datgan_fast::{_name}", _fake, lib=_library)
 
 
@@ -145,17 +145,44 @@ class _AttackLoss(torch.autograd.Function):
         losses, coefficient_real, coefficient_fake = torch.ops.datgan_fast.attack_loss(
             real, fake, reference_real, reference_fake, objective, formulation, impl
         )
-        ctx.save_for_backward(coefficient_real, coefficient_fake)
-        ctx.dtypes = real.dtype, fake.dtype
+        ctx.save_for_backward(real, fake, coefficient_real, coefficient_fake)
         return losses[0], losses[1]
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_real, grad_fake):  # type: ignore[no-untyped-def]
-        coefficient_real, coefficient_fake = ctx.saved_tensors
-        real = (grad_real * coefficient_real).to(ctx.dtypes[0]) if ctx.needs_input_grad[0] else None
-        fake = (grad_fake * coefficient_fake).to(ctx.dtypes[1]) if ctx.needs_input_grad[1] else None
-        return real, fake, None, None, None, None, None
+        real, fake, coefficient_real, coefficient_fake = ctx.saved_tensors
+        # torch refuses the second derivative of compiled functions by itself.
+        create_graph = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        scale = _FinalGradient.apply if create_graph else _scale
+        return (
+            scale(real, coefficient_real, grad_real) if ctx.needs_input_grad[0] else None,
+            scale(fake, coefficient_fake, grad_fake) if ctx.needs_input_grad[1] else None,
+            *[None] * 5,
+        )
+
+
+def _scale(logits: Tensor, coefficient: Tensor, grad: Tensor) -> Tensor:
+    return (grad * coefficient).to(logits.dtype)
+
+
+class _FinalGradient(torch.autograd.Function):
+    """A gradient that depends on the logits and cannot be differentiated again. once_differentiable would take it for a
+    constant wherever the incoming gradient is one, and a penalty on it would be wrong without a word."""
+
+    @staticmethod
+    def forward(ctx, logits, coefficient, grad):  # type: ignore[no-untyped-def]
+        return _scale(logits, coefficient, grad)
+
+    @staticmethod
+    def backward(ctx, *grads):  # type: ignore[no-untyped-def]
+        raise RuntimeError(
+            "datgan_fast.attack_loss can be differentiated only once; "
+            "datgan_fast.reference.attack_loss can be differentiated any number of times"
+        )
+
+
+def _detached(t: Tensor) -> Tensor:
+    return t.detach() if t.requires_grad else t
 
 
 def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
@@ -164,18 +191,17 @@ def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
 
 
 def _check_float(name: str, tensor: Tensor) -> None:
-    if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or tensor.element_size() < 2:
+    if not isinstance(tensor, Tensor) or tensor.dtype not in FLOATS:
         got = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
         raise TypeError(f"{name} must be a float64, float32, float16 or bfloat16 tensor; got {got}")
 
 
-def _check_logits(device: torch.device, **logits: Tensor) -> None:
-    for name, t in logits.items():
-        _check_float(name, t)
-        if t.dim() != 1:
-            raise ValueError(f"{name} must have shape [batch], one logit per image; got {tuple(t.shape)}")
-        if t.device != device:
-            raise ValueError(f"{name} must be on {device} like the other tensors; got {t.device}")
+def _check_logits(name: str, t: Tensor, device: torch.device) -> None:
+    _check_float(name, t)
+    if t.dim() != 1:
+        raise ValueError(f"{name} must have shape [batch], one logit per image; got {tuple(t.shape)}")
+    if t.device != device:
+        raise ValueError(f"{name} must be on {device} like the other tensors; got {t.device}")
 
 
 def _check_images(name: str, x: Tensor, grad: Tensor) -> None:
@@ -190,7 +216,7 @@ def _check_images(name: str, x: Tensor, grad: Tensor) -> None:
 
 
 def _check_perturbation(eps: float, norm: str, clip_min: float | None, clip_max: float | None) -> None:
-    if not math.isfinite(eps):
+    if not -math.inf < eps < math.inf:  # math.isfinite cannot be traced with a symbolic eps
         raise ValueError(f"eps must be a finite number; got {eps}")
     _check_choice("norm", norm, NORMS)
     if clip_min is not None and clip_max is not None and clip_min > clip_max:
@@ -230,16 +256,22 @@ def attack_loss(
     _check_choice("formulation", formulation, FORMULATIONS)
     reference_real = real_logits if reference_real_logits is None else reference_real_logits
     reference_fake = fake_logits if reference_fake_logits is None else reference_fake_logits
-    _check_float("real_logits", real_logits)
-    _check_logits(
-        real_logits.device,
-        real_logits=real_logits,
-        fake_logits=fake_logits,
-        reference_real_logits=reference_real,
-        reference_fake_logits=reference_fake,
-    )
+    _check_float("real_logits", real_logits)  # before its device is asked for
+    for name, t in (
+        ("real_logits", real_logits),
+        ("fake_logits", fake_logits),
+        ("reference_real_logits", reference_real),
+        ("reference_fake_logits", reference_fake),
+    ):
+        _check_logits(name, t, real_logits.device)
     return _AttackLoss.apply(
-        real_logits, fake_logits, reference_real.detach(), reference_fake.detach(), objective, formulation, impl or ""
+        real_logits,
+        fake_logits,
+        reference_real.detach(),  # new tensors in any case: the compiler wants no input twice
+        reference_fake.detach(),
+        objective,
+        formulation,
+        impl or "",
     )
 
 
@@ -273,7 +305,7 @@ def perturb(
     _check_images("x", x, grad)
     _check_perturbation(eps, norm, clip_min, clip_max)
     out = torch.empty_like(x, requires_grad=False)
-    torch.ops.datgan_fast.perturb(x.detach(), grad.detach(), eps, norm, clip_min, clip_max, impl or "", out)
+    torch.ops.datgan_fast.perturb(_detached(x), _detached(grad), eps, norm, clip_min, clip_max, impl or "", out)
     return out
 
 
@@ -321,6 +353,10 @@ def attack_step(
 
     Source: Li, Xia, Li (2020), Algorithm 1, lines 5-8.
     """
+    x, v, logits = (x_real, x_fake), (input_grad_real, input_grad_fake), (real_logits, fake_logits)
+    references, weights = (reference_real_logits, reference_fake_logits), (grad_weight_real, grad_weight_fake)
+    method = (eps, objective, formulation, norm, clip_min, clip_max)
+    _check_step(x, v, logits, references, weights, *method)
     adv = torch.empty_like(x_real, requires_grad=False), torch.empty_like(x_fake, requires_grad=False)
     grads: tuple[Tensor | None, Tensor | None] = (None, None)
     if return_grad:
@@ -328,22 +364,7 @@ def attack_step(
             torch.empty_like(input_grad_real, requires_grad=False),
             torch.empty_like(input_grad_fake, requires_grad=False),
         )
-    losses = attack_step_into(
-        (x_real, x_fake),
-        (input_grad_real, input_grad_fake),
-        (real_logits, fake_logits),
-        eps,
-        objective=objective,
-        formulation=formulation,
-        norm=norm,
-        clip_min=clip_min,
-        clip_max=clip_max,
-        references=(reference_real_logits, reference_fake_logits),
-        weights=(grad_weight_real, grad_weight_fake),
-        adv=adv,
-        grads=grads,
-        impl=impl,
-    )
+    losses = _run_step(x, v, logits, references, weights, *method, impl, *adv, *grads, None, None)
     return AttackStep(*adv, *grads, losses[0], losses[1])
 
 
@@ -369,40 +390,69 @@ def attack_step_into(
 
     norms, [m] and [n], receive ||v_i|| of the gradients handed in.
     """
+    method = (eps, objective, formulation, norm, clip_min, clip_max)
+    _check_step(x, v, logits, references, weights, *method)
+    return _run_step(x, v, logits, references, weights, *method, impl, *adv, *grads, *norms)
+
+
+def _check_step(
+    x: tuple[Tensor, Tensor],
+    v: tuple[Tensor, Tensor],
+    logits: tuple[Tensor, Tensor],
+    references: tuple[Tensor | None, Tensor | None],
+    weights: tuple[Tensor | None, Tensor | None],
+    eps: float,
+    objective: str,
+    formulation: str,
+    norm: str,
+    clip_min: float | None,
+    clip_max: float | None,
+) -> None:
     _check_choice("objective", objective, OBJECTIVES)
     _check_choice("formulation", formulation, FORMULATIONS)
     _check_perturbation(eps, norm, clip_min, clip_max)
-    reference_real, reference_fake = (
-        own if given is None else given for own, given in zip(logits, references, strict=True)
-    )
-    for name, images, gradient, t, weight in zip(("real", "fake"), x, v, logits, weights, strict=True):
-        _check_images(f"x_{name}", images, gradient)
-        _check_logits(x[0].device, **{f"{name}_logits": t})
+    for side, images, gradient in zip(("real", "fake"), x, v, strict=True):
+        _check_images(f"x_{side}", images, gradient)
+    device = x[0].device
+    if x[1].device != device:
+        raise ValueError(f"x_real and x_fake must be on one device; got {device}, {x[1].device}")
+    for side, images, t, reference, weight in zip(("real", "fake"), x, logits, references, weights, strict=True):
+        _check_logits(f"{side}_logits", t, device)
         if len(t) != len(images):
-            raise ValueError(f"{name}_logits must have one logit for each of the {len(images)} images; got {len(t)}")
+            raise ValueError(f"{side}_logits must have one logit for each of the {len(images)} images; got {len(t)}")
+        if reference is not None:
+            _check_logits(f"reference_{side}_logits", reference, device)
         if weight is not None:
-            _check_logits(x[0].device, **{f"grad_weight_{name}": weight})
+            _check_logits(f"grad_weight_{side}", weight, device)
             if len(weight) != len(images):
                 raise ValueError(
-                    f"grad_weight_{name} must have one weight for each of the {len(images)} images; got {len(weight)}"
+                    f"grad_weight_{side} must have one weight for each of the {len(images)} images; got {len(weight)}"
                 )
-    if x[1].device != x[0].device:
-        raise ValueError(f"x_real and x_fake must be on one device; got {x[0].device}, {x[1].device}")
-    _check_logits(x[0].device, reference_real_logits=reference_real, reference_fake_logits=reference_fake)
+
+
+def _run_step(
+    x: tuple[Tensor, Tensor],
+    v: tuple[Tensor, Tensor],
+    logits: tuple[Tensor, Tensor],
+    references: tuple[Tensor | None, Tensor | None],
+    weights: tuple[Tensor | None, Tensor | None],
+    eps: float,
+    objective: str,
+    formulation: str,
+    norm: str,
+    clip_min: float | None,
+    clip_max: float | None,
+    impl: str | None,
+    *outputs: Tensor | None,
+) -> Tensor:
+    """The operation itself, on checked arguments; returns the losses."""
+    targets = (own if given is None else given for own, given in zip(logits, references, strict=True))
     losses = torch.empty(2, dtype=_loss_dtype(*logits), device=x[0].device)
     torch.ops.datgan_fast.attack_step(
-        *(t.detach() for t in (*x, *v, *logits, reference_real, reference_fake)),
-        *(None if w is None else w.detach() for w in weights),
-        eps,
-        objective,
-        formulation,
-        norm,
-        clip_min,
-        clip_max,
-        impl or "",
-        *adv,
-        *grads,
-        *norms,
+        *map(_detached, (*x, *v, *logits, *targets)),
+        *(None if w is None else _detached(w) for w in weights),
+        *(eps, objective, formulation, norm, clip_min, clip_max, impl or ""),
+        *outputs,
         losses,
     )
     return losses

@@ -48,6 +48,10 @@ def _as_float(t: Tensor) -> Tensor:
     return t if t.dtype == torch.float64 else t.float()
 
 
+def _cap(t: Tensor) -> float:
+    return 700.0 if t.dtype == torch.float64 else 80.0
+
+
 def g1(objective: str, t: Tensor) -> Tensor:
     """The objective's term for real images, elementwise (table in docs/architecture.md).
 
@@ -57,7 +61,7 @@ def g1(objective: str, t: Tensor) -> Tensor:
     if objective == "vanilla":
         return F.logsigmoid(t)
     if objective == "fgan":
-        return -torch.exp((-t).clamp(max=700.0 if t.dtype == torch.float64 else 80.0))
+        return -torch.exp((-t).clamp(max=_cap(t)))
     if objective == "wasserstein":
         return t
     if objective == "hinge":
@@ -81,6 +85,32 @@ def g2(objective: str, t: Tensor) -> Tensor:
     if objective == "least_squares":
         return -(t**2)
     raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}; got {objective!r}")
+
+
+def slope1(objective: str, t: Tensor) -> Tensor:
+    """g1', elementwise, for where autograd does not reach: inside a registered operation."""
+    t = _as_float(t)
+    if objective == "vanilla":
+        return torch.sigmoid(-t)
+    if objective == "fgan":
+        return torch.where(-t <= _cap(t), torch.exp((-t).clamp(max=_cap(t))), 0.0)
+    if objective == "wasserstein":
+        return torch.ones_like(t)
+    if objective == "hinge":
+        return (t < 1).to(t.dtype)
+    return -2 * (t - 1)
+
+
+def slope2(objective: str, t: Tensor) -> Tensor:
+    """g2', elementwise."""
+    t = _as_float(t)
+    if objective == "vanilla":
+        return -torch.sigmoid(t)
+    if objective in ("fgan", "wasserstein"):
+        return -torch.ones_like(t)
+    if objective == "hinge":
+        return -(t > -1).to(t.dtype)
+    return -2 * t
 
 
 OBJECTIVES = ("vanilla", "fgan", "wasserstein", "hinge", "least_squares")
@@ -121,24 +151,68 @@ def attack_loss(
     `eq10` is Eq. 9 and 10, `alg1` Algorithm 1 lines 6-7, `batch_mean` the authors' later code. The target is a constant. A
     side with nothing to compare itself with (an empty batch) has loss 0.
     """
+    sides = _attack_sides(
+        real_logits, fake_logits, objective, formulation, reference_real_logits, reference_fake_logits
+    )
+    loss_real, loss_fake = (difference.abs().sum() for difference, _ in sides)
+    return loss_real, loss_fake
+
+
+def attack_terms(
+    real_logits: Tensor,
+    fake_logits: Tensor,
+    objective: str,
+    formulation: str,
+    reference_real_logits: Tensor | None,
+    reference_fake_logits: Tensor | None,
+) -> list[tuple[Tensor, Tensor]]:
+    """(loss, its gradient with respect to the side's logits in closed form) of the real and of the generated side."""
+    sides = _attack_sides(
+        real_logits.detach(),
+        fake_logits.detach(),
+        objective,
+        formulation,
+        reference_real_logits,
+        reference_fake_logits,
+    )
+    return [(difference.abs().sum(), difference.sign() * slope()) for difference, slope in sides]
+
+
+def _attack_sides(
+    real_logits: Tensor,
+    fake_logits: Tensor,
+    objective: str,
+    formulation: str,
+    reference_real_logits: Tensor | None,
+    reference_fake_logits: Tensor | None,
+) -> list[tuple[Tensor, Callable[[], Tensor]]]:
+    """(score - target, its slope) of each side: [m] and [m], or, where the batch has one score, [1] and [m]."""
     real, fake = _as_float(real_logits), _as_float(fake_logits)
     reference_real = _as_float(real_logits if reference_real_logits is None else reference_real_logits).detach()
     reference_fake = _as_float(fake_logits if reference_fake_logits is None else reference_fake_logits).detach()
 
-    def side(t: Tensor, own: Tensor, other: Tensor, g: Callable, opposite_g: Callable) -> Tensor:
+    def side(
+        t: Tensor, own: Tensor, other: Tensor, g: Callable, slope: Callable
+    ) -> tuple[Tensor, Callable[[], Tensor]]:
         if not (len(t) and len(own) and len(other)):
-            return t.sum() * 0
+            return t[:0].sum().view(1), lambda: torch.zeros_like(t)
         if formulation == "eq10":
-            return (g(objective, t) - g(objective, other).mean()).abs().sum()
+            return g(objective, t) - g(objective, other).mean(), lambda: slope(objective, t)
         if formulation == "alg1":
-            return (opposite_g(objective, t) - opposite_g(objective, other.mean())).abs().sum()
+            return g(objective, t) - g(objective, other.mean()), lambda: slope(objective, t)
         if formulation == "batch_mean":
             # own.mean() carries the value and t the gradient, 1/len(own) for each logit
             mean = own.mean() + (t - t.detach()).sum() / len(own)
-            return (mean - other.mean()).abs()
+            return (mean - other.mean()).view(1), lambda: torch.ones_like(t) / len(own)
         raise ValueError(f"formulation must be one of {', '.join(FORMULATIONS)}; got {formulation!r}")
 
-    return side(real, reference_real, reference_fake, g1, g2), side(fake, reference_fake, reference_real, g2, g1)
+    scores = [(g1, slope1), (g2, slope2)]
+    if formulation == "alg1":
+        scores.reverse()
+    return [
+        side(real, reference_real, reference_fake, *scores[0]),
+        side(fake, reference_fake, reference_real, *scores[1]),
+    ]
 
 
 def image_norm(x: Tensor) -> Tensor:
@@ -196,29 +270,20 @@ def attack_step(
     grad_weight_fake: Tensor | None = None,
 ) -> AttackStep:
     """The single pass in separate steps; see `datgan_fast.attack_step` for the arguments."""
-    with torch.enable_grad():
-        r, f = (_as_float(t.detach()).requires_grad_() for t in (real_logits, fake_logits))
-        loss_real, loss_fake = attack_loss(
-            r,
-            f,
-            objective=objective,
-            formulation=formulation,
-            reference_real_logits=reference_real_logits,
-            reference_fake_logits=reference_fake_logits,
-        )
-        coefficients = torch.autograd.grad(loss_real + loss_fake, (r, f))
+    (loss_real, coefficient_real), (loss_fake, coefficient_fake) = attack_terms(
+        real_logits, fake_logits, objective, formulation, reference_real_logits, reference_fake_logits
+    )
 
     def side(x: Tensor, v: Tensor, coefficient: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
-        coefficient = _as_float(coefficient)
         if weight is not None:
             coefficient = torch.where(weight == 0, 0.0, coefficient / weight)
         grad = coefficient.view(-1, *[1] * (v.dim() - 1)) * _as_float(v.detach())
         adv = perturb(x.detach(), grad, eps, norm=norm, clip_min=clip_min, clip_max=clip_max)
         return adv, grad.to(v.dtype)
 
-    adv_real, grad_real = side(x_real, input_grad_real, coefficients[0], grad_weight_real)
-    adv_fake, grad_fake = side(x_fake, input_grad_fake, coefficients[1], grad_weight_fake)
-    return AttackStep(adv_real, adv_fake, grad_real, grad_fake, loss_real.detach(), loss_fake.detach())
+    adv_real, grad_real = side(x_real, input_grad_real, coefficient_real, grad_weight_real)
+    adv_fake, grad_fake = side(x_fake, input_grad_fake, coefficient_fake, grad_weight_fake)
+    return AttackStep(adv_real, adv_fake, grad_real, grad_fake, loss_real, loss_fake)
 
 
 def logits_of(discriminator: nn.Module, images: Tensor) -> Tensor:

@@ -7,10 +7,35 @@ exp(-t) stops growing at `cap` (80 where the library computes in float32, 700 in
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 OBJECTIVES = ("vanilla", "fgan", "wasserstein", "hinge", "least_squares")
 FORMULATIONS = ("eq10", "alg1", "batch_mean")
 NORMS = ("none", "l2", "linf")
+
+# (rtol, atol) of arithmetic in this dtype; a store to a half type may round once on top of it.
+TOLERANCE = {torch.float64: (1e-12, 1e-12), torch.float32: (2e-6, 1e-6)}
+
+
+def array(tensor):
+    return tensor.detach().double().cpu().numpy()
+
+
+def assert_close(actual, expected, what="result", *, double=True, loose=1.0, half_ulps=0.5):
+    """`double`: a float64 result has nothing of float32 in it. `loose` multiplies rtol. `half_ulps`: how many units in
+    the last place a store to a half type may be off."""
+    rtol, atol = TOLERANCE[torch.float64 if double and actual.dtype == torch.float64 else torch.float32]
+    values, expected = array(actual), np.broadcast_to(expected, actual.shape)
+    allowed = atol + loose * rtol * np.abs(expected)
+    if actual.dtype.itemsize == 2:
+        limits = torch.finfo(actual.dtype)
+        exponent = np.frexp(np.abs(expected) + allowed)[1] - 1
+        allowed = allowed + half_ulps * limits.eps * np.maximum(2.0**exponent, limits.smallest_normal)
+    wrong = ~(np.abs(values - expected) <= allowed)  # NaN, what an element never written holds, is wrong too
+    assert not wrong.any(), (
+        f"{what}: {wrong.sum()} of {wrong.size} wrong, first at {np.argwhere(wrong)[0].tolist()}: "
+        f"{values[wrong][0]} instead of {expected[wrong][0]}"
+    )
 
 
 def log_sigmoid(t):

@@ -24,7 +24,6 @@ MNIST_PLACES = {
     "mnist": ["", "MNIST/raw", "mnist"],
     "fashion-mnist": ["", "FashionMNIST/raw", "fashion-mnist"],
 }
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
 def random_bytes(*shape: int, seed: int = 0) -> np.ndarray:
@@ -513,7 +512,7 @@ def test_data_error_is_the_readers_value_error():
 # ---- ImageSampler -----------------------------------------------------------------------------------------
 
 IMAGES = torch.from_numpy(random_bytes(6, 3, 5, 4))
-DEVICES = ["cpu", pytest.param("cuda", marks=needs_cuda)]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 LIMITS = [None, 0]  # resident and streaming
 
 
@@ -608,7 +607,7 @@ def test_sampler_rejects_other_tensors(images):
         ImageSampler(images, "cpu")
 
 
-@needs_cuda
+@pytest.mark.gpu
 def test_resident_sampling_never_synchronises_and_can_be_captured():
     sampler = ImageSampler(IMAGES, "cuda", flip=True)
     sampler.sample(8)
@@ -629,7 +628,7 @@ def test_resident_sampling_never_synchronises_and_can_be_captured():
     assert set(which_images(torch.cat(replays), candidates)) == set(range(12))
 
 
-@needs_cuda
+@pytest.mark.gpu
 def test_streamed_batches_survive_later_ones():
     images = torch.from_numpy(random_bytes(40, 3, 64, 64))
     sampler = ImageSampler(images, "cuda", max_device_bytes=0)

@@ -88,7 +88,6 @@ class ImagePass {
 
   void run() {
     const int64_t units = layout_.images * units_per_image_, work = layout_.images * layout_.numel;
-    if (work == 0) return;
     const bool needs_norm = perturbation_.norm == Norm::l2 || images_.norms.data;
     std::vector<double> squares(needs_norm ? units : 0), norms(needs_norm ? layout_.images : 0);
     if (needs_norm && units_per_image_ > 1)  // an image's norm needs all its units before any of them can move

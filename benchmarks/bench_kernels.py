@@ -1,0 +1,162 @@
+"""The kernels against plain torch and torch.compile: time, and bandwidth as a fraction of a copy's.
+
+    python -m pytest benchmarks/bench_kernels.py --benchmark-only --benchmark-json FILE
+
+Bandwidth counts the traffic nobody can avoid: x and the gradient read, the perturbed images written. Inputs
+rotate through more memory than caches hold. On a GPU a CUDA graph of all rotations is timed, so that the
+figures are the device's; the cells "call" time single calls from Python instead. DATGAN_FAST_BENCH_FULL=1 runs
+every cell.
+"""
+
+import os
+import time
+from functools import cache, lru_cache
+
+import pytest
+import torch
+
+import datgan_fast as dat
+from datgan_fast import reference
+
+FULL = os.environ.get("DATGAN_FAST_BENCH_FULL") == "1"
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+MIB = 2**20
+CACHE = 256 * MIB  # larger than any last-level cache we know of
+COPY = 256 * MIB
+
+SIZES = {"64x3x32x32": (64, 3, 32, 32), "512x3x64x64": (512, 3, 64, 64)}
+if DEVICE == "cuda" or FULL:
+    SIZES |= {
+        "64x3x128x128": (64, 3, 128, 128),
+        "341x3x256x256": (341, 3, 256, 256),
+    }  # the last: 256 MiB in float32
+DTYPES = {"float32": torch.float32}
+if DEVICE == "cuda" or FULL:
+    DTYPES |= {"bfloat16": torch.bfloat16, "float16": torch.float16}
+PROVIDERS = ("cuda", "triton", "eager") if DEVICE == "cuda" else ("cpu", "eager")
+if DEVICE == "cuda" or FULL:
+    PROVIDERS += ("compile",)  # the C++ compiler takes a quarter of a minute for each
+MODES = ("graph", "call") if DEVICE == "cuda" else ("call",)
+
+
+def plain_step(x, v, logits, norm):
+    """attack_step in plain torch; torch.compile drops the gradients, which nobody gets."""
+    step = reference.attack_step(*sides(x), *sides(v), *logits, 0.1, norm=norm)
+    return step.adv_real, step.adv_fake, step.loss_real, step.loss_fake
+
+
+@cache
+def compiled(function):
+    return torch.compile(function, fullgraph=True, dynamic=False)
+
+
+def operation(op, provider, norm):
+    """A function of one set of inputs."""
+    if provider in ("eager", "compile"):
+        prepare = compiled if provider == "compile" else lambda function: function
+        loss, perturb, step = map(prepare, (reference.attack_loss, reference.perturb, plain_step))
+        return {
+            "attack_loss": lambda x, v, logits: loss(*logits),
+            "perturb": lambda x, v, logits: perturb(x, v, 0.1, norm=norm),
+            "attack_step": lambda x, v, logits: step(x, v, logits, norm),
+        }[op]
+    return {
+        "attack_loss": lambda x, v, logits: dat.attack_loss(*logits, impl=provider),
+        "perturb": lambda x, v, logits: dat.perturb(x, v, 0.1, norm=norm, impl=provider),
+        "attack_step": lambda x, v, logits: dat.attack_step(
+            *sides(x), *sides(v), *logits, 0.1, norm=norm, return_grad=False, impl=provider
+        ),
+    }[op]
+
+
+def sides(x):
+    """The real and the generated half of a batch."""
+    return x[: len(x) // 2], x[len(x) // 2 :]
+
+
+@lru_cache(maxsize=1)
+def rotation(size, dtype):
+    """[(x, v, logits)], as many as it takes to outgrow the caches."""
+    shape, dtype = SIZES[size], DTYPES[dtype]
+    sets = []
+    while not sets or (len(sets) < 64 and 3 * len(sets) * sets[0][0].nbytes < CACHE):
+        x, v = (torch.randn(shape, device=DEVICE).to(dtype) for _ in range(2))
+        sets.append((x, v, sides(torch.randn(shape[0], device=DEVICE))))
+    return sets
+
+
+def synchronise():
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+
+
+@pytest.fixture(scope="session")
+def copy_bandwidth():
+    """Bytes per second read and written by a large copy, the best of several."""
+    source = torch.ones(COPY // 4, device=DEVICE)
+    target = torch.empty_like(source)
+    best = float("inf")
+    for _ in range(10):
+        synchronise()
+        start = time.perf_counter()
+        target.copy_(source)
+        synchronise()
+        best = min(best, time.perf_counter() - start)
+    return 2 * source.nbytes / best
+
+
+def cells():
+    for op in ("attack_loss", "perturb", "attack_step"):
+        for size in SIZES:
+            for dtype in DTYPES if op != "attack_loss" else ["float32"]:
+                for norm in reference.NORMS if op != "attack_loss" else ["none"]:
+                    for provider in PROVIDERS:
+                        for mode in MODES:
+                            if mode == "graph" or DEVICE == "cpu" or size == "64x3x32x32":
+                                yield pytest.param(
+                                    *(op, size, dtype, norm, provider, mode),
+                                    id="-".join((op, size, dtype, norm, provider, mode)),
+                                )
+
+
+@pytest.mark.parametrize(("op", "size", "dtype", "norm", "provider", "mode"), cells())
+def test_kernel(benchmark, copy_bandwidth, op, size, dtype, norm, provider, mode):
+    if provider in dat.backends() and dat.backends()[provider]:
+        pytest.skip(f"{provider}: {dat.backends()[provider]}")
+    benchmark.group = "-".join((op, size, dtype, norm, mode))
+    function = operation(op, provider, norm)
+    sets = rotation(size, dtype)
+    traffic = 3 * sets[0][0].nbytes
+
+    def run():
+        for arguments in sets:
+            function(*arguments)
+        synchronise()
+
+    run()
+    if mode == "graph":
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            run()
+        stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            for arguments in sets:
+                function(*arguments)
+
+        def run():
+            graph.replay()
+            synchronise()
+
+    benchmark.pedantic(run, rounds=10 if DEVICE == "cuda" else 5, warmup_rounds=1)
+    if benchmark.stats is None:  # --benchmark-disable
+        return
+    seconds = benchmark.stats.stats.min / len(sets)  # the best, as of the copy
+    benchmark.extra_info["microseconds"] = 1e6 * seconds
+    if op != "attack_loss":
+        benchmark.extra_info |= {
+            "bytes": traffic,
+            "gigabytes_per_second": traffic / seconds / 1e9,
+            "fraction_of_copy": traffic / seconds / copy_bandwidth,
+            "copy_gigabytes_per_second": copy_bandwidth / 1e9,
+        }

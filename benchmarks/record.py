@@ -1,0 +1,120 @@
+"""What a result was measured on: environment() -> dict, and a command line that writes a result file.
+
+    python benchmarks/record.py --out FILE --command "..." [--section NAME=FILE]... [--status NAME=CODE]...
+
+A section is another JSON file taken in whole (a pytest-benchmark report is cut down to its figures).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _output(*command: str) -> str | None:
+    """What the command prints; None where it is absent or fails."""
+    try:
+        run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return run.stdout.strip() or None
+
+
+def _version(module: str) -> str | None:
+    try:
+        return str(__import__(module).__version__)
+    except ImportError:
+        return None
+
+
+def _cpu() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _modified() -> bool | None:
+    """Whether tracked files differ from the commit; None where there is no git."""
+    if _output("git", "rev-parse", "HEAD") is None:
+        return None
+    return _output("git", "status", "--porcelain", "--untracked-files=no") is not None
+
+
+def environment() -> dict[str, Any]:
+    """Device, date, versions and commit. DATGAN_FAST_COMMIT stands in where there is no git."""
+    import torch
+
+    import datgan_fast
+
+    cuda = torch.cuda.is_available()
+    return {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": os.environ.get("DATGAN_FAST_COMMIT") or _output("git", "rev-parse", "HEAD"),
+        "modified": _modified(),
+        "device": torch.cuda.get_device_name() if cuda else _cpu(),
+        "devices": torch.cuda.device_count() if cuda else 0,
+        "compute_capability": ".".join(map(str, torch.cuda.get_device_capability())) if cuda else None,
+        "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") if cuda else None,
+        "cpu": _cpu(),
+        "threads": torch.get_num_threads(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "nvcc": (_output("nvcc", "--version") or "").rpartition("\n")[2] or None,
+        "triton": _version("triton"),
+        "datgan_fast": datgan_fast.__version__,
+        "backends": datgan_fast.backends(),
+    }
+
+
+def section(path: Path) -> Any:
+    """A JSON file's content; of a pytest-benchmark report each benchmark's figures."""
+    if not path.is_file():
+        return None
+    content = json.loads(path.read_text())
+    if not isinstance(content, dict) or "benchmarks" not in content:
+        return content
+    return [
+        {
+            "name": benchmark["name"],
+            **{key: benchmark["stats"][key] for key in ("min", "median", "stddev", "rounds")},
+            **benchmark["extra_info"],
+        }
+        for benchmark in content["benchmarks"]
+    ]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--command", required=True, help="the command that made the result")
+    parser.add_argument("--section", action="append", default=[], metavar="NAME=FILE")
+    parser.add_argument("--status", action="append", default=[], metavar="NAME=CODE", help="exit status of a part")
+    options = parser.parse_args(arguments)
+    statuses = {name: int(code) for name, _, code in (item.partition("=") for item in options.status)}
+    result = {
+        **environment(),
+        "command": options.command,
+        "passed": bool(statuses) and not any(statuses.values()),
+        "status": statuses,
+        **{name: section(Path(path)) for name, _, path in (item.partition("=") for item in options.section)},
+    }
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+// From two vectors of logits to attack losses and coefficients. The terms are computed in T, sums of them in double:
+// then a batch of equal logits is exactly as far from its mean as it should be, not at all.
+#pragma once
+
+#include "../formulas.h"
+#include "block.cuh"
+#include "element.cuh"
+
+namespace dat::cuda {
+
+struct LogitsArgs {
+  Vector logits[2], reference[2];  // [side]
+  Objective objective = Objective::vanilla;
+  Formulation formulation = Formulation::eq10;
+  Vector losses;  // [2]
+};
+
+template <class T>
+struct Target {
+  T target = 0, own_mean = 0;
+  bool exists = false;  // a side with nothing to compare itself with has no attack: loss and coefficients are zero
+};
+
+// Called by the whole block; each block finds the same bits.
+template <class T>
+__device__ Target<T> find_target(const LogitsArgs& args, Side side) {
+  const Vector& own = args.reference[static_cast<int>(side)];
+  const Vector& other = args.reference[static_cast<int>(opposite(side))];
+  Target<T> result;
+  result.exists = own.count > 0 && other.count > 0;
+  if (!result.exists) return result;
+  double sum = 0;
+#pragma unroll 1
+  for (int64_t i = threadIdx.x; i < other.count; i += blockDim.x)
+    sum += target_term(args.objective, args.formulation, side, read<T>(other, i));
+  const T mean = static_cast<T>(block_sum(sum, kTargetSum) / static_cast<double>(other.count));
+  result.target = target_of_mean(args.objective, args.formulation, side, mean);
+  if (args.formulation == Formulation::batch_mean) {
+    sum = 0;
+#pragma unroll 1
+    for (int64_t i = threadIdx.x; i < own.count; i += blockDim.x) sum += read<T>(own, i);
+    result.own_mean = static_cast<T>(block_sum(sum, kOwnSum) / static_cast<double>(own.count));
+  }
+  return result;
+}
+
+template <class T>
+__device__ AttackTerm<T> term_of(const LogitsArgs& args, Side side, const Target<T>& target, T logit) {
+  if (!target.exists) return {T(0), T(0)};
+  return attack_term(args.objective, args.formulation, side, logit, target.target, target.own_mean,
+                     args.reference[static_cast<int>(side)].count);
+}
+
+// Called by the whole block. Not inlined: one block in hundreds comes here.
+template <class T>
+__device__ __noinline__ void write_loss(const LogitsArgs& args, Side side, const Target<T>& target) {
+  const Vector& logits = args.logits[static_cast<int>(side)];
+  double sum = 0;
+  if (args.formulation == Formulation::batch_mean)
+    sum = threadIdx.x == 0 && logits.count ? term_of(args, side, target, T(0)).loss : T(0);
+  else
+#pragma unroll 1
+    for (int64_t i = threadIdx.x; i < logits.count; i += blockDim.x)
+      sum += term_of(args, side, target, read<T>(logits, i)).loss;
+  sum = block_sum(sum, kLossSum);
+  if (threadIdx.x == 0) write(args.losses, static_cast<int>(side), sum);
+}
+
+struct LossArgs {
+  LogitsArgs logits;
+  Vector coefficient[2];
+};
+
+// Two blocks, one for each side.
+template <class T>
+__global__ void __launch_bounds__(kLossThreads) loss_kernel(const __grid_constant__ LossArgs args) {
+  const Side side = blockIdx.x == 0 ? Side::real : Side::fake;
+  const Target<T> target = find_target<T>(args.logits, side);
+  write_loss(args.logits, side, target);
+  const Vector& logits = args.logits.logits[blockIdx.x];
+  for (int64_t i = threadIdx.x; i < logits.count; i += blockDim.x)
+    write(args.coefficient[blockIdx.x], i, term_of(args.logits, side, target, read<T>(logits, i)).coefficient);
+}
+
+}  // namespace dat::cuda

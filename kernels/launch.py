@@ -1,0 +1,211 @@
+"""Launches of the Triton kernels, behind the interface of datgan_fast.dispatch.ReferenceBackend.
+
+Nothing here allocates on the device, synchronises or reads from it: every launch can be captured in a CUDA
+graph. Devices, shapes and dtypes have been checked in ops.py.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from .attack import Images, Operand, Side, Vector, attack_loss_kernel, attack_step_kernel, perturb_kernel
+
+INTERPRETED: bool = triton.knobs.runtime.interpret  # TRITON_INTERPRET was set when this module was imported
+
+LARGEST_BLOCK = 4096  # elements a program holds at a time
+ELEMENTS_PER_WARP = 512
+LARGEST_GRID = 2**30  # programs of one side; grid.x ends at 2^31 - 1
+
+
+class Split(NamedTuple):
+    """How one side's images are shared out among programs."""
+
+    block: int
+    chunk: int  # elements of an item
+    items_per_image: int
+    items: int
+    items_per_program: int
+    programs: int
+
+
+def split(images: int, numel: int, whole_images: bool, logits: int = 0) -> Split:
+    """An item is a block, or an image where its norm is needed (`whole_images`).
+
+    A program of attack_step reads all the logits; it takes items enough for that to be a quarter at most.
+    """
+    block = min(LARGEST_BLOCK, max(128, triton.next_power_of_2(numel)))
+    chunk = numel if whole_images else block
+    items_per_image = 1 if whole_images else -(-numel // block)
+    items = images * items_per_image
+    items_per_program = max(1, 2 * logits // max(1, min(chunk, numel)), -(-items // LARGEST_GRID))
+    return Split(block, chunk, items_per_image, items, items_per_program, -(-items // items_per_program))
+
+
+@lru_cache(maxsize=1024)
+def merge_dimensions(
+    shape: tuple[int, ...], *strides: tuple[int, ...]
+) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
+    """(sizes, each tensor's strides) of the dimensions inside an image, merged where every tensor allows it.
+
+    Fastest first, in the order of the first tensor's memory; csrc/tensor.h does the same.
+    """
+    dims = sorted((d for d in range(1, len(shape)) if shape[d] != 1), key=lambda d: (strides[0][d], -d))
+    sizes: list[int] = []
+    merged: list[list[int]] = [[] for _ in strides]
+    for d in dims:
+        if sizes and all(s[d] == m[-1] * sizes[-1] for s, m in zip(strides, merged, strict=True)):
+            sizes[-1] *= shape[d]
+            continue
+        sizes.append(shape[d])
+        for s, m in zip(strides, merged, strict=True):
+            m.append(s[d])
+    return tuple(sizes) or (1,), tuple(tuple(m) or (1,) for m in merged)
+
+
+def _vector(t: Tensor) -> Vector:
+    return Vector(t, t.stride(0), len(t))
+
+
+def _images(
+    x: Tensor,
+    v: Tensor,
+    adv: Tensor,
+    norm: str,
+    grad: Tensor | None = None,
+    norms: Tensor | None = None,
+    weight: Tensor | None = None,
+    logits: int = 0,
+) -> tuple[Images, Split]:
+    tensors = [adv, x, v] if grad is None else [adv, x, v, grad]
+    sizes, strides = merge_dimensions(x.shape, *(t.stride() for t in tensors))
+    operands = [Operand(t, t.stride(0), s) for t, s in zip(tensors, strides, strict=True)]
+    numel = math.prod(x.shape[1:])
+    work = split(len(x), numel, norm == "l2" or norms is not None, logits)
+    images = Images(
+        x=operands[1],
+        v=operands[2],
+        adv=operands[0],
+        grad=None if grad is None else operands[3],
+        norms=None if norms is None else _vector(norms),
+        weight=None if weight is None else _vector(weight),
+        sizes=sizes,
+        numel=numel,
+        items=work.items,
+        chunk=work.chunk,
+        items_per_image=work.items_per_image,
+        items_per_program=work.items_per_program,
+    )
+    return images, work
+
+
+def _on(device: torch.device) -> AbstractContextManager:
+    """Triton launches on the current device's current stream."""
+    return nullcontext() if INTERPRETED else torch.cuda.device(device)
+
+
+def _bounds(clip_min: float | None, clip_max: float | None) -> tuple[float, float]:
+    return -math.inf if clip_min is None else float(clip_min), math.inf if clip_max is None else float(clip_max)
+
+
+def _shape(block: int) -> dict[str, int]:
+    return {"block": block, "num_warps": min(8, max(1, block // ELEMENTS_PER_WARP))}
+
+
+class TritonBackend:
+    """The three operations on CUDA tensors (interpreted on any); outputs go into the caller's tensors."""
+
+    @staticmethod
+    def attack_loss(
+        real: Tensor,
+        fake: Tensor,
+        reference_real: Tensor,
+        reference_fake: Tensor,
+        objective: str,
+        formulation: str,
+        losses: Tensor,
+        coefficient_real: Tensor,
+        coefficient_fake: Tensor,
+    ) -> None:
+        both = len(reference_real) > 0 and len(reference_fake) > 0
+        sides = [
+            Side(_vector(t), _vector(reference), _vector(coefficient), None, 1, int(both))
+            for t, reference, coefficient in (
+                (real, reference_real, coefficient_real),
+                (fake, reference_fake, coefficient_fake),
+            )
+        ]
+        with _on(real.device):
+            attack_loss_kernel[(2,)](
+                *sides, losses, objective=objective, formulation=formulation, enable_fp_fusion=True
+            )
+
+    @staticmethod
+    def perturb(
+        x: Tensor,
+        grad: Tensor,
+        eps: float,
+        norm: str,
+        clip_min: float | None,
+        clip_max: float | None,
+        out: Tensor,
+    ) -> None:
+        if x.numel() == 0:
+            return
+        images, work = _images(x, grad, out, norm)
+        with _on(x.device):
+            perturb_kernel[(work.programs,)](
+                images,
+                float(eps),
+                *_bounds(clip_min, clip_max),
+                norm=norm,
+                **_shape(work.block),
+                enable_fp_fusion=True,
+            )
+
+    @staticmethod
+    def attack_step(
+        x: tuple[Tensor, Tensor],
+        v: tuple[Tensor, Tensor],
+        logits: tuple[Tensor, Tensor],
+        references: tuple[Tensor, Tensor],
+        weights: tuple[Tensor | None, Tensor | None],
+        eps: float,
+        objective: str,
+        formulation: str,
+        norm: str,
+        clip_min: float | None,
+        clip_max: float | None,
+        adv: tuple[Tensor, Tensor],
+        grads: tuple[Tensor | None, Tensor | None],
+        norms: tuple[Tensor | None, Tensor | None],
+        losses: Tensor,
+    ) -> None:
+        logits_read = len(references[0]) + len(references[1])
+        both = len(references[0]) > 0 and len(references[1]) > 0
+        sides, blocks = [], []
+        for k in range(2):
+            images, work = _images(x[k], v[k], adv[k], norm, grads[k], norms[k], weights[k], logits_read)
+            # The loss is written even where there are no images.
+            sides.append(
+                Side(_vector(logits[k]), _vector(references[k]), None, images, max(1, work.programs), int(both))
+            )
+            blocks.append(work.block)
+        with _on(x[0].device):
+            attack_step_kernel[(sides[0].programs + sides[1].programs,)](
+                *sides,
+                losses,
+                float(eps),
+                *_bounds(clip_min, clip_max),
+                objective=objective,
+                formulation=formulation,
+                norm=norm,
+                **_shape(max(blocks)),
+                enable_fp_fusion=True,
+            )

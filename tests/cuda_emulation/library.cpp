@@ -1,0 +1,107 @@
+// The CUDA launchers, kernels and plan behind C functions for ctypes; tests/emulated_cuda.py calls them.
+#include "cuda_bf16.h"
+#include "cuda_fp16.h"
+#include "cuda_runtime.h"
+// The real sources, after every system header.
+#include "../../csrc/cuda/attack.cu"
+
+using namespace dat;
+
+namespace {
+
+struct CTensor {
+  char* data;
+  int dtype, dims;
+  int64_t shape[8], strides[8];
+};
+
+Tensor tensor_of(const CTensor& c) {
+  Tensor t;
+  t.data = c.data;
+  t.dtype = static_cast<DType>(c.dtype);
+  t.shape.assign(c.shape, c.shape + c.dims);
+  t.strides.assign(c.strides, c.strides + c.dims);
+  return t;
+}
+
+struct Options {
+  int objective, formulation, norm;
+  double eps, clip_min, clip_max;
+};
+
+Logits logits_of(const CTensor* c, const Options& o) {
+  return {tensor_of(c[0]), tensor_of(c[1]), tensor_of(c[2]), tensor_of(c[3]), static_cast<Objective>(o.objective),
+          static_cast<Formulation>(o.formulation)};
+}
+
+Images images_of(const CTensor* c) {  // x, v, adv, grad, norms, weight
+  return {tensor_of(c[0]), tensor_of(c[1]), tensor_of(c[2]), tensor_of(c[3]), tensor_of(c[4]), tensor_of(c[5])};
+}
+
+Perturbation perturbation_of(const Options& o) { return {o.eps, static_cast<Norm>(o.norm), o.clip_min, o.clip_max}; }
+
+template <class Call>
+int guarded(char* error, const Call& call) {
+  try {
+    call();
+    return 0;
+  } catch (const std::exception& e) {
+    std::strncpy(error, e.what(), 255);
+    return 1;
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+dat_emulation::Device* emulated_device() { return &dat_emulation::device; }
+
+int attack_loss(const CTensor* logits, const CTensor* losses, const CTensor* out, const Options* o, char* error) {
+  return guarded(error, [&] {
+    cuda::attack_loss(logits_of(logits, *o), tensor_of(*losses), tensor_of(out[0]), tensor_of(out[1]), 0, nullptr);
+  });
+}
+
+int perturb(const CTensor* images, const Options* o, char* error) {
+  return guarded(error, [&] { cuda::perturb(images_of(images), perturbation_of(*o), 0, nullptr); });
+}
+
+int attack_step(const CTensor* logits, const CTensor* real, const CTensor* fake, const CTensor* losses,
+                const CTensor* workspace, const Options* o, char* error) {
+  return guarded(error, [&] {
+    cuda::attack_step(logits_of(logits, *o), images_of(real), images_of(fake), perturbation_of(*o), tensor_of(*losses),
+                      workspace ? tensor_of(*workspace) : Tensor{}, 0, nullptr);
+  });
+}
+
+int64_t workspace_numel(int64_t real, int64_t fake) { return cuda::workspace_numel(real, fake); }
+
+struct CPlan {
+  int64_t tasks[2], slices[2], share[2], grid, kept, shared;
+  int threads, cluster;
+};
+
+CPlan make_plan(const int64_t* images, const int64_t* slots, int reduce, int depth, int64_t slot_bytes, int threads,
+                int cluster, int64_t shared, int64_t grid) {
+  const cuda::Work work[2] = {{images[0], slots[0]}, {images[1], slots[1]}};
+  const cuda::Plan p = cuda::make_plan(work, reduce, depth, slot_bytes, {threads, cluster, shared, grid});
+  return {{p.tasks[0], p.tasks[1]}, {p.slices[0], p.slices[1]}, {p.share[0], p.share[1]}, p.grid, p.kept, p.shared,
+          p.threads, p.cluster};
+}
+
+int64_t slots_of(int64_t numel, int64_t slot, int aligned) { return cuda::slots_of(numel, slot, aligned); }
+
+// The offset at which a kernel finds an element of a strided image.
+int64_t element_offset(const CTensor* tensor, int64_t element) {
+  const Tensor t = tensor_of(*tensor), absent;
+  const Layout layout = make_layout({&t, &absent, &t, &absent}, 2);
+  cuda::Operand operand;
+  cuda::Walk walk;
+  walk.numel = layout.numel, walk.dims = layout.dims;
+  std::copy(layout.size.begin(), layout.size.end(), walk.size);
+  std::copy(layout.stride[0].begin(), layout.stride[0].end(), operand.stride);
+  return cuda::offset_of(operand, walk, element);
+}
+
+}  // extern "C"

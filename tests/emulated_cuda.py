@@ -1,0 +1,169 @@
+"""Compiles the CUDA code with the host's C++ compiler against tests/cuda_emulation; calls it by ctypes."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import shutil
+import subprocess
+import tempfile
+from ctypes import c_char_p, c_double, c_int, c_int64, c_uint, c_void_p
+from pathlib import Path
+
+import pytest
+from oracle import FORMULATIONS, NORMS, OBJECTIVES
+
+torch = pytest.importorskip("torch")
+
+HERE = Path(__file__).resolve().parent / "cuda_emulation"
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+def compile_source(name: str, output: Path, *flags: str) -> Path:
+    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        pytest.skip("no C++ compiler to run the CUDA kernels with")
+    common = ["-std=c++17", "-O1", "-pthread", "-fno-strict-aliasing", "-Wno-unknown-pragmas", f"-I{HERE}"]
+    done = subprocess.run(
+        [*compiler.split(), *common, *flags, str(HERE / name), "-o", str(output)],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return output
+
+
+class CTensor(ctypes.Structure):
+    _fields_ = [
+        ("data", c_void_p),
+        ("dtype", c_int),
+        ("dims", c_int),
+        ("shape", c_int64 * 8),
+        ("strides", c_int64 * 8),
+    ]
+
+    @classmethod
+    def of(cls, tensor) -> CTensor:
+        if tensor is None:
+            return cls()
+        dims = tensor.dim()
+        shape, strides = (c_int64 * 8)(*tensor.shape), (c_int64 * 8)(*tensor.stride())
+        return cls(tensor.data_ptr() or 16, DTYPES.index(tensor.dtype), dims, shape, strides)
+
+
+def tensors(*members) -> ctypes.Array:
+    return (CTensor * len(members))(*map(CTensor.of, members))
+
+
+class Device(ctypes.Structure):
+    _fields_ = [(name, c_int) for name in ("threads", "shared", "clusters", "code", "grid", "fail", "launches")]
+    _fields_ += [(name, c_uint) for name in ("last_grid", "last_threads", "last_cluster", "last_shared")]
+
+
+class Options(ctypes.Structure):
+    _fields_ = [(name, c_int) for name in ("objective", "formulation", "norm")]
+    _fields_ += [(name, c_double) for name in ("eps", "clip_min", "clip_max")]
+
+
+class Plan(ctypes.Structure):
+    _fields_ = [(name, c_int64 * 2) for name in ("tasks", "slices", "share")]
+    _fields_ += [(name, c_int64) for name in ("grid", "kept", "shared")]
+    _fields_ += [(name, c_int) for name in ("threads", "cluster")]
+
+
+class EmulatedCuda:
+    """dat::cuda on CPU tensors behind the interface of datgan_fast.dispatch's backends, and the device it believes in."""
+
+    def __init__(self, path: Path) -> None:
+        self.library = ctypes.CDLL(str(path))
+        self.library.emulated_device.restype = ctypes.POINTER(Device)
+        for name in ("workspace_numel", "slots_of", "element_offset"):
+            getattr(self.library, name).restype = c_int64
+        self.library.workspace_numel.argtypes = [c_int64, c_int64]
+        self.library.slots_of.argtypes = [c_int64, c_int64, c_int]
+        self.library.element_offset.argtypes = [c_void_p, c_int64]
+        self.library.make_plan.restype = Plan
+        self.library.make_plan.argtypes = [
+            c_void_p,
+            c_void_p,
+            c_int,
+            c_int,
+            c_int64,
+            c_int,
+            c_int,
+            c_int64,
+            c_int64,
+        ]
+        self.device = self.library.emulated_device().contents
+        self.reset()
+
+    def reset(self, two_launches: bool = False, **attributes: int) -> None:
+        self.two_launches = two_launches  # whatever the number of logits
+        defaults = {
+            "threads": 64,
+            "shared": 64 * 1024,
+            "clusters": 1,
+            "code": 90,
+            "grid": 2**31 - 1,
+            "fail": 0,
+        }
+        for name, value in {**defaults, "launches": 0, **attributes}.items():
+            setattr(self.device, name, value)
+
+    def _call(self, name: str, *arguments) -> None:
+        error = ctypes.create_string_buffer(256)
+        if getattr(self.library, name)(*arguments, c_char_p(ctypes.addressof(error))):
+            raise RuntimeError(error.value.decode())
+
+    @staticmethod
+    def _options(objective="vanilla", formulation="eq10", norm="none", eps=0.0, clip_min=None, clip_max=None):
+        low = float("-inf") if clip_min is None else clip_min
+        high = float("inf") if clip_max is None else clip_max
+        indices = OBJECTIVES.index(objective), FORMULATIONS.index(formulation), NORMS.index(norm)
+        return ctypes.byref(Options(*indices, eps, low, high))
+
+    def attack_loss(
+        self,
+        real,
+        fake,
+        reference_real,
+        reference_fake,
+        objective,
+        formulation,
+        losses,
+        coefficient_real,
+        coefficient_fake,
+    ) -> None:
+        logits, coefficients = (real, fake, reference_real, reference_fake), (coefficient_real, coefficient_fake)
+        options = self._options(objective, formulation)
+        self._call("attack_loss", tensors(*logits), tensors(losses), tensors(*coefficients), options)
+
+    def perturb(self, x, grad, eps, norm, clip_min, clip_max, out) -> None:
+        options = self._options(norm=norm, eps=eps, clip_min=clip_min, clip_max=clip_max)
+        self._call("perturb", tensors(x, grad, out, None, None, None), options)
+
+    def attack_step(self, x, v, logits, references, weights, adv, grads, norms, losses, **options) -> None:
+        m, n = map(len, logits)
+        workspace = None
+        if self.two_launches or self.library.workspace_numel(m, n):
+            workspace = torch.full((m + n,), float("nan"), dtype=torch.float64)
+        sides = [tensors(*side) for side in zip(x, v, adv, grads, norms, weights, strict=True)]
+        room = None if workspace is None else tensors(workspace)
+        arguments = (tensors(*logits, *references), *sides, tensors(losses), room)
+        self._call("attack_step", *arguments, self._options(**options))
+
+    def plan(
+        self, images, slots, *, reduce, depth=4, slot_bytes=16, threads=1024, cluster=8, shared=227 * 1024
+    ) -> Plan:
+        pairs = (c_int64 * 2)(*images), (c_int64 * 2)(*slots)
+        return self.library.make_plan(*pairs, reduce, depth, slot_bytes, threads, cluster, shared, 2**31 - 1)
+
+
+@functools.cache
+def emulated_cuda() -> EmulatedCuda:
+    """The library, compiled once for all test modules, shared by them."""
+    return EmulatedCuda(compile_source("library.cpp", Path(_folder.name) / "library.so", "-shared", "-fPIC"))
+
+
+_folder = tempfile.TemporaryDirectory()
