@@ -12,6 +12,7 @@ namespace {
 
 enum Operand { kX, kV, kAdv, kGrad };
 constexpr int64_t kChunk = 1024;       // elements converted at a time where dtype or stride need it
+constexpr int64_t kLarge = int64_t{32} << 20;  // bytes of an output that no cache keeps for the next reader
 constexpr int64_t kUnit = 16 * kChunk;  // elements one thread takes at a time
 
 template <class T>
@@ -112,14 +113,15 @@ class ImagePass {
   }
 
  private:
-  // Calls body(address of each operand's first element, elements) for every row of the unit, at most kChunk long.
+  // Calls body(address of each operand's first element, elements) for every row of the unit.
   template <class Body>
   void for_rows(int64_t unit, const Body& body) const {
+    const int64_t longest_row = in_place_ ? kUnit : kChunk;
     const int64_t image = unit / units_per_image_, begin = unit % units_per_image_ * kUnit;
     const int64_t end = std::min(begin + kUnit, layout_.numel);
     const int64_t row = layout_.dims ? layout_.size[0] : 1;
     for (int64_t at = begin; at < end;) {
-      const int64_t n = std::min({end - at, row - at % row, kChunk});
+      const int64_t n = std::min({end - at, row - at % row, longest_row});
       std::array<char*, kOperands> address{};
       for (int k = 0; k < kOperands; ++k) {
         if (!operands_[k]->data) continue;
@@ -152,20 +154,35 @@ class ImagePass {
   double sum_of_squares(int64_t unit) const {
     alignas(64) T buffer[kChunk];
     double sum = 0;
-    for_rows(unit, [&](const auto& address, int64_t n) { sum += rows_.sum_of_squares(load(kV, address[kV], n, buffer), n); });
+    for_rows(unit, [&](const auto& address, int64_t n) {
+      for (int64_t i = 0; i < n; i += kChunk) {
+        const int64_t part = std::min(n - i, kChunk);
+        sum += rows_.sum_of_squares(load(kV, address[kV] + i * step(kV) * item_size(images_.v.dtype), part, buffer), part);
+      }
+    });
     return sum;
   }
 
   void move(int64_t unit, double norm) const {
     alignas(64) T x_buffer[kChunk], v_buffer[kChunk], out_buffer[kChunk];
     const double coefficient = coefficient_.empty() ? 1.0 : coefficient_[unit / units_per_image_];
-    const T step = step_size<T>(perturbation_.norm, T(perturbation_.eps), T(coefficient), T(norm));
-    const bool use_sign = perturbation_.norm == Norm::linf;
+    Move<T> how;
+    how.step = step_size<T>(perturbation_.norm, T(perturbation_.eps), T(coefficient), T(norm));
+    how.low = T(perturbation_.clip_min), how.high = T(perturbation_.clip_max);
+    how.use_sign = perturbation_.norm == Norm::linf;
+    how.streaming = layout_.images * layout_.numel * item_size(images_.adv.dtype) >= kLarge;
+    if (in_place_) {
+      for_rows(unit, [&](const auto& address, int64_t n) {
+        rows_.move(images_.x.dtype, address[kX], address[kV], n, how, address[kAdv]);
+      });
+      return;
+    }
+    how.streaming = how.streaming && direct(kAdv);
     for_rows(unit, [&](const auto& address, int64_t n) {
       const T* x = load(kX, address[kX], n, x_buffer);
       const T* v = load(kV, address[kV], n, v_buffer);
       T* out = direct(kAdv) ? reinterpret_cast<T*>(address[kAdv]) : out_buffer;
-      rows_.move(x, v, n, step, use_sign, T(perturbation_.clip_min), T(perturbation_.clip_max), out);
+      rows_.move(sizeof(T) == 8 ? DType::float64 : DType::float32, x, v, n, how, out);
       store(kAdv, out, n, address[kAdv]);
       if (!images_.grad.data) return;
       out = direct(kGrad) ? reinterpret_cast<T*>(address[kGrad]) : out_buffer;
@@ -181,6 +198,9 @@ class ImagePass {
   Layout layout_;
   int64_t units_per_image_;
   const Rows<T>& rows_ = rows_for<T>();
+  // x, v and adv are of one dtype and dense, and nothing else is written: no buffers are needed
+  const bool in_place_ = images_.v.dtype == images_.x.dtype && !images_.grad.data && step(kX) == 1 && step(kV) == 1 &&
+                         step(kAdv) == 1;
 };
 
 void pass(const Images& images, const std::vector<double>& coefficient, const Perturbation& perturbation) {

@@ -1,91 +1,25 @@
 // Inner loops, compiled several times with different -m flags; DAT_ISA names the variant's namespace.
 #include "rows.h"
 
-#include <cstring>
-
-#include "../formulas.h"
-
-#ifdef __F16C__
-#include <immintrin.h>
-#endif
+#include "vector.h"
 
 namespace dat::cpu::DAT_ISA {
 namespace {
 
-inline uint32_t bits(float f) {
-  uint32_t u;
-  std::memcpy(&u, &f, 4);
-  return u;
-}
-inline float from_bits(uint32_t u) {
-  float f;
-  std::memcpy(&f, &u, 4);
-  return f;
-}
-
-struct Half {
-  uint16_t raw;
-};
-struct BFloat16 {
-  uint16_t raw;
-};
-
-inline float widen(float value) { return value; }
-inline double widen(double value) { return value; }
-inline float widen(BFloat16 value) { return from_bits(uint32_t{value.raw} << 16); }
-inline float widen(Half value) {
-#ifdef __F16C__
-  return _cvtsh_ss(value.raw);
-#else
-  // Exponent re-biased by a multiplication, which also makes subnormals normal; all ones stays inf or NaN.
-  const uint32_t magnitude = uint32_t{value.raw & 0x7fffu} << 13;
-  const float scaled = from_bits(magnitude) * 0x1p112f;
-  const uint32_t special = magnitude >= 0x0f800000u ? 0x7f800000u : 0u;
-  return from_bits(bits(scaled) | special | (uint32_t{value.raw & 0x8000u} << 16));
-#endif
-}
-
-// Both round to nearest even, as torch does.
-inline BFloat16 narrow_bfloat16(float value) {
-  const uint32_t u = bits(value);
-  const uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
-  return {static_cast<uint16_t>(value != value ? 0x7fc0u : rounded)};
-}
-inline Half narrow_half(float value) {
-#ifdef __F16C__
-  return {static_cast<uint16_t>(_cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT))};
-#else
-  const uint32_t u = bits(value), negative = (u >> 16) & 0x8000u, magnitude = u & 0x7fffffffu;
-  uint32_t h;
-  if (magnitude > 0x7f800000u) h = 0x7e00u;
-  else if (magnitude >= 0x477ff000u) h = 0x7c00u;  // 65520 and above round to infinity
-  else if (magnitude < 0x38800000u)                // subnormal: the addition rounds at the right bit
-    h = bits(from_bits(magnitude) + 0.5f) - bits(0.5f);
-  else h = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
-  return {static_cast<uint16_t>(h | negative)};
-#endif
-}
-
 template <class S, class T>
 void load_as(const void* source, int64_t stride, int64_t n, T* target) {
   const S* s = static_cast<const S*>(source);
-  if (stride == 1)
-    for (int64_t i = 0; i < n; ++i) target[i] = static_cast<T>(widen(s[i]));
-  else
-    for (int64_t i = 0; i < n; ++i) target[i] = static_cast<T>(widen(s[i * stride]));
-}
-
-#ifdef __F16C__
-template <>
-void load_as<Half, float>(const void* source, int64_t stride, int64_t n, float* target) {
-  const Half* s = static_cast<const Half*>(source);
   int64_t i = 0;
-  if (stride == 1)
-    for (; i + 8 <= n; i += 8)
-      _mm256_storeu_ps(target + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(s + i))));
-  for (; i < n; ++i) target[i] = widen(s[i * stride]);
-}
+#ifdef DAT_VECTOR
+  if constexpr (sizeof(S) == 2 && sizeof(T) == 4)
+    if (stride == 1)
+      for (; i + kWidth <= n; i += kWidth) store_vector(target + i, load_vector(s + i), false);
 #endif
+  if (stride == 1)
+    for (; i < n; ++i) target[i] = static_cast<T>(widen(s[i]));
+  else
+    for (; i < n; ++i) target[i] = static_cast<T>(widen(s[i * stride]));
+}
 
 template <class T>
 void load(DType dtype, const void* source, int64_t stride, int64_t n, T* target) {
@@ -97,47 +31,72 @@ void load(DType dtype, const void* source, int64_t stride, int64_t n, T* target)
   }
 }
 
-template <class S, class T, class Convert>
-void store_as(const T* source, int64_t n, void* target, int64_t stride, Convert convert) {
+template <class S, class T>
+void store_as(const T* source, int64_t n, void* target, int64_t stride) {
   S* t = static_cast<S*>(target);
+  int64_t i = 0;
+#ifdef DAT_VECTOR
+  if constexpr (sizeof(S) == 2 && sizeof(T) == 4)
+    if (stride == 1)
+      for (; i + kWidth <= n; i += kWidth) store_vector(t + i, load_vector(source + i), false);
+#endif
   if (stride == 1)
-    for (int64_t i = 0; i < n; ++i) t[i] = convert(source[i]);
+    for (; i < n; ++i) narrow(source[i], t[i]);
   else
-    for (int64_t i = 0; i < n; ++i) t[i * stride] = convert(source[i]);
+    for (; i < n; ++i) narrow(source[i], t[i * stride]);
 }
 
 template <class T>
 void store(DType dtype, const T* source, int64_t n, void* target, int64_t stride) {
   switch (dtype) {
-    case DType::float64: return store_as<double>(source, n, target, stride, [](T v) { return static_cast<double>(v); });
-    case DType::float32: return store_as<float>(source, n, target, stride, [](T v) { return static_cast<float>(v); });
-    case DType::bfloat16:
-      return store_as<BFloat16>(source, n, target, stride, [](T v) { return narrow_bfloat16(static_cast<float>(v)); });
-    case DType::float16: {
-#ifdef __F16C__
-      if constexpr (sizeof(T) == 4) {
-        if (stride == 1) {
-          char* t = static_cast<char*>(target);
-          const int64_t whole = n / 8 * 8;
-          for (int64_t i = 0; i < whole; i += 8)
-            _mm_storeu_si128(reinterpret_cast<__m128i*>(t + 2 * i),
-                             _mm256_cvtps_ph(_mm256_loadu_ps(source + i), _MM_FROUND_TO_NEAREST_INT));
-          source += whole, target = t + 2 * whole, n -= whole;
-        }
-      }
-#endif
-      return store_as<Half>(source, n, target, stride, [](T v) { return narrow_half(static_cast<float>(v)); });
-    }
+    case DType::float64: return store_as<double>(source, n, target, stride);
+    case DType::float32: return store_as<float>(source, n, target, stride);
+    case DType::float16: return store_as<Half>(source, n, target, stride);
+    case DType::bfloat16: return store_as<BFloat16>(source, n, target, stride);
   }
 }
 
-template <class T>
-void move(const T* __restrict x, const T* __restrict v, int64_t n, T step, bool use_sign, T low, T high,
-          T* __restrict out) {
-  if (use_sign)
-    for (int64_t i = 0; i < n; ++i) out[i] = clip(x[i] - step * sign(v[i]), low, high);
+template <class S, class T>
+inline void move_one(const S& x, const S& v, const Move<T>& how, S& out) {
+  const T direction = static_cast<T>(widen(v));
+  narrow(clip(static_cast<T>(widen(x)) - how.step * (how.use_sign ? sign(direction) : direction), how.low, how.high), out);
+}
+
+template <class S, class T>
+void move_as(const S* __restrict x, const S* __restrict v, int64_t n, const Move<T>& how, S* __restrict out) {
+  int64_t i = 0;
+#ifdef DAT_VECTOR
+  if constexpr (sizeof(T) == 4 && sizeof(S) <= 4) {
+    const Vector step = all(how.step), low = all(how.low), high = all(how.high);
+    if (how.streaming)  // up to an aligned address
+      for (; i < n && reinterpret_cast<uintptr_t>(out + i) % (kWidth * sizeof(S)); ++i) move_one(x[i], v[i], how, out[i]);
+    if (how.use_sign)
+      for (; i + kWidth <= n; i += kWidth)
+        store_vector(out + i, clip_vector(minus(load_vector(x + i), signed_as(step, load_vector(v + i))), low, high), how.streaming);
+    else
+      for (; i + kWidth <= n; i += kWidth)
+        store_vector(out + i, clip_vector(minus_product(load_vector(x + i), step, load_vector(v + i)), low, high), how.streaming);
+    if (how.streaming) _mm_sfence();
+  }
+#endif
+  if (how.use_sign)
+    for (; i < n; ++i) move_one(x[i], v[i], how, out[i]);
   else
-    for (int64_t i = 0; i < n; ++i) out[i] = clip(x[i] - step * v[i], low, high);
+    for (; i < n; ++i) move_one(x[i], v[i], how, out[i]);
+}
+
+template <class T>
+void move(DType dtype, const void* x, const void* v, int64_t n, const Move<T>& how, void* out) {
+  const auto as = [&](auto kind) {
+    using S = decltype(kind);
+    move_as(static_cast<const S*>(x), static_cast<const S*>(v), n, how, static_cast<S*>(out));
+  };
+  switch (dtype) {
+    case DType::float64: return as(double{});
+    case DType::float32: return as(float{});
+    case DType::float16: return as(Half{});
+    case DType::bfloat16: return as(BFloat16{});
+  }
 }
 
 template <class T>
@@ -147,7 +106,7 @@ void scale(const T* __restrict v, int64_t n, T factor, T* __restrict out) {
 
 template <class T>
 double sum_of_squares(const T* v, int64_t n) {
-  constexpr int kLanes = 16;  // independent sums, so that the loop vectorises without reordering arithmetic
+  constexpr int kLanes = 32;  // independent sums, so that the loop vectorises without reordering arithmetic
   double lane[kLanes] = {};
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes)

@@ -7,12 +7,19 @@
 
 namespace dat::cpu {
 
+// out = clip(x - step * (use_sign ? sign(v) : v), low, high)
+template <class T>
+struct Move {
+  T step, low, high;
+  bool use_sign;
+  bool streaming;  // write past the caches, for outputs too large to be found there by the next reader
+};
+
 template <class T>  // T: the type of the arithmetic, float or double
 struct Rows {
   void (*load)(DType dtype, const void* source, int64_t stride, int64_t n, T* target);
   void (*store)(DType dtype, const T* source, int64_t n, void* target, int64_t stride);
-  // out = clip(x - step * (use_sign ? sign(v) : v), low, high)
-  void (*move)(const T* x, const T* v, int64_t n, T step, bool use_sign, T low, T high, T* out);
+  void (*move)(DType dtype, const void* x, const void* v, int64_t n, const Move<T>& how, void* out);  // all of one dtype
   void (*scale)(const T* v, int64_t n, T factor, T* out);
   double (*sum_of_squares)(const T* v, int64_t n);
 };

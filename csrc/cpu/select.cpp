@@ -1,4 +1,7 @@
 // Chooses the inner loops built for the best instruction set this processor has.
+#include <cstdlib>
+#include <string>
+
 #include "rows.h"
 
 namespace dat::cpu {
@@ -19,22 +22,33 @@ extern const Rows<double> rows_double;
 }  // namespace avx512
 
 namespace {
-bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
-bool has_avx512() { return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl"); }
+
+enum Level { kBaseline, kAvx2, kAvx512 };
+
+// DATGAN_FAST_ISA=baseline or avx2 holds the choice down, for tests on machines that have more.
+Level level() {
+  static const Level best = [] {
+    const char* asked = std::getenv("DATGAN_FAST_ISA");
+    const std::string limit = asked ? asked : "";
+    if (limit == "baseline" || !__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return kBaseline;
+    const bool wider = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
+    return limit == "avx2" || !wider ? kAvx2 : kAvx512;
+  }();
+  return best;
+}
+
 }  // namespace
 
 template <>
 const Rows<float>& rows_for<float>() {
-  static const Rows<float>& best = has_avx512() ? avx512::rows_float : has_avx2() ? avx2::rows_float : baseline::rows_float;
-  return best;
+  return level() == kAvx512 ? avx512::rows_float : level() == kAvx2 ? avx2::rows_float : baseline::rows_float;
 }
 template <>
 const Rows<double>& rows_for<double>() {
-  static const Rows<double>& best =
-      has_avx512() ? avx512::rows_double : has_avx2() ? avx2::rows_double : baseline::rows_double;
-  return best;
+  return level() == kAvx512 ? avx512::rows_double : level() == kAvx2 ? avx2::rows_double : baseline::rows_double;
 }
-const char* instruction_set() { return has_avx512() ? "avx512" : has_avx2() ? "avx2" : "baseline"; }
+const char* instruction_set() { return level() == kAvx512 ? "avx512" : level() == kAvx2 ? "avx2" : "baseline"; }
 #else
 template <>
 const Rows<float>& rows_for<float>() { return baseline::rows_float; }

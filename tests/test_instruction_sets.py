@@ -1,0 +1,32 @@
+"""The CPU kernels' tests once more with the inner loops of lesser processors."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from datgan_fast import native
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2"])
+def test_lesser_instruction_sets(isa):
+    if native.extension.cpu_info()[0] == "baseline":
+        pytest.skip("this processor has no other instruction set")
+    environment = {**os.environ, "DATGAN_FAST_ISA": isa, "OMP_NUM_THREADS": "1"}
+    check = "from datgan_fast import native; raise SystemExit(native.extension.cpu_info()[0] != '%s')" % isa
+    assert (
+        subprocess.run([sys.executable, "-c", check], env=environment, cwd=Path(__file__).parent.parent).returncode == 0
+    )
+    tests = [
+        str(Path(__file__).with_name("test_attack_ops.py")),
+        "-k",
+        "not reference",
+        "-x",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+    ]
+    result = subprocess.run([sys.executable, "-m", "pytest", *tests], env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout[-3000:]
