@@ -48,7 +48,7 @@ BASELINES = {
 
 # data set -> image size, channels, width, steps
 _DATASET_DEFAULTS = {
-    "digits": (16, 1, 32, 2000),
+    "digits": (16, 1, 48, 1800),
     "mnist": (32, 1, 64, 10_000),
     "fashion-mnist": (32, 1, 64, 10_000),
     "cifar10": (32, 3, 64, 50_000),
