@@ -10,7 +10,7 @@ every cell.
 
 import os
 import time
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 
 import pytest
 import torch
@@ -56,17 +56,27 @@ def operation(op, provider, norm):
         prepare = compiled if provider == "compile" else lambda function: function
         loss, perturb, step = map(prepare, (reference.attack_loss, reference.perturb, plain_step))
         return {
-            "attack_loss": lambda x, v, logits: loss(*logits),
+            "attack_loss": with_gradient(loss),
             "perturb": lambda x, v, logits: perturb(x, v, 0.1, norm=norm),
             "attack_step": lambda x, v, logits: step(x, v, logits, norm),
         }[op]
     return {
-        "attack_loss": lambda x, v, logits: dat.attack_loss(*logits, impl=provider),
+        "attack_loss": with_gradient(partial(dat.attack_loss, impl=provider)),
         "perturb": lambda x, v, logits: dat.perturb(x, v, 0.1, norm=norm, impl=provider),
         "attack_step": lambda x, v, logits: dat.attack_step(
             *sides(x), *sides(v), *logits, 0.1, norm=norm, return_grad=False, impl=provider
         ),
     }[op]
+
+
+def with_gradient(loss):
+    """The attack loss is taken for its gradient, so a cell has both."""
+
+    def run(x, v, logits):
+        leaves = [t.detach().requires_grad_() for t in logits]
+        return torch.autograd.grad(sum(loss(*leaves)), leaves)
+
+    return run
 
 
 def sides(x):

@@ -15,7 +15,7 @@ def test_lesser_instruction_sets(isa):
     if native.extension.cpu_info()[0] == "baseline":
         pytest.skip("this processor has no other instruction set")
     environment = {**os.environ, "DATGAN_FAST_ISA": isa, "OMP_NUM_THREADS": "1"}
-    check = "from datgan_fast import native; raise SystemExit(native.extension.cpu_info()[0] != '%s')" % isa
+    check = f"from datgan_fast import native; raise SystemExit(native.extension.cpu_info()[0] != {isa!r})"
     assert (
         subprocess.run([sys.executable, "-c", check], env=environment, cwd=Path(__file__).parent.parent).returncode == 0
     )
