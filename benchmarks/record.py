@@ -108,7 +108,7 @@ def main(arguments: list[str] | None = None) -> None:
     result = {
         **environment(),
         "command": options.command,
-        "passed": bool(statuses) and not any(statuses.values()),
+        "passed": not any(statuses.values()) if statuses else None,  # nothing was checked
         "status": statuses,
         **{name: section(Path(path)) for name, _, path in (item.partition("=") for item in options.section)},
     }

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+import torch
+
 from .config import ConfigError
 from .data import DataError
 from .dispatch import BackendError
@@ -34,7 +36,20 @@ def run_command(prog: str, command: Callable[[], int]) -> int:
     except (ConfigError, DataError, BackendError) as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 2
-    except (TrainingStopped, OSError) as error:
+    except (MemoryError, torch.OutOfMemoryError):
+        print(f"{prog}: out of memory; use a smaller --batch-size, --width or --image-size", file=sys.stderr)
+        return 1
+    except RuntimeError as error:  # the CPU allocator's own kind
+        if isinstance(error, TrainingStopped) or "allocate memory" in str(error):
+            reason = (
+                str(error)
+                if isinstance(error, TrainingStopped)
+                else "out of memory; use a smaller --batch-size or --width"
+            )
+            print(f"{prog}: {reason}", file=sys.stderr)
+            return 1
+        raise
+    except OSError as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

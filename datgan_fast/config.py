@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ import yaml
 
 from .data import DATASETS
 from .dispatch import BACKENDS
+from .dispatch import resolve as resolve_backend
 from .reference import FORMULATIONS, NORMS, OBJECTIVES
 
 
@@ -100,14 +102,16 @@ class TrainConfig:
 
     # networks
     architecture: str = _option("dcgan", "networks", choices=("dcgan", "resnet"))
-    width: int | None = _option(None, "channels of the widest resolution; default: the data set's", at_least=1)
-    z_dim: int = _option(128, "size of the generator's latent vector", at_least=1)
+    width: int | None = _option(
+        None, "channels of the widest resolution; default: the data set's", at_least=1, at_most=4096
+    )
+    z_dim: int = _option(128, "size of the generator's latent vector", at_least=1, at_most=65536)
     batch_norm: bool | None = _option(None, "BatchNorm in the discriminator; default: the baseline's")
     ema: float = _option(0.999, "decay of the generator's moving average", at_least=0, less_than=1)
 
     # optimisation
     steps: int | None = _option(None, "generator steps; default: the data set's", at_least=1)
-    batch_size: int = _option(64, "images in a batch, over all processes", at_least=2)
+    batch_size: int = _option(64, "images in a batch, over all processes", at_least=2, at_most=65536)
     n_dis: int | None = _option(None, "discriminator steps per generator step; default: the baseline's", at_least=1)
     optimizer: str | None = _option(None, "default: the baseline's", choices=("adam", "rmsprop"))
     lr: float | None = _option(None, "learning rate of both networks; default: the baseline's", more_than=0)
@@ -148,6 +152,9 @@ class TrainConfig:
         baseline = BASELINES[given["baseline"]]
         image_size, channels, width, steps = _DATASET_DEFAULTS[given["dataset"]]
         device = resolve_device(given["device"])
+        resolve_backend(
+            torch.device(device), given["backend"] or ""
+        )  # raises here rather than in the middle of the run
         lr = baseline.lr if given["lr"] is None else given["lr"]
         defaults = {
             "objective": baseline.objective,
@@ -181,10 +188,10 @@ class TrainConfig:
                 f"--image-size {size}: the networks double from 4 pixels up; use 8, 16, 32, 64, 128, ... 1024"
             )
         double_backward = self.lipschitz in ("gp", "lp") or self.r1 > 0
-        if self.batch_norm and (double_backward or self.lipschitz == "alp"):
+        if self.batch_norm and self.lipschitz in ("gp", "lp", "alp"):
             raise ConfigError(
-                "--batch-norm: a penalty on each image's gradient has no meaning when images depend on each other; "
-                "use --no-batch-norm with wgan-gp, wgan-lp, wgan-alp and --r1"
+                f"--batch-norm: a penalty on each image's slope has no meaning when images depend on each other; "
+                f"leave it out with --baseline {self.baseline}"
             )
         if self.compile and double_backward:
             raise ConfigError(
@@ -200,8 +207,10 @@ class TrainConfig:
             raise ConfigError(
                 f"--saturating: it is the vanilla objective's variant; the objective here is {self.objective}"
             )
-        if self.name is not None and (not self.name or set(self.name) & set("/\\\0") or self.name.startswith(".")):
-            raise ConfigError(f"--name {self.name!r}: it names a folder; use letters, digits, '-' and '_'")
+        if self.name is not None and not re.fullmatch(r"[\w+=,-][\w+=,.-]{0,99}", self.name):
+            raise ConfigError(
+                f"--name {self.name!r}: it names a folder; use up to 100 letters, digits, '-', '_' and '.'"
+            )
 
 
 _TYPES = typing.get_type_hints(TrainConfig)
@@ -241,7 +250,7 @@ def convert(name: str, value: Any) -> Any:
             real = float(value)
             if math.isfinite(real):
                 return real
-        if kind is str and isinstance(value, (str, Path)):
+        if kind is str and isinstance(value, (str, Path, int, float)) and not isinstance(value, bool):
             return str(value)
     except (TypeError, ValueError, OverflowError):
         pass
@@ -274,7 +283,7 @@ def resolve_device(name: str) -> str:
     if name == "cpu":
         return name
     kind, _, index = name.partition(":")
-    if kind != "cuda" or not (index.isdigit() or name == "cuda"):
+    if kind != "cuda" or not (re.fullmatch("[0-9]{1,4}", index) or name == "cuda"):
         raise ConfigError(f"--device {name}: must be auto, cpu, cuda or cuda:i")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if int(index or 0) >= count:

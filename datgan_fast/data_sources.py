@@ -169,7 +169,7 @@ def _read_image(path: Path, size: int, channels: int) -> Tensor:
         with Image.open(path) as file:
             if file.mode.startswith(("I", "F")):
                 raise ValueError("more than 8 bits per channel")  # PIL would clip these to white
-            image = file.convert("L" if channels == 1 else "RGB")
+            image = ImageOps.exif_transpose(file).convert("L" if channels == 1 else "RGB")
             image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
     except Exception as error:  # PIL raises many kinds for a broken file
         raise DataError(f"--data-dir: {path} should be a readable 8-bit image: {error}") from error

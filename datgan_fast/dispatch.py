@@ -11,7 +11,7 @@ import importlib.util
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
@@ -227,7 +227,8 @@ class ReferenceBackend:
 
 def backend(device: torch.device, impl: str) -> Any:
     """The implementation itself: an object with attack_loss, perturb and attack_step."""
-    name = resolve(device, impl)
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():  # whose GPU the question is about
+        name = resolve(device, impl)
     if name == "cpu":
         return native.CpuBackend
     if name == "cuda":

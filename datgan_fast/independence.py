@@ -1,11 +1,14 @@
 """Does a discriminator treat each image by itself? Asked by experiment, not by a list of layer types.
 
 One image of a batch is exchanged; if any other image's logit moves by a single bit, or depends on who else is in the
-batch, the answer is no. Dropout answers no as well: it gives no image the same logit twice.
+batch, the answer is no. Dropout answers no as well: it gives no image the same logit twice. A network that comes to mix
+images later, by an attribute changed from outside its layers, is not found out.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from weakref import WeakKeyDictionary
 
 import torch
@@ -25,16 +28,33 @@ def treats_images_independently(discriminator: nn.Module, x_real: Tensor, x_fake
         tuple((id(m), m.training) for m in discriminator.modules()),
         x_real.shape[1:],
         x_real.dtype,
-        len(x_real) + len(x_fake),
+        (len(x_real), len(x_fake)),
     )
     answers = _answers.setdefault(discriminator, {})
     if key not in answers:
-        answers[key] = _probe(discriminator, x_real, x_fake)
+        answer = _probe(discriminator, x_real, x_fake)
+        if answer is None:
+            return False
+        answers[key] = answer
     return answers[key]
 
 
+@contextmanager
+def _zeros_filled(discriminator: nn.Module, generator: torch.Generator) -> Iterator[None]:
+    """Parameters that are zero throughout, such as a gate's at its start, would hide what they will let through."""
+    zeros = [p for p in discriminator.parameters() if p.is_floating_point() and not p.any()]
+    for p in zeros:
+        p.data.copy_(torch.randn(p.shape, generator=generator))
+    try:
+        yield
+    finally:
+        for p in zeros:
+            p.data.zero_()
+
+
 @torch.no_grad()
-def _probe(discriminator: nn.Module, x_real: Tensor, x_fake: Tensor) -> bool:
+def _probe(discriminator: nn.Module, x_real: Tensor, x_fake: Tensor) -> bool | None:
+    """None where nothing can be learnt: logits that are not finite."""
     together = torch.cat([x_real, x_fake]).detach()
     total = len(together)
     if total < 2:
@@ -43,9 +63,11 @@ def _probe(discriminator: nn.Module, x_real: Tensor, x_fake: Tensor) -> bool:
     strangers = (2 * torch.rand(together.shape, generator=generator) - 1).to(together)
     # Noise around the batch itself: a first generator's images can be all alike and would hide a batch statistic.
     together = together + 0.5 * strangers
-    with unchanged_state(discriminator):
+    with unchanged_state(discriminator), _zeros_filled(discriminator, generator):
         before = [buffer.clone() for buffer in discriminator.buffers()]
         logits = logits_of(discriminator, together)
+        if not logits.isfinite().all():
+            return None
         # Running statistics must see the real and the generated batch, not one of both.
         if not all(map(torch.equal, before, discriminator.buffers())):
             return False
@@ -57,7 +79,7 @@ def _probe(discriminator: nn.Module, x_real: Tensor, x_fake: Tensor) -> bool:
                 return False
         # The size of the batch may choose another convolution algorithm, so here only rounding is forgiven.
         try:
-            parts = torch.cat([logits_of(discriminator, x) for x in together.split(len(x_real)) if len(x)])
+            parts = torch.cat([logits_of(discriminator, x) for x in together.split([len(x_real), len(x_fake)])])
         except (ValueError, RuntimeError):
             return False
     resolution = torch.finfo(logits.dtype).eps

@@ -441,7 +441,8 @@ def discriminator_step(
     norms = []
     for x, t in zip(clean, (r, f), strict=True):
         assert x.grad is not None and t.grad is not None  # retained above
-        norms.append(image_norm(x.grad) / _as_float(t.grad).abs())
+        # divided first: the squares of a saturated objective's small gradients would underflow
+        norms.append(image_norm(_as_float(x.grad) / _as_float(t.grad).view(-1, *[1] * (x.dim() - 1))))
     return DiscriminatorStep(
         loss=loss.detach(),
         loss_clean=loss_clean.detach(),

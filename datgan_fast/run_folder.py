@@ -72,8 +72,9 @@ class RunFolder:
         path = self.path / "config.yaml"
         try:
             return TrainConfig.from_mapping(yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
-        except (OSError, AttributeError, yaml.YAMLError) as error:
-            raise ConfigError(f"--resume {self.path}: is not a run folder with a config.yaml ({error})") from None
+        except (OSError, AttributeError, UnicodeDecodeError, yaml.YAMLError) as error:
+            reason = " ".join(str(error).split())
+            raise ConfigError(f"--resume {self.path}: its config.yaml cannot be read ({reason})") from None
 
     # What happened
 
@@ -100,6 +101,9 @@ class RunFolder:
         """Forgets what was recorded after `step`, for a run that continues from there."""
         for leftover in self.path.rglob(".*.tmp*"):
             leftover.unlink(missing_ok=True)
+        later = [*self.checkpoints(), *(self.path / "samples").glob("step-*.png")]
+        for abandoned in (p for p in later if _step(p) > step):
+            abandoned.unlink()
         for name in ("stats.jsonl", "metrics.jsonl"):
             path = self.path / name
             kept = [r for r in files.read_json_lines(path) if r["step"] <= step]
@@ -130,13 +134,19 @@ class RunFolder:
     def checkpoints(self) -> list[Path]:
         """Oldest first."""
         found = (self.path / "checkpoints").glob("step-*.pt")
-        return sorted(found, key=lambda p: int(p.stem.removeprefix("step-")))
+        return sorted((p for p in found if _step(p) >= 0), key=_step)
 
     def save_checkpoint(self, step: int, state: dict[str, Any]) -> None:
         with files.atomic(self.checkpoint_path(step)) as temporary:
             torch.save(state, temporary)
         for old in self.checkpoints()[:-KEPT_CHECKPOINTS]:
             old.unlink(missing_ok=True)
+
+
+def _step(path: Path) -> int:
+    """The step in a checkpoint's or a sample grid's name, -1 if there is none."""
+    match = re.fullmatch(r"step-(\d+)", path.stem)
+    return int(match.group(1)) if match else -1
 
 
 def _number(path: Path) -> int:

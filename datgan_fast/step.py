@@ -21,6 +21,7 @@ from .reference import FORMULATIONS, NORMS, OBJECTIVES, DiscriminatorStep, Penal
 
 
 def _check(
+    discriminator: nn.Module,
     x_real: Tensor,
     x_fake: Tensor,
     eps: float,
@@ -28,6 +29,7 @@ def _check(
     formulation: str,
     norm: str,
     steps: int,
+    alpha: float | None,
     random_start: bool,
 ) -> None:
     for name, value, choices in (
@@ -43,6 +45,10 @@ def _check(
         raise ValueError(f"steps must be at least 1; got {steps}")
     if random_start and norm == "none":
         raise ValueError("random_start needs an eps-ball; use norm 'l2' or 'linf' instead of 'none'")
+    if alpha is not None and not math.isfinite(alpha):
+        raise ValueError(f"alpha must be a finite number; got {alpha}")
+    if not isinstance(discriminator, nn.Module):
+        raise TypeError(f"discriminator must be an nn.Module; got {type(discriminator).__name__}")
     if len(x_real) == 0 or len(x_fake) == 0:
         raise ValueError(f"a step needs at least one real and one generated image; got {len(x_real)} and {len(x_fake)}")
 
@@ -63,6 +69,10 @@ class _Batches:
 
     def merged(self, real: Tensor, fake: Tensor) -> list[Tensor]:
         return [torch.cat([real, fake])] if self.together else [real, fake]
+
+
+def _detached(images: Tensor) -> Tensor:
+    return images.clone() if images.is_inference() else images.detach()  # autograd takes no inference tensors
 
 
 def _leaves(tensors: list[Tensor]) -> list[Tensor]:
@@ -162,8 +172,8 @@ def adversarial_batch(
 
     Source: Li, Xia, Li (2020), Eq. 9 and 10, Algorithm 1 lines 5-8.
     """
-    _check(x_real, x_fake, eps, objective, formulation, norm, steps, random_start)
-    x_real, x_fake = x_real.detach(), x_fake.detach()
+    _check(discriminator, x_real, x_fake, eps, objective, formulation, norm, steps, alpha, random_start)
+    x_real, x_fake = _detached(x_real), _detached(x_fake)
     alpha = reference.default_alpha(eps, steps, norm) if alpha is None else alpha
     single = steps == 1 and not random_start and alpha == eps
     clean = _Batches(x_real, x_fake, treats_images_independently(discriminator, x_real, x_fake))
@@ -238,10 +248,11 @@ def discriminator_step(
 
     Source: Li, Xia, Li (2020), Algorithm 1, lines 5-10.
     """
-    _check(x_real, x_fake, eps, objective, formulation, norm, steps, random_start)
+    _check(discriminator, x_real, x_fake, eps, objective, formulation, norm, steps, alpha, random_start)
     for name, value in (("lambda_clean", lambda_clean), ("lambda_adv", lambda_adv)):
         if not (math.isfinite(value) and value >= 0):
             raise ValueError(f"{name} must be a finite number, 0 or more; got {value}")
+    x_real, x_fake = _detached(x_real), _detached(x_fake)
     if x_real.device.type == "cpu":
         keep_freed_memory()
     if not fused:
@@ -263,7 +274,6 @@ def discriminator_step(
             clip_max=clip_max,
             grad_scale=grad_scale,
         )
-    x_real, x_fake = x_real.detach(), x_fake.detach()
     single = steps == 1 and not random_start and (alpha is None or alpha == eps)
     with one_power_iteration(discriminator), torch.enable_grad():
         clean = _Batches(x_real, x_fake, treats_images_independently(discriminator, x_real, x_fake))
@@ -322,9 +332,13 @@ def discriminator_step(
                 adv=clean.sides(adv),
                 norms=clean.sides(norms),
             )
-        else:
-            norms = [image_norm(t) for t in v]
-        input_grad_norm = torch.cat([a / w.to(a.dtype).abs() for a, w in zip(norms, weights, strict=True)])
+            norms = [a / w.to(a.dtype).abs() for a, w in zip(norms, weights, strict=True)]
+        else:  # divided first, as in the reference
+            norms = [
+                image_norm(reference._as_float(t) / reference._as_float(w).view(-1, *[1] * (t.dim() - 1)))
+                for t, w in zip(v, weights, strict=True)
+            ]
+        input_grad_norm = torch.cat(norms)
         del v
 
         loss_adv = torch.zeros_like(loss_clean)

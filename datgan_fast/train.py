@@ -41,7 +41,8 @@ def build_parser() -> Parser:
             parser.add_argument(flag(f.name), action=argparse.BooleanOptionalAction, default=None, help=text)
         else:
             choices = f.metadata.get("choices")
-            metavar = "|".join(map(str, choices)) if choices else f.name.split("_")[-1].upper()
+            kind = next(name for name in ("int", "float", "str") if name in str(f.type))
+            metavar = "|".join(map(str, choices)) if choices else {"int": "N", "float": "X", "str": "TEXT"}[kind]
             parser.add_argument(flag(f.name), metavar=metavar, help=text)
     parser.add_argument("--config", metavar="FILE", help="YAML or TOML file of options; flags win")
     parser.add_argument(
@@ -85,7 +86,12 @@ def find_run(resume: str, options: dict[str, Any]) -> tuple[RunFolder | None, Pa
     else:
         path = Path(resume)
         if path.is_file():
-            return RunFolder(path.resolve().parent.parent), path
+            run = RunFolder(path.resolve().parent.parent)
+            if not (run.path / "config.yaml").is_file():
+                raise ConfigError(
+                    f"--resume {resume}: a checkpoint continues in its run's folder; --init-from takes its weights"
+                )
+            return run, path
         run = RunFolder(path)
         if not (path / "config.yaml").is_file():
             raise ConfigError(f"--resume {resume}: must be 'latest', a run folder or a checkpoint of one")

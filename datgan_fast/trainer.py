@@ -1,6 +1,6 @@
 """The training loop: Algorithm 1 of Li, Xia, Li (2020) for every baseline, with and without DAT.
 
-It knows nothing of backends: the discriminator step decides how its numbers are computed.
+It knows nothing of how the numbers are computed: that is the discriminator step's, on the backend that was asked for.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +68,6 @@ class Trainer:
         self.config = config.resolved()
         c = self.config
         self.device = torch.device(c.device)
-        with use_backend(c.backend):  # raises here rather than in the middle of the run
-            pass
         torch.manual_seed(c.seed)
         shape = {"image_size": c.image_size, "channels": c.channels, "width": c.width}
         self.generator: nn.Module = build_generator(c.architecture, z_dim=c.z_dim, **shape)  # type: ignore[arg-type]
@@ -87,7 +86,9 @@ class Trainer:
         self.average = AveragedModel(self.generator, multi_avg_fn=self._average)
         self.optimizer_g = self._optimizer(self.generator, c.lr_g)
         self.optimizer_d = self._optimizer(self.discriminator, c.lr_d)
-        self.scaler = torch.amp.GradScaler(self.device.type, init_scale=1024.0, enabled=c.precision == "fp16")
+        self.scaler_g, self.scaler_d = (
+            torch.amp.GradScaler(self.device.type, init_scale=1024.0, enabled=c.precision == "fp16") for _ in range(2)
+        )
         self.penalty = self._penalty()
         self.step = 0
         self.averages = Averages()
@@ -140,9 +141,12 @@ class Trainer:
                 steps=c.steps_attack,
                 alpha=c.alpha,
                 random_start=c.random_start,
-                grad_scale=self.scaler.scale(torch.ones((), device=self.device)) if self.scaler.is_enabled() else 1.0,
+                grad_scale=self.scaler_d.scale(torch.ones((), device=self.device))
+                if self.scaler_d.is_enabled()
+                else 1.0,
             )
-        self.scaler.step(self.optimizer_d)
+        self.scaler_d.step(self.optimizer_d)
+        self.scaler_d.update()
         if c.lipschitz == "clamp":
             with torch.no_grad():
                 weights: list[Tensor] = list(self.discriminator.parameters())
@@ -157,9 +161,9 @@ class Trainer:
             logits = self._discriminator(self._generator(self._latents(c.batch_size)))
         loss = generator_loss(logits.reshape(-1), str(c.objective), c.saturating)
         # inputs: the discriminator's own gradients are not wanted here
-        self.scaler.scale(loss).backward(inputs=list(self.generator.parameters()))
-        self.scaler.step(self.optimizer_g)
-        self.scaler.update()
+        self.scaler_g.scale(loss).backward(inputs=list(self.generator.parameters()))
+        self.scaler_g.step(self.optimizer_g)
+        self.scaler_g.update()
         return loss
 
     def _latents(self, count: int) -> Tensor:
@@ -241,15 +245,21 @@ class Trainer:
             "average": self.average.state_dict(),
             "optimizer_g": self.optimizer_g.state_dict(),
             "optimizer_d": self.optimizer_d.state_dict(),
-            "scaler": self.scaler.state_dict(),
+            "scaler_g": self.scaler_g.state_dict(),
+            "scaler_d": self.scaler_d.state_dict(),
             "averages": self.averages.sums,
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        for name in ("generator", "discriminator", "average", "optimizer_g", "optimizer_d", "scaler"):
-            getattr(self, name).load_state_dict(state[name])
+        try:
+            for name in ("generator", "discriminator", "average", "optimizer_g", "optimizer_d", "scaler_g", "scaler_d"):
+                getattr(self, name).load_state_dict(state[name])
+        except (KeyError, RuntimeError, ValueError):
+            raise ConfigError(
+                "--resume: the checkpoint was made with other options than the run's config.yaml has"
+            ) from None
         self.step = state["step"]
         self.averages.sums = {name: t.to(self.device) for name, t in state["averages"].items()}
         torch.set_rng_state(state["random"].cpu())
@@ -281,7 +291,7 @@ class Trainer:
             f"{run.path}: {c.baseline}{' + DAT' if c.dat else ''} on {c.dataset}, steps {self.step} to {steps} on {c.device}"
         )
         clock = Clock(self.device)
-        with use_backend(c.backend), StopSignals() as stop:
+        with use_backend(c.backend), StopSignals() as stop, bar, closing(run):
             if self.step == 0:
                 run.samples(0, self.sample_grid())
             first = self.step + 1
@@ -294,13 +304,15 @@ class Trainer:
                 if self.step % c.log_every == 0 or last:
                     record = self._record(clock)
                     if not math.isfinite(record["loss_d"]) or not math.isfinite(record["loss_g"]):
-                        raise TrainingStopped(self._not_finite(run, record))
+                        raise self._stopped(run, self._not_finite(run, record))
                     run.statistics(record)
                     bar.set_postfix_str(f"loss D {record['loss_d']:.3f} G {record['loss_g']:.3f}")
                     if not on_terminal:
+                        speed = record["images_per_second"]
+                        rate = f"  {speed:.0f} images/s" if math.isfinite(speed) else ""
                         say(
                             f"step {self.step}/{steps}  loss D {record['loss_d']:.4f} G {record['loss_g']:.4f}  "
-                            f"Wasserstein {record['wasserstein']:.4f}  {record['images_per_second']:.0f} images/s"
+                            f"Wasserstein {record['wasserstein']:.4f}" + rate
                         )
                 with clock.paused():
                     if self.step % c.sample_every == 0 or last:
@@ -309,16 +321,19 @@ class Trainer:
                     if c.eval_every and (self.step % c.eval_every == 0 or last):
                         run.metric(self.evaluate())
                     if self.step % c.save_every == 0 or last or stop.requested:
-                        run.save_checkpoint(self.step, self.state())
+                        # The checkpoint last: a run killed between the two does the step again, and both.
                         save_generator(run.path / "generator.safetensors", self.average.module, c, self.step)
-        bar.close()
-        run.close()
+                        run.save_checkpoint(self.step, self.state())
         if self.step < steps:
-            raise TrainingStopped(f"stopped at step {self.step}; go on with --resume {run.path}")
+            raise self._stopped(run, f"stopped at step {self.step}; go on with --resume {run.path}")
         say(
             f"done: {run.path}/generator.safetensors, {run.path}/samples/step-{self.step:06d}.png, {run.path}/curves.png"
         )
         return run
+
+    def _stopped(self, run: RunFolder, why: str) -> TrainingStopped:
+        run.log(why)
+        return TrainingStopped(why)
 
     def _record(self, clock: Clock) -> dict[str, Any]:
         steps, seconds = clock.lap(self.step)

@@ -748,3 +748,66 @@ def test_probe_is_asked_once():
     assert len(calls) > asked
     discriminator.train()
     assert not treats_images_independently(discriminator, *batches())
+
+
+class GroupDeviation(nn.Module):
+    """Mixes the images of groups of four where the batch divides into them, and none elsewhere."""
+
+    def forward(self, x):
+        group = 4 if len(x) % 4 == 0 else 1
+        deviation = x.view(group, -1, *x.shape[1:]).var(0, unbiased=False).mean((1, 2, 3))
+        return x + deviation.repeat(group)[:, None, None, None]
+
+
+def test_probe_answers_for_each_split_of_the_batch():
+    discriminator = conv(GroupDeviation())
+    assert treats_images_independently(discriminator, images(6, 1), images(7, 2))
+    assert not treats_images_independently(discriminator, images(8, 1), images(5, 2))
+
+
+class Gate(nn.Module):
+    """Lets a batch statistic through once its parameter leaves zero."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x):
+        return x + self.gate * (x - x.mean(0))
+
+
+def test_probe_sees_through_closed_gates():
+    discriminator = conv(Gate())
+    assert not treats_images_independently(discriminator, *batches())
+    assert all(m.gate == 0 for m in discriminator.modules() if isinstance(m, Gate))
+
+
+def test_probe_forgets_a_batch_that_was_not_finite():
+    discriminator = conv()
+    x_real, x_fake = batches()
+    assert not treats_images_independently(discriminator, x_real * float("nan"), x_fake)
+    assert treats_images_independently(discriminator, x_real, x_fake)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_images_made_in_inference_mode(fused):
+    with torch.inference_mode():
+        x = batches()
+    dat.discriminator_step(conv(), *x, eps=1.0, fused=fused)
+    dat.adversarial_batch(conv(), *x, eps=1.0)
+
+
+def test_norms_of_saturated_logits_agree():
+    discriminator = conv()
+    with torch.no_grad():
+        list(discriminator.parameters())[-1].fill_(60.0)
+    norms = [dat.discriminator_step(discriminator, *batches(), eps=1.0, fused=f).input_grad_norm for f in (True, False)]
+    torch.testing.assert_close(*norms, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "error"), [({"alpha": float("nan")}, "alpha"), ({"discriminator": len}, "discriminator")]
+)
+def test_wrong_arguments_are_named(change, error):
+    with pytest.raises((TypeError, ValueError), match=error):
+        dat.discriminator_step(change.pop("discriminator", conv()), *batches(), eps=1.0, **change)

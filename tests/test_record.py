@@ -36,7 +36,7 @@ def test_environment_without_git(monkeypatch):
     assert environment["nvcc"] is None
 
 
-@pytest.mark.parametrize(("codes", "passed"), [((0, 0), True), ((0, 1), False), ((), False)])
+@pytest.mark.parametrize(("codes", "passed"), [((0, 0), True), ((0, 1), False), ((), None)])
 def test_result_file(tmp_path, codes, passed):
     stats = {"min": 1.0, "median": 2.0, "stddev": 0.5, "rounds": 3, "data": [1.0, 2.0, 3.0]}
     report = {"benchmarks": [{"name": "a", "stats": stats, "extra_info": {"fraction_of_copy": 0.9}}]}

@@ -52,11 +52,11 @@ BAD_VALUES = {
     "image_size": ["7", "20", "24", "2048", "big"],
     "channels": ["2", "rgb"],
     "architecture": ["stylegan"],
-    "width": ["0", "wide"],
-    "z_dim": ["0", "x"],
+    "width": ["0", "wide", "99999999999999999"],
+    "z_dim": ["0", "x", "99999999999999"],
     "ema": ["1", "-0.1", "x"],
     "steps": ["0", "-5", "many", "1e3"],
-    "batch_size": ["1", "0", "x"],
+    "batch_size": ["1", "0", "x", "999999999999999999"],
     "n_dis": ["0", "x"],
     "optimizer": ["sgd"],
     "lr": ["0", "-1", "nan", "fast"],
@@ -65,9 +65,9 @@ BAD_VALUES = {
     "beta1": ["1", "-0.1", "x"],
     "beta2": ["1", "x"],
     "precision": ["fp64"],
-    "device": ["tpu", "cuda:99", "cuda:x"],
+    "device": ["tpu", "cuda:99", "cuda:x", "cuda:\u00b2"],
     "backend": ["numpy"],
-    "name": ["a/b", "", ".hidden"],
+    "name": ["a/b", "", ".hidden", "n" * 300, "two words"],
     "seed": ["-1", "0x1", "9223372036854775808"],
     "init_from": ["no-such-file.pt", "no-such-file.safetensors"],
     "log_every": ["0", "x"],
@@ -165,7 +165,7 @@ def test_flags_win_over_the_config_file(tmp_path, capsys, name, text):
     assert not (tmp_path / "runs").exists()
 
 
-# The table of DESIGN section 1: objective, optimiser, learning rate, beta1, beta2, n_dis, BatchNorm
+# The table of baselines in docs/architecture.md: objective, optimiser, learning rate, beta1, beta2, n_dis, BatchNorm
 BASELINES = {
     "dcgan": ("vanilla", "adam", 2e-4, 0.5, 0.999, 1, True),
     "wgan": ("wasserstein", "rmsprop", 5e-5, None, None, 5, False),
@@ -263,8 +263,18 @@ elif moment == "rename":  # the second checkpoint is whole and not yet in its pl
         count[0] += str(target).endswith(".pt")
         die() if count[0] == 2 else replace(source, target)
     os.replace = not_replaced
-elif moment == "generator":  # checkpoint written, generator not
-    trainer.save_generator = die
+elif moment == "generator":  # the last generator is not written
+    save, count = trainer.save_generator, [0]
+    def not_saved(*a):
+        count[0] += 1
+        die() if count[0] == 3 else save(*a)
+    trainer.save_generator = not_saved
+elif moment == "between":  # the last generator is written, its checkpoint not
+    save, count = trainer.RunFolder.save_checkpoint, [0]
+    def not_saved(*a):
+        count[0] += 1
+        die() if count[0] == 3 else save(*a)
+    trainer.RunFolder.save_checkpoint = not_saved
 sys.exit(train.main(arguments))
 """
 CONTINUED = [*TINY, "--save-every", "3", "--sample-every", "4", "--baseline", "wgan-alp", "--n-dis", "2"]
@@ -288,7 +298,9 @@ def undisturbed(tmp_path_factory) -> Path:
     return next(outdir.iterdir())
 
 
-@pytest.mark.parametrize("moment", ["config", "step1", "step2", "step5", "checkpoint", "rename", "generator"])
+@pytest.mark.parametrize(
+    "moment", ["config", "step1", "step2", "step5", "checkpoint", "rename", "generator", "between"]
+)
 def test_resume_after_a_kill_is_exact(tmp_path, undisturbed, moment):
     options = [*RESUMED, "--outdir", str(tmp_path)]
     assert child(moment, *options) == -signal.SIGKILL
@@ -320,6 +332,35 @@ def test_resume_from_a_chosen_checkpoint(tmp_path):
     (run / "generator.safetensors").unlink()
     assert train.main(["--resume", str(run / "checkpoints" / "step-000002.pt")]) == 0
     assert (run / "generator.safetensors").read_bytes() == before
+
+
+def test_resume_forgets_what_came_after_the_checkpoint(tmp_path):
+    assert run_train(tmp_path, "--steps", "6", "--save-every", "2", "--sample-every", "2") == 0
+    (run,) = tmp_path.iterdir()
+    (run / "checkpoints" / "step-best.pt").write_bytes(b"somebody's copy")
+    assert train.main(["--resume", str(run / "checkpoints" / "step-000002.pt"), "--steps", "3"]) == 0
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == [
+        "step-000002.pt",
+        "step-000003.pt",
+        "step-best.pt",
+    ]
+    assert max(p.name for p in (run / "samples").iterdir()) == "step-000003.png"
+
+
+def test_checkpoint_away_from_its_run(tmp_path, capsys):
+    assert run_train(tmp_path, "--steps", "2") == 0
+    copy = tmp_path / "copy.pt"
+    copy.write_bytes(next(tmp_path.glob("*/checkpoints/*.pt")).read_bytes())
+    capsys.readouterr()
+    assert train.main(["--resume", str(copy)]) == 2
+    assert str(copy) in capsys.readouterr().err
+
+
+def test_backend_from_the_environment_is_checked_first(tmp_path, capsys, no_training, monkeypatch):
+    monkeypatch.setenv("DATGAN_FAST_BACKEND", "bogus")
+    assert run_train(tmp_path / "runs") == 2
+    assert "bogus" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
 
 
 def test_resume_refuses_other_options(tmp_path, capsys):

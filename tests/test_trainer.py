@@ -54,6 +54,7 @@ def test_fused_follows_the_reference(baseline, use_dat):
         {"objective": "fgan", "batch_norm": False},
         {"objective": "vanilla", "saturating": True},
         {"spectral_norm": True, "batch_norm": False},
+        {"r1": 1.0},
         {"r1": 1.0, "batch_norm": False},
         {"baseline": "wgan-gp", "r1": 1.0},
         {"baseline": "wgan", "spectral_norm": True},
@@ -95,6 +96,10 @@ def test_fp16_scales_its_gradients():
     full, half = losses(width=8, batch_norm=False)[0], losses(width=8, batch_norm=False, precision="fp16")[0]
     assert not torch.equal(full, half)
     torch.testing.assert_close(half[:, :2], full[:, :2], rtol=5e-2, atol=2e-2)
+
+
+def test_fp16_with_several_discriminator_steps():
+    assert losses(baseline="wgan-gp", width=8, precision="fp16", n_dis=2)[0].isfinite().all()
 
 
 def test_channels_last_changes_nothing():
