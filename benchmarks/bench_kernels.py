@@ -2,7 +2,8 @@
 
     python -m pytest benchmarks/bench_kernels.py --benchmark-only --benchmark-json FILE
 
-Bandwidth counts the traffic nobody can avoid: x and the gradient read, the perturbed images written. Inputs
+Bandwidth counts the traffic nobody can avoid: x and the gradient read, the perturbed images written. The kernels
+write into memory that is there, as a copy and as the fused step do; plain torch makes its own. Inputs
 rotate through more memory than caches hold. On a GPU a CUDA graph of all rotations is timed, so that the
 figures are the device's; the cells "call" time single calls from Python instead. DATGAN_FAST_BENCH_FULL=1 runs
 every cell.
@@ -17,6 +18,7 @@ import torch
 
 import datgan_fast as dat
 from datgan_fast import reference
+from datgan_fast.ops import attack_step_into
 
 FULL = os.environ.get("DATGAN_FAST_BENCH_FULL") == "1"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -33,6 +35,7 @@ if DEVICE == "cuda" or FULL:
 DTYPES = {"float32": torch.float32}
 if DEVICE == "cuda" or FULL:
     DTYPES |= {"bfloat16": torch.bfloat16, "float16": torch.float16}
+ATTACK = {"objective": "vanilla", "formulation": "eq10", "clip_min": -1.0, "clip_max": 1.0}
 PROVIDERS = ("cuda", "triton", "eager") if DEVICE == "cuda" else ("cpu", "eager")
 if DEVICE == "cuda" or FULL:
     PROVIDERS += ("compile",)  # the C++ compiler takes a quarter of a minute for each
@@ -57,14 +60,14 @@ def operation(op, provider, norm):
         loss, perturb, step = map(prepare, (reference.attack_loss, reference.perturb, plain_step))
         return {
             "attack_loss": with_gradient(loss),
-            "perturb": lambda x, v, logits: perturb(x, v, 0.1, norm=norm),
-            "attack_step": lambda x, v, logits: step(x, v, logits, norm),
+            "perturb": lambda x, v, logits, out: perturb(x, v, 0.1, norm=norm),
+            "attack_step": lambda x, v, logits, out: step(x, v, logits, norm),
         }[op]
     return {
         "attack_loss": with_gradient(partial(dat.attack_loss, impl=provider)),
-        "perturb": lambda x, v, logits: dat.perturb(x, v, 0.1, norm=norm, impl=provider),
-        "attack_step": lambda x, v, logits: dat.attack_step(
-            *sides(x), *sides(v), *logits, 0.1, norm=norm, return_grad=False, impl=provider
+        "perturb": lambda x, v, logits, out: torch.ops.datgan_fast.perturb(x, v, 0.1, norm, -1.0, 1.0, provider, out),
+        "attack_step": lambda x, v, logits, out: attack_step_into(
+            *(sides(x), sides(v), logits, 0.1), **ATTACK, norm=norm, adv=sides(out), impl=provider
         ),
     }[op]
 
@@ -72,7 +75,7 @@ def operation(op, provider, norm):
 def with_gradient(loss):
     """The attack loss is taken for its gradient, so a cell has both."""
 
-    def run(x, v, logits):
+    def run(x, v, logits, out):
         leaves = [t.detach().requires_grad_() for t in logits]
         return torch.autograd.grad(sum(loss(*leaves)), leaves)
 
@@ -86,12 +89,12 @@ def sides(x):
 
 @lru_cache(maxsize=1)
 def rotation(size, dtype):
-    """[(x, v, logits)], as many as it takes to outgrow the caches."""
+    """[(x, v, logits, output)], as many as it takes to outgrow the caches."""
     shape, dtype = SIZES[size], DTYPES[dtype]
     sets = []
     while not sets or (len(sets) < 64 and 3 * len(sets) * sets[0][0].nbytes < CACHE):
         x, v = (torch.randn(shape, device=DEVICE).to(dtype) for _ in range(2))
-        sets.append((x, v, sides(torch.randn(shape[0], device=DEVICE))))
+        sets.append((x, v, sides(torch.randn(shape[0], device=DEVICE)), torch.zeros_like(x)))
     return sets
 
 
