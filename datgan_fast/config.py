@@ -50,7 +50,7 @@ BASELINES = {
 
 # data set -> image size, channels, width, steps
 _DATASET_DEFAULTS = {
-    "digits": (16, 1, 48, 1800),
+    "digits": (16, 1, 64, 1800),
     "mnist": (32, 1, 64, 10_000),
     "fashion-mnist": (32, 1, 64, 10_000),
     "cifar10": (32, 3, 64, 50_000),
@@ -125,6 +125,7 @@ class TrainConfig:
     # how it is computed
     precision: str = _option("fp32", "autocast of the networks", choices=("fp32", "bf16", "fp16"))
     channels_last: bool | None = _option(None, "memory format; default: on with half precision on a GPU")
+    cuda_graph: bool | None = _option(None, "capture an iteration as one CUDA graph; not available yet, default: off")
     compile: bool = _option(False, "torch.compile the networks (not with a gradient penalty)")
     device: str = _option("auto", "auto, cpu, cuda or cuda:i")
     backend: str | None = _option(None, "implementation of the attack kernels; default: the best", choices=BACKENDS)
@@ -170,6 +171,7 @@ class TrainConfig:
             "channels": channels,
             "width": width,
             "steps": steps,
+            "cuda_graph": False,
             "channels_last": device.startswith("cuda") and given["precision"] != "fp32",
         }
         given.update({key: value for key, value in defaults.items() if given[key] is None}, device=device)
@@ -193,6 +195,9 @@ class TrainConfig:
                 f"--batch-norm: a penalty on each image's slope has no meaning when images depend on each other; "
                 f"leave it out with --baseline {self.baseline}"
             )
+        if self.cuda_graph:
+            why = "needs a CUDA device" if self.device == "cpu" else "capturing an iteration is not available yet"
+            raise ConfigError(f"--cuda-graph: {why}; leave it out on {self.device}")
         if self.compile and double_backward:
             raise ConfigError(
                 "--compile: torch cannot compile a double backward; leave it out with wgan-gp, wgan-lp and --r1"

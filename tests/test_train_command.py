@@ -106,6 +106,7 @@ def test_bad_value_is_one_sentence_and_exit_code_2(tmp_path, capsys, no_training
         ["--random-start"],
         ["--baseline", "wgan-gp", "--batch-norm"],
         ["--baseline", "wgan-gp", "--compile"],
+        ["--cuda-graph"],
         ["--lambda-clean", "0", "--lambda-adv", "0"],
         ["--baseline", "wgan", "--saturating"],
         ["--no-such-option"],
