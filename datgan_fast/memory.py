@@ -1,7 +1,7 @@
 """Keeps the C library from handing freed memory back to the kernel between the passes of a step on the CPU.
 
 The fast step frees the clean graph before it builds the adversarial one. glibc returns such large blocks to the kernel, which
-gives them back a page at a time: a tenth of the step went there.
+gives them back a page at a time.
 """
 
 from __future__ import annotations

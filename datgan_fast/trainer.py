@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import signal
 import sys
-import threading
-import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -26,36 +23,16 @@ from .config import ConfigError, TrainConfig
 from .data import ImageSampler, load_images
 from .dispatch import use_backend
 from .generator_file import generate, load_generator, save_generator
+from .measuring import Averages, Clock
 from .metrics import sliced_wasserstein
 from .networks import build_discriminator, build_generator
 from .reference import DiscriminatorStep, Penalty, generator_loss
 from .run_folder import RunFolder
 from .step import discriminator_step
+from .stop_signals import StopSignals
 
 GRID = 64  # images in a sample grid
 EVALUATED = 2000  # images in an evaluation
-
-
-class Averages:
-    """Means of per-step scalars, summed on the device and read once per log interval; NaN entries are left out."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, Tensor] = {}
-
-    def add(self, **values: Tensor) -> None:
-        for name, value in values.items():
-            pair = torch.stack([torch.nan_to_num(value.detach().float(), nan=0.0), (~value.isnan()).float()])
-            self.sums[name] = self.sums[name] + pair if name in self.sums else pair
-
-    def read(self) -> dict[str, float]:
-        if not self.sums:
-            return {}
-        rows = torch.stack(list(self.sums.values())).tolist()
-        means = {
-            name: total / count if count else math.nan for name, (total, count) in zip(self.sums, rows, strict=True)
-        }
-        self.sums = {}
-        return means
 
 
 class Trainer:
@@ -367,61 +344,6 @@ class Trainer:
             "value": sliced_wasserstein(real, fake),
             "protocol": f"pixel space, 512 projections, {len(real)} training images, averaged generator",
         }
-
-
-class Clock:
-    """Training time, without pauses for pictures, evaluations and checkpoints."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.total = 0.0
-        self._since = self._now()
-        self._lap = (0, 0.0)
-
-    def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
-
-    def lap(self, step: int) -> tuple[int, float]:
-        """(steps, seconds) since the last lap."""
-        now = self._now()
-        self.total += now - self._since
-        self._since = now
-        last_step, last_total = self._lap
-        self._lap = (step, self.total)
-        return step - last_step, self.total - last_total
-
-    def paused(self) -> Clock:
-        return self
-
-    def __enter__(self) -> None:
-        self._paused_at = time.perf_counter()
-
-    def __exit__(self, *error: object) -> None:
-        self._since += time.perf_counter() - self._paused_at
-
-
-class StopSignals:
-    """Ctrl-C and SIGTERM set `requested`, so that the loop can stop between steps; a second Ctrl-C stops at once."""
-
-    def __init__(self) -> None:
-        self.requested = False
-
-    def __enter__(self) -> StopSignals:
-        self._handlers: dict[int, Any] = {}
-        if threading.current_thread() is threading.main_thread():
-            self._handlers = {s: signal.signal(s, self._request) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def _request(self, number: int, frame: object) -> None:
-        if self.requested and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.requested = True
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
 
 
 def load_checkpoint(path: str | Path, option: str) -> dict[str, Any]:

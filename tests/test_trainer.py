@@ -8,9 +8,9 @@ import torch
 
 import datgan_fast as dat
 from datgan_fast.config import BASELINES
+from datgan_fast.measuring import Averages
 from datgan_fast.metrics import sliced_wasserstein
 from datgan_fast.networks import build_discriminator, build_generator
-from datgan_fast.trainer import Averages
 
 STEPS = 4
 
