@@ -70,7 +70,9 @@ class Trainer:
         self.step = 0
         self.averages = Averages()
         images = load_images(c.dataset, c.data_dir, c.image_size, c.channels, download=c.download)
-        self.data = ImageSampler(images, self.device, flip=c.flip)
+        self.data = ImageSampler(
+            images, self.device, batch_size=c.batch_size, batches=c.n_dis or 1, seed=c.seed, flip=c.flip
+        )
         self._evaluated = images[torch.randperm(len(images), generator=self._own_generator())[:EVALUATED]]
         self._grid_latents = self._own_latents(GRID)
         self._generator: Any = self.generator
@@ -83,6 +85,7 @@ class Trainer:
     def train_step(self) -> None:
         """n_dis discriminator updates, one generator update, one update of the generator's average."""
         self.step += 1
+        self.data.prepare(self.step)
         for _ in range(self.config.n_dis or 1):
             record = self._update_discriminator()
             self.averages.add(
@@ -98,7 +101,7 @@ class Trainer:
 
     def _update_discriminator(self) -> DiscriminatorStep:
         c = self.config
-        x_real = self._format(self.data.sample(c.batch_size))
+        x_real = self._format(self.data.sample())
         self.optimizer_d.zero_grad(set_to_none=True)
         with self._autocast():
             with torch.no_grad():
