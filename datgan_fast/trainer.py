@@ -81,6 +81,7 @@ class Trainer:
         if c.cuda_graph is False:
             return iteration.run
         iteration.data.prepare(self.step + 1)
+        iteration.data.settle()  # its thread must not touch the device during the capture
         try:
             return cuda_graph.capture(iteration.run, iteration.tensors(), self.device)
         except cuda_graph.CaptureError as error:
