@@ -229,7 +229,11 @@ def test_a_scaler_that_is_off_only_steps(make):
         scaler.step(optimizer)
         twin.step()
     assert_same(ours, optimizer, theirs, twin)
-    assert scaler.scale == 1 and scaler.scale.dtype == torch.float32 and scaler.scale.shape == ()
+    assert scaler.scale.dtype == torch.float32 and scaler.scale.shape == ()
+    set_gradients(ours, scaler.scale, 0)
+    scaler.step(optimizer)
+    assert not ours[0].isfinite().all()
+    assert scaler.scale == 1
     assert scaler.tensors() == [] and scaler.state_dict() == {}
     scaler.load_state_dict({})
 
