@@ -125,7 +125,9 @@ class TrainConfig:
 
     # how it is computed
     precision: str | None = _option(
-        None, "autocast of the networks; default: bf16 on a GPU that has it, else fp32", choices=("fp32", "bf16", "fp16")
+        None,
+        "autocast of the networks; default: bf16 on a GPU that has it, else fp32",
+        choices=("fp32", "bf16", "fp16"),
     )
     tf32: bool = _option(True, "let a GPU compute float32 products in TF32")
     channels_last: bool | None = _option(None, "memory format of images and weights; default: on")

@@ -45,9 +45,12 @@ def _zeros_filled(discriminator: nn.Module, generator: torch.Generator) -> Itera
     zeros = [p for p in discriminator.parameters() if p.is_floating_point() and not p.any()]
     for p in zeros:
         p.data.copy_(torch.randn(p.shape, generator=generator))
+    cached = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)  # autocast would remember these values' half precision copies
     try:
         yield
     finally:
+        torch.set_autocast_cache_enabled(cached)
         for p in zeros:
             p.data.zero_()
 

@@ -114,13 +114,15 @@ class Iteration:
                 random_start=c.random_start,
                 grad_scale=self.scaler_d.scale if c.precision == "fp16" else 1.0,
             )
+        excused = self.scaler_d.may_fall()
         self.scaler_d.step(self.optimizer_d)
         if c.lipschitz == "clamp":
-            weights = list(self.discriminator.parameters())
+            weights: list[Tensor] = list(self.discriminator.parameters())
             with torch.no_grad():
                 torch._foreach_clamp_min_(weights, -c.clamp)
                 torch._foreach_clamp_max_(weights, c.clamp)
         self.statistics.add(
+            excused,
             loss_d=record.loss,
             loss_clean=record.loss_clean,
             loss_adv=record.loss_adv,
@@ -138,18 +140,20 @@ class Iteration:
                 logits = self._discriminator(self._generator(self._latents()) if x_fake is None else x_fake)
             loss = generator_loss(logits.reshape(-1), str(c.objective), c.saturating)
             (loss * self.scaler_g.scale if c.precision == "fp16" else loss).backward()
+        excused = self.scaler_g.may_fall()
         self.scaler_g.step(self.optimizer_g)
-        self.statistics.add(loss_g=loss.detach())
+        self.statistics.add(excused, loss_g=loss)
 
     @torch.no_grad()
     def _update_average(self) -> None:
         # The decay grows with the steps taken, so that a short run's average forgets its beginning too.
         weight = 1 - ((1 + self.step) / (10 + self.step)).clamp(max=self.config.ema)
-        averages, weights = list(self.average.parameters()), list(self.generator.parameters())
-        moves = torch._foreach_sub(weights, averages)
+        averages: list[Tensor] = list(self.average.parameters())
+        weights: list[Tensor] = list(self.generator.parameters())
+        moves = list(torch._foreach_sub(weights, averages))
         torch._foreach_mul_(moves, weight)
         torch._foreach_add_(averages, moves)
-        if buffers := list(self.average.buffers()):
+        if buffers := list(self.average.buffers()):  # running statistics
             torch._foreach_copy_(buffers, list(self.generator.buffers()))
 
     def _latents(self) -> Tensor:

@@ -24,26 +24,30 @@ class Statistics:
     ) -> None:
         self._places = {name: i for i, name in enumerate(names)}
         named = [(f"{n} {key}", p) for n, network in networks.items() for key, p in network.named_parameters()]
-        self._watched = [p for _, p in named]
+        self._watched: list[Tensor] = [p for _, p in named]
         self._labels = [*names, *(f"weight of the {label}" for label, _ in named)]
         self.sums = torch.zeros(2, len(names), dtype=torch.float64, device=device)  # of values, of their counts
         self._required = torch.tensor([name not in optional for name in names], device=device)
         self._broken = torch.zeros(len(names), dtype=torch.bool, device=device)  # in this iteration
         self.first_broken = torch.zeros(len(self._labels), dtype=torch.int64, device=device)  # step; 0: never
 
-    def add(self, **values: Tensor) -> None:
-        """0-d tensors of scalars that stand next to each other in `names`."""
+    def add(self, excused: Tensor | None = None, **values: Tensor) -> None:
+        """0-d tensors of scalars that stand next to each other in `names`.
+
+        excused: bool [], where true they may be not finite, as in a float16 step that its scaler leaves out.
+        """
         start = self._places[next(iter(values))]
         columns = slice(start, start + len(values))
         row = torch.stack([value.detach().float() for value in values.values()])
-        known = ~row.isnan()
-        self.sums[0, columns] += torch.where(known, row, 0.0)
-        self.sums[1, columns] += known
-        self._broken[columns] |= ~row.isfinite() & self._required[columns]
+        finite = row.isfinite()
+        self.sums[0, columns] += torch.where(finite, row, 0.0)
+        self.sums[1, columns] += finite
+        broken = ~finite & self._required[columns]
+        self._broken[columns] |= broken if excused is None else broken & ~excused
 
     @torch.no_grad()
     def watch(self, step: Tensor) -> None:
-        """At an iteration's end: remembers its step (0-d, int64) for every scalar and weight that is not finite for the first time."""
+        """At an iteration's end: notes its step (int64 []) for each scalar and weight that was not finite for the first time."""
         norms = torch.stack([norm.float() for norm in torch._foreach_norm(self._watched)])
         broken = torch.cat([self._broken, ~norms.isfinite()])
         self.first_broken.copy_(torch.where((self.first_broken == 0) & broken, step, self.first_broken))

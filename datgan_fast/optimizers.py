@@ -15,11 +15,11 @@ from torch import Tensor, nn
 def build(kind: str, parameters: list[nn.Parameter], lr: Tensor, betas: tuple[float, float]) -> torch.optim.Optimizer:
     """kind "adam" or "rmsprop" (whose alpha is betas[1]); lr: 0-d float32 on the parameters' device."""
     optimizer: torch.optim.Optimizer
+    capturable = _capturable(lr.device)
     if kind == "adam":
-        optimizer = torch.optim.Adam(parameters, lr=lr, betas=betas, fused=True)
+        optimizer = torch.optim.Adam(parameters, lr=lr, betas=betas, fused=True, capturable=capturable)
     else:
-        many = _capturable(lr.device)
-        optimizer = torch.optim.RMSprop(parameters, lr=lr, alpha=betas[1], capturable=many, foreach=many)
+        optimizer = torch.optim.RMSprop(parameters, lr=lr, alpha=betas[1], foreach=capturable, capturable=capturable)
     _make_state(optimizer)
     return optimizer
 

@@ -180,12 +180,10 @@ class Trainer:
             if self.step == first:  # a run's first step warms up; the rates begin after it
                 clock.lap(self.step)
             last = self.step == steps
-            logs, draws, saves, evaluates = (
-                last or (every and self.step % every == 0)
-                for every in (c.log_every, c.sample_every, c.save_every, c.eval_every)
-            )
-            saves = saves or stop.requested
-            evaluates = evaluates and c.eval_every
+            logs = last or self.step % c.log_every == 0
+            draws = last or self.step % c.sample_every == 0
+            saves = last or self.step % c.save_every == 0 or stop.requested
+            evaluates = c.eval_every > 0 and (last or self.step % c.eval_every == 0)
             if not (logs or draws or saves or evaluates):
                 continue
             if broken := self._broken(run):

@@ -36,6 +36,7 @@ def no_training(monkeypatch):
 
 
 BAD_VALUES = {
+    "lr_schedule": ["cosine"],
     "baseline": ["gan", ""],
     "objective": ["bce"],
     "formulation": ["eq9"],
@@ -426,12 +427,28 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, capsys, monkeypatch):
 
 
 def test_divergence_stops_the_run(tmp_path, capsys):
-    assert run_train(tmp_path, "--steps", "200", "--lr", "1e30", "--save-every", "2") == 1
+    assert run_train(tmp_path, "--steps", "200", "--lr", "1e30", "--log-every", "7") == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "not finite in step 1; there is no checkpoint yet" in error
+
+
+def test_divergence_names_the_last_good_checkpoint(tmp_path, capsys, monkeypatch):
+    step = train.Trainer.train_step
+
+    def poisoned(self):
+        step(self)
+        if self.step == 5:
+            next(self.generator.parameters()).data.fill_(torch.nan)
+
+    monkeypatch.setattr(train.Trainer, "train_step", poisoned)
+    assert run_train(tmp_path, "--steps", "200", "--log-every", "50", "--save-every", "2", "--sample-every", "50") == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     (run,) = tmp_path.iterdir()
-    (checkpoint,) = (run / "checkpoints").iterdir()  # none was written of what is broken
-    assert f"not finite in step 3; the last good checkpoint is {checkpoint};" in error
+    assert "loss_d, loss_clean, loss_adv and " in error
+    assert f"not finite in step 6; the last good checkpoint is {run}/checkpoints/step-000004.pt;" in error
+    assert not (run / "checkpoints" / "step-000006.pt").exists()
 
 
 def test_sample_command(tmp_path, capsys):

@@ -108,12 +108,15 @@ def test_channels_last_changes_nothing():
 
 def test_average_follows_the_weights():
     trainer = dat.Trainer(dat.TrainConfig(width=4, batch_size=8, ema=0.5))
-    expected = None
+
+    def weights():
+        return torch.cat([p.detach().double().flatten() for p in trainer.generator.parameters()])
+
+    expected = weights()
     for step in range(1, 5):
         trainer.train_step()
-        weights = torch.cat([p.detach().double().flatten() for p in trainer.generator.parameters()])
         decay = min(0.5, (1 + step) / (10 + step))
-        expected = weights if expected is None else decay * expected + (1 - decay) * weights
+        expected = decay * expected + (1 - decay) * weights()
     average = torch.cat([p.detach().double().flatten() for p in trainer.iteration.average.parameters()])
     torch.testing.assert_close(average, expected, rtol=1e-5, atol=1e-7)
     for ours, theirs in zip(trainer.iteration.average.buffers(), trainer.generator.buffers(), strict=True):
