@@ -27,6 +27,8 @@ _MAY_CHANGE = {
     "data_dir",
     "outdir",
     "backend",
+    "cuda_graph",
+    "compile",
 }
 
 

@@ -177,6 +177,43 @@ def test_what_cannot_be_captured_is_said(graphs, monkeypatch):
     assert made.iteration.step.item() == made.step == 2
 
 
+@pytest.mark.parametrize("baseline", ["dcgan", "wgan-gp"])
+def test_compiled_networks_follow_plain_ones(baseline):
+    """The gradient penalty's double backward, which torch cannot compile, runs on the plain network."""
+    fast, slow = trainer(baseline=baseline, n_dis=1, compile=True), trainer(baseline=baseline, n_dis=1)
+    for made in (fast, slow):
+        torch.manual_seed(3)
+        for _ in range(3):
+            made.train_step()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    compare_runs(fast, slow, rtol=1e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("baseline", ["dcgan", "wgan-gp"])
+def test_compiled_networks_are_recorded(baseline):
+    fast, slow = recorded(baseline=baseline, compile=True, tf32=False), trainer(baseline=baseline, tf32=False)
+    for made in (fast, slow):
+        torch.manual_seed(3)
+        for _ in range(3):
+            made.train_step()
+    compare_runs(fast, slow, rtol=1e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("baseline", BASELINES)
+def test_the_host_waits_for_nothing_between_two_readings(baseline):
+    made = recorded(baseline=baseline, precision="bf16")
+    made.train_step()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(20):
+            made.train_step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 @pytest.mark.parametrize("baseline", BASELINES)
 def test_an_iteration_reads_nothing_back(graphs_on_the_cpu, baseline):  # noqa: F811
     made = trainer(baseline=baseline, norm="l2")
