@@ -10,8 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from measure import DEVICE, synchronise
 from torch.profiler import ProfilerActivity, profile
+
+from measure import DEVICE, synchronise
 
 LAUNCH = re.compile(r"(cuda|cu)(Launch\w*Kernel|GraphLaunch)")
 WAIT = re.compile(r"cuda(StreamSynchronize|EventSynchronize|Memcpy)$")  # cudaDeviceSynchronize: ours, the profiler's

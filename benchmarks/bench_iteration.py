@@ -12,14 +12,14 @@ gradients, optimiser state, activations, a CUDA graph's pool), what activity.py 
 
 import gc
 
-import floor
 import pytest
-from activity import activity, peak_memory
-from measure import DEVICE, FULL, bf16_is_native, figures, interleaved
-from official_method import OfficialMethod
 
 import datgan_fast as dat
+import floor
+from activity import activity, peak_memory
 from datgan_fast.config import BASELINES, ConfigError
+from measure import DEVICE, FULL, bf16_is_native, figures, interleaved
+from official_method import OfficialMethod
 
 EVERYTHING = FULL or DEVICE == "cuda"
 FIRST = 2 if DEVICE == "cpu" else 8  # iterations until caches are warm and a graph is captured

@@ -13,12 +13,12 @@ from functools import cache, lru_cache, partial
 
 import pytest
 import torch
-from floor import copy_bandwidth
-from measure import DEVICE, FULL, synchronise
 
 import datgan_fast as dat
 from datgan_fast import reference
 from datgan_fast.ops import attack_step_into
+from floor import copy_bandwidth
+from measure import DEVICE, FULL, synchronise
 
 MIB = 2**20
 CACHE = 256 * MIB  # larger than any last-level cache we know of

@@ -8,11 +8,11 @@ bfloat16, and at most 0.65 of the reference's peak memory.
 
 import pytest
 import torch
-from activity import peak_memory
-from measure import DEVICE, bf16_is_native, figures, interleaved
 
 import datgan_fast as dat
+from activity import peak_memory
 from datgan_fast.networks import build_discriminator
+from measure import DEVICE, bf16_is_native, figures, interleaved
 
 BATCH, IMAGE = 64, (3, 32, 32)
 ROUNDS = 25

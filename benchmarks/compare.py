@@ -58,20 +58,20 @@ def machine(result: dict[str, Any]) -> str:
 
 
 def compare(old: dict[str, Any], new: dict[str, Any]) -> list[Row]:
-    """A row for every cell that both have. Raises NotAResult."""
+    """A row for every cell that both have. Raises ResultError."""
     if machine(old) != machine(new):
-        raise record.NotAResult(f"the results are of different devices: {machine(old)} and {machine(new)}")
+        raise record.ResultError(f"the results are of different devices: {machine(old)} and {machine(new)}")
     try:
         before, after = dict(speeds(old)), dict(speeds(new))
     except (KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
-        raise record.NotAResult(f"a benchmark lacks what benchmarks/record.py writes ({error!r})") from None
+        raise record.ResultError(f"a benchmark lacks what benchmarks/record.py writes ({error!r})") from None
     rows = [
         Row(cell, a.kind, a.value, b.value, a.value / b.value - 1, max(LEAST, a.noise + b.noise))
         for cell, a in before.items()
         if (b := after.get(cell)) is not None and a.kind == b.kind
     ]
     if not rows:
-        raise record.NotAResult("the results have no cell in common")
+        raise record.ResultError("the results have no cell in common")
     return rows
 
 
@@ -82,7 +82,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         rows = compare(record.read(options.old), record.read(options.new))
-    except record.NotAResult as error:
+    except record.ResultError as error:
         print(f"compare: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 

@@ -1,6 +1,7 @@
 """The machine of every pytest-benchmark report, as record.py describes it."""
 
 import pytest
+
 import record
 
 

@@ -12,11 +12,12 @@ from functools import cache
 
 import torch
 import torch.nn.functional as F
-from measure import DEVICE, seconds
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
+
+from measure import DEVICE, seconds
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 TRIES = 10

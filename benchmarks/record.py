@@ -19,20 +19,20 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 
 
-class NotAResult(Exception):
+class ResultError(Exception):
     """One sentence that names the file and what is wrong with it."""
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A result file that has benchmarks. Raises NotAResult."""
+    """A result file that has benchmarks. Raises ResultError."""
     try:
         result = json.loads(path.read_text())
     except OSError as error:
-        raise NotAResult(f"{path}: cannot be read ({error.strerror})") from None
+        raise ResultError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError:
-        raise NotAResult(f"{path}: is not JSON") from None
+        raise ResultError(f"{path}: is not JSON") from None
     if not isinstance(result, dict) or not result.get("benchmarks") or "device" not in result:
-        raise NotAResult(f"{path}: has no benchmarks; write it with benchmarks/record.py --section benchmarks=FILE")
+        raise ResultError(f"{path}: has no benchmarks; write it with benchmarks/record.py --section benchmarks=FILE")
     return result
 
 

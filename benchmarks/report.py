@@ -9,6 +9,7 @@ Exit status 2 and one sentence where the file or the README does not serve.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -83,17 +84,18 @@ def step_table(cells: list[dict[str, Any]]) -> str:
     return table(["discriminator step, ms", *names, "peak memory, MiB"], rows)
 
 
-def text(result: dict[str, Any]) -> str:
-    """The tables and what they were measured on. Raises NotAResult."""
+def text(result: dict[str, Any], image: str) -> str:
+    """The tables, the plot and what they were measured on. Raises ResultError."""
     cells = named(result, "test_iteration")
     if not cells:
-        raise record.NotAResult("the result has no iterations; run benchmarks/bench_iteration.py for it")
+        raise record.ResultError("the result has no iterations; run benchmarks/bench_iteration.py for it")
     first = cells[0]
     size = f"batch {first['batch_size']} of {first['channels']}x{first['image_size']}x{first['image_size']}"
     parts = [
         f"Networks of width {first['width']}, {size}, on {measured_on(result)}. In brackets: how many times as fast as "
-        "the float32 reference beside it.",
+        "the float32 reference beside it. Peak memory: beyond networks and data.",
         iteration_table(cells),
+        f"![Time of an iteration with DAT, by baseline and provider, with its floor]({image})",
         cost_table(cells),
     ]
     steps = named(result, "test_discriminator_step")
@@ -101,11 +103,11 @@ def text(result: dict[str, Any]) -> str:
 
 
 def between_markers(page: str, new: str) -> str:
-    """The page with `new` between its markers. Raises NotAResult."""
+    """The page with `new` between its markers. Raises ResultError."""
     before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise record.NotAResult(f"the README has no {BEGIN} ... {END}")
+        raise record.ResultError(f"the README has no {BEGIN} ... {END}")
     return f"{before}{BEGIN}\n{new}\n{END}{after}"
 
 
@@ -145,9 +147,10 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         result = record.read(options.result)
-        options.readme.write_text(between_markers(options.readme.read_text(), text(result)))
+        image = os.path.relpath(options.plot, options.readme.parent)
+        options.readme.write_text(between_markers(options.readme.read_text(), text(result, image)))
         plot(result, options.plot)
-    except (record.NotAResult, OSError) as error:
+    except (record.ResultError, OSError) as error:
         print(f"report: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 
