@@ -3,7 +3,7 @@
     python -m pytest benchmarks/bench_iteration.py --benchmark-only -s
 
 test_iteration: every baseline, plain and with DAT. test_growth: one baseline as batch, image or network grow. On a CPU
-a few of the cells run unless DATGAN_FAST_BENCH_FULL=1.
+a few of the cells run unless DATGAN_FAST_BENCH_FULL=1. --benchmark-min-rounds=15 makes the figures steadier.
 
 Of every provider: ms, speedup over the float32 reference and their noise (measure.py), images_per_second (real images
 through the discriminator, as the trainer prints), peak_mib (the most its first iterations hold beyond networks and data:
@@ -23,7 +23,6 @@ from official_method import OfficialMethod
 
 EVERYTHING = FULL or DEVICE == "cuda"
 FIRST = 2 if DEVICE == "cpu" else 8  # iterations until caches are warm and a graph is captured
-ROUNDS = 9 if EVERYTHING else 3
 POINT = {"batch_size": 64, "image_size": 32, "width": 64}
 COMMON = {"dataset": "digits", "channels": 3, "device": DEVICE, "cuda_graph": False}
 REFERENCE = "reference"
@@ -68,16 +67,16 @@ def growth():
 
 
 @pytest.mark.parametrize(("baseline", "use_dat"), list(grid()))
-def test_iteration(benchmark, capsys, baseline, use_dat):
-    measure(benchmark, capsys, PROVIDERS, {**POINT, "baseline": baseline, "dat": use_dat})
+def test_iteration(benchmark, rounds, capsys, baseline, use_dat):
+    measure(benchmark, rounds, capsys, PROVIDERS, {**POINT, "baseline": baseline, "dat": use_dat})
 
 
 @pytest.mark.parametrize(("baseline", "point"), list(growth()))
-def test_growth(benchmark, capsys, baseline, point):
-    measure(benchmark, capsys, GROWING, {**POINT, **point, "baseline": baseline})
+def test_growth(benchmark, rounds, capsys, baseline, point):
+    measure(benchmark, rounds, capsys, GROWING, {**POINT, **point, "baseline": baseline})
 
 
-def measure(benchmark, capsys, chosen, cell) -> None:
+def measure(benchmark, rounds, capsys, chosen, cell) -> None:
     gc.collect()  # the trainers of the cell before
     trainers, skipped = {}, {}
     for name, (kind, options) in chosen.items():
@@ -86,7 +85,7 @@ def measure(benchmark, capsys, chosen, cell) -> None:
         except ConfigError as error:
             skipped[name] = str(error)
     costs = {name: cost(trainer) for name, trainer in trainers.items()}
-    samples = interleaved(benchmark, {name: t.train_step for name, t in trainers.items()}, ROUNDS)
+    samples = interleaved(benchmark, {name: t.train_step for name, t in trainers.items()}, rounds)
     if benchmark.stats is None:  # --benchmark-disable
         return
 

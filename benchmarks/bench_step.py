@@ -15,7 +15,6 @@ from datgan_fast.networks import build_discriminator
 from measure import DEVICE, bf16_is_native, figures, interleaved
 
 BATCH, IMAGE = 64, (3, 32, 32)
-ROUNDS = 25
 REFERENCE = "reference"
 PROVIDERS = {REFERENCE: (False, None), "fused": (True, None)}  # name -> (fused, autocast)
 if bf16_is_native():
@@ -43,7 +42,7 @@ class Held:
 
 
 @pytest.mark.parametrize("batch_norm", [False, True], ids=["conv", "conv-batchnorm"])
-def test_discriminator_step(benchmark, capsys, batch_norm):
+def test_discriminator_step(benchmark, rounds, capsys, batch_norm):
     torch.manual_seed(0)
     network = build_discriminator("dcgan", image_size=32, channels=3, width=64, batch_norm=batch_norm).to(DEVICE)
     x_real, x_fake = (2 * torch.rand(BATCH, *IMAGE, device=DEVICE) - 1 for _ in range(2))
@@ -62,7 +61,7 @@ def test_discriminator_step(benchmark, capsys, batch_norm):
         with torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda held: held.tensor):
             run()
         costs[name] = {"path": path, "peak_mib": peak_memory(run) / 2**20, "saved_peak_mib": saved.peak / 2**20}
-    samples = interleaved(benchmark, runs, ROUNDS)
+    samples = interleaved(benchmark, runs, 5 * rounds)  # a step is short
     if benchmark.stats is None:  # --benchmark-disable
         return
     results = {name: figure | costs[name] for name, figure in figures(samples, REFERENCE).items()}
