@@ -57,7 +57,7 @@ def grid():
 
 
 def growth():
-    axes = {"batch_size": (16, 256), "width": (32,)}
+    axes = {"batch_size": (16, 128), "width": (32,)}
     if EVERYTHING:
         axes = {"batch_size": [2**k for k in range(4, 13)], "image_size": (32, 64, 128), "width": (32, 64, 128, 256)}
     for baseline in ("dcgan", "wgan-gp") if DEVICE == "cuda" else ("dcgan",):
