@@ -9,8 +9,6 @@ figures are the device's; the cells "call" time single calls from Python instead
 every cell.
 """
 
-import os
-import time
 from functools import cache, lru_cache, partial
 
 import pytest
@@ -19,12 +17,11 @@ import torch
 import datgan_fast as dat
 from datgan_fast import reference
 from datgan_fast.ops import attack_step_into
+from floor import copy_bandwidth
+from measure import DEVICE, FULL, synchronise
 
-FULL = os.environ.get("DATGAN_FAST_BENCH_FULL") == "1"
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 MIB = 2**20
 CACHE = 256 * MIB  # larger than any last-level cache we know of
-COPY = 256 * MIB
 
 SIZES = {"64x3x32x32": (64, 3, 32, 32), "512x3x64x64": (512, 3, 64, 64)}
 if DEVICE == "cuda" or FULL:
@@ -98,26 +95,6 @@ def rotation(size, dtype):
     return sets
 
 
-def synchronise():
-    if DEVICE == "cuda":
-        torch.cuda.synchronize()
-
-
-@pytest.fixture(scope="session")
-def copy_bandwidth():
-    """Bytes per second read and written by a large copy, the best of several."""
-    source = torch.ones(COPY // 4, device=DEVICE)
-    target = torch.empty_like(source)
-    best = float("inf")
-    for _ in range(10):
-        synchronise()
-        start = time.perf_counter()
-        target.copy_(source)
-        synchronise()
-        best = min(best, time.perf_counter() - start)
-    return 2 * source.nbytes / best
-
-
 def cells():
     for op in ("attack_loss", "perturb", "attack_step"):
         for size in SIZES:
@@ -133,7 +110,7 @@ def cells():
 
 
 @pytest.mark.parametrize(("op", "size", "dtype", "norm", "provider", "mode"), cells())
-def test_kernel(benchmark, copy_bandwidth, op, size, dtype, norm, provider, mode):
+def test_kernel(benchmark, op, size, dtype, norm, provider, mode):
     if provider in dat.backends() and dat.backends()[provider]:
         pytest.skip(f"{provider}: {dat.backends()[provider]}")
     benchmark.group = "-".join((op, size, dtype, norm, mode))
@@ -170,6 +147,6 @@ def test_kernel(benchmark, copy_bandwidth, op, size, dtype, norm, provider, mode
         benchmark.extra_info |= {
             "bytes": traffic,
             "gigabytes_per_second": traffic / seconds / 1e9,
-            "fraction_of_copy": traffic / seconds / copy_bandwidth,
-            "copy_gigabytes_per_second": copy_bandwidth / 1e9,
+            "fraction_of_copy": traffic / seconds / copy_bandwidth(),
+            "copy_gigabytes_per_second": copy_bandwidth() / 1e9,
         }

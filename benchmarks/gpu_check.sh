@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Everything there is to check on a machine with an NVIDIA GPU: builds the package without network, runs all tests (the
-# marker "gpu" included), compute-sanitizer on a small case and the kernel benchmarks, and writes one result file.
+# marker "gpu" included), compute-sanitizer on a small case and all benchmarks, and writes one result file.
 #
 #   benchmarks/gpu_check.sh [RESULT_FOLDER]        default: benchmarks/results
 #
@@ -52,7 +52,7 @@ sanitizer() {  # memcheck: stray and misaligned accesses; racecheck: shared memo
 }
 
 benchmarks() {
-    "$python" -m pytest -p no:cacheprovider benchmarks/bench_kernels.py --benchmark-only \
+    "$python" -m pytest -p no:cacheprovider benchmarks --benchmark-only --benchmark-min-rounds=15 \
         --benchmark-json "$work/benchmarks.json" --benchmark-columns=min,median,rounds
 }
 
@@ -65,4 +65,5 @@ file=$results/gpu-check-$(date -u +%Y%m%dT%H%M%SZ).json
 "$python" benchmarks/record.py --out "$file" --command "benchmarks/gpu_check.sh $*" \
     --section "benchmarks=$work/benchmarks.json" ${statuses[@]+"${statuses[@]}"} || exit 1
 echo "result: $file"
+echo "its tables and plot, into the README: $python benchmarks/report.py $file"
 exit "$failed"

@@ -1,4 +1,4 @@
-"""What a result was measured on: environment() -> dict, and a command line that writes a result file.
+"""Result files: what one was measured on (environment), reading one (read), and a command line that writes one.
 
     python benchmarks/record.py --out FILE --command "..." [--section NAME=FILE]... [--status NAME=CODE]...
 
@@ -17,6 +17,23 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+class ResultError(Exception):
+    """One sentence that names the file and what is wrong with it."""
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A result file that has benchmarks. Raises ResultError."""
+    try:
+        result = json.loads(path.read_text())
+    except OSError as error:
+        raise ResultError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError:
+        raise ResultError(f"{path}: is not JSON") from None
+    if not isinstance(result, dict) or not result.get("benchmarks") or "device" not in result:
+        raise ResultError(f"{path}: has no benchmarks; write it with benchmarks/record.py --section benchmarks=FILE")
+    return result
 
 
 def _output(*command: str) -> str | None:

@@ -1,6 +1,5 @@
 """benchmarks/record.py, which writes what a GPU machine reports, and the script around it."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -10,10 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+import record
+
 ROOT = Path(__file__).resolve().parent.parent
-spec = importlib.util.spec_from_file_location("record", ROOT / "benchmarks" / "record.py")
-record = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(record)
 
 
 def test_environment_names_device_versions_and_commit(monkeypatch):

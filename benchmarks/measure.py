@@ -1,0 +1,73 @@
+"""Times several functions side by side: every round runs all of them, so that a machine that changes its speed changes all.
+
+DATGAN_FAST_BENCH_FULL=1 asks every suite for all of its cells; on a GPU that is the default.
+"""
+
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+FULL = os.environ.get("DATGAN_FAST_BENCH_FULL") == "1"
+LEAST_SECONDS = 0.03  # a sample on a GPU lasts at least so long, or the clock and the launches ahead would show
+
+
+def synchronise() -> None:
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+
+
+def bf16_is_native() -> bool:
+    """Whether this device computes in bfloat16, rather than by conversion."""
+    return torch.cuda.is_bf16_supported() if DEVICE == "cuda" else torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def seconds(run: Callable[[], object], repeats: int = 1) -> float:
+    """Seconds of one call, the mean of `repeats`."""
+    synchronise()
+    start = time.perf_counter()
+    for _ in range(repeats):
+        run()
+    synchronise()
+    return (time.perf_counter() - start) / repeats
+
+
+def interleaved(benchmark, runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each function in each round; pytest-benchmark's own figure is a whole round."""
+    repeats = {
+        name: max(1, math.ceil(LEAST_SECONDS / seconds(run))) if DEVICE == "cuda" else 1 for name, run in runs.items()
+    }
+    samples: dict[str, list[float]] = {name: [] for name in runs}
+
+    def one_round() -> None:
+        for name, run in runs.items():
+            samples[name].append(seconds(run, repeats[name]))
+
+    benchmark.pedantic(one_round, rounds=rounds)
+    return samples
+
+
+def spread(values: list[float]) -> float:
+    """The interquartile range as a fraction of the median."""
+    if len(values) < 2:
+        return 0.0
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return (high - low) / middle
+
+
+def figures(samples: dict[str, list[float]], reference: str) -> dict[str, dict[str, float]]:
+    """Per function: median milliseconds and their noise; of all but the reference also how many times faster it is.
+
+    A speedup is the median over rounds of the ratio of neighbours in time, and its noise those ratios' spread.
+    """
+    result = {}
+    for name, times in samples.items():
+        result[name] = {"ms": 1e3 * statistics.median(times), "ms_noise": spread(times)}
+        if name != reference and reference in samples:
+            ratios = [r / t for r, t in zip(samples[reference], times, strict=True)]
+            result[name] |= {"speedup": statistics.median(ratios), "speedup_noise": spread(ratios)}
+    return result

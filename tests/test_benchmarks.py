@@ -1,0 +1,339 @@
+"""The benchmarks' own parts: the restated official method, the floor, the memory account, the tables, the comparison."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import activity
+import compare
+import datgan_fast as dat
+import floor
+import measure
+import record
+import report
+from datgan_fast.config import BASELINES
+from datgan_fast.penalties import gradient_penalty
+from official_method import OfficialMethod
+
+ROOT = Path(__file__).resolve().parent.parent
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def official(**options):
+    return OfficialMethod(dat.TrainConfig(batch_size=4, z_dim=8, width=4, device="cpu", **options))
+
+
+class Linear(nn.Module):
+    """D(x) = w . x, so that every gradient is known."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+        self.seen = []
+
+    def forward(self, x):
+        self.seen.append(x.detach().clone())
+        return x.flatten(1) @ self.weight
+
+
+def images(count):
+    return torch.rand(count, 1, 16, 16) * 1.8 - 0.9
+
+
+# The official method
+
+
+@pytest.mark.parametrize("use_dat", [True, False], ids=["dat", "plain"])
+@pytest.mark.parametrize("baseline", BASELINES)
+def test_official_method_trains_both_networks(baseline, use_dat):
+    method = official(baseline=baseline, dat=use_dat)
+    before = [
+        [p.detach().clone() for p in network.parameters()] for network in (method.generator, method.discriminator)
+    ]
+    method.train_step()
+    assert all(torch.isfinite(torch.tensor(loss)) for loss in method.losses.values())
+    for network, old in zip((method.generator, method.discriminator), before, strict=True):
+        assert any(not torch.equal(p, q) for p, q in zip(network.parameters(), old, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("baseline", "use_dat", "forwards"),
+    [("dcgan", True, 6), ("wgan", True, 6), ("wgan-gp", True, 6), ("wgan-lp", True, 7), ("wgan", False, 2)],
+)
+def test_official_method_makes_six_forwards(baseline, use_dat, forwards):
+    method = official(baseline=baseline, dat=use_dat)
+    method.discriminator = Linear(torch.randn(256))
+    method.discriminator_loss(images(4), images(4))
+    assert len(method.discriminator.seen) == forwards
+
+
+def test_official_method_by_hand():
+    method = official(baseline="wgan-gp", eps=3.0)
+    w, real, fake = torch.randn(256), images(4), images(4)
+    method.discriminator = Linear(w.clone())
+    loss = method.discriminator_loss(real, fake)
+    loss.backward()
+
+    # |mean w.real - mean w.fake| moves every real image by sign * w / m and every generated one by the opposite
+    shift = torch.sign((real.flatten(1) @ w).mean() - (fake.flatten(1) @ w).mean()) * w.view(1, 16, 16) / 4
+    adv_real, adv_fake = (real - 3 * shift).clamp(-1, 1), (fake + 3 * shift).clamp(-1, 1)
+    *_, seen_real, seen_fake = method.discriminator.seen
+    torch.testing.assert_close(seen_real, adv_real)
+    torch.testing.assert_close(seen_fake, adv_fake)
+    difference = (adv_fake.mean(0) - adv_real.mean(0)).flatten()  # perturbed images only, and no penalty
+    torch.testing.assert_close(loss.detach(), difference @ w)
+    torch.testing.assert_close(method.discriminator.weight.grad, difference)
+
+
+@pytest.mark.parametrize("baseline", ["wgan-gp", "wgan-lp"])
+def test_official_method_keeps_the_penalty_without_dat(baseline):
+    method = official(baseline=baseline, dat=False)
+    w, real, fake = 2 * torch.randn(256), images(4), images(4)  # a slope above 1, which both penalties punish
+    method.discriminator = Linear(w)
+    penalty = gradient_penalty(10.0)(method.discriminator, real, fake)
+    expected = (fake.flatten(1) @ w).mean() - (real.flatten(1) @ w).mean() + penalty
+    torch.testing.assert_close(method.discriminator_loss(real, fake), expected)
+
+
+# The floor, memory and calls
+
+
+def test_operations_of_a_convolution():
+    x, layer = torch.randn(2, 3, 8, 8), nn.Conv2d(3, 5, 3, padding=1, bias=False)
+    with torch.no_grad():
+        forward = floor.operations(lambda: layer(x))
+    assert forward.flops == 2 * 2 * 5 * 8 * 8 * 3 * 3 * 3
+    assert forward.bytes == 4 * (2 * 3 * 64 + 5 * 3 * 9 + 2 * 5 * 64)
+
+
+def test_operations_agree_with_torch_on_forward_and_backward():
+    network = nn.Sequential(nn.Conv2d(3, 5, 4, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(80, 1))
+
+    def run():
+        network(torch.ones(2, 3, 8, 8)).sum().backward()
+
+    with FlopCounterMode(display=False) as counted:
+        run()
+    assert floor.operations(run).flops == counted.get_total_flops() > 0
+
+
+def test_update_bytes():
+    parameter = nn.Parameter(torch.ones(10))
+    for optimizer, tensors in ((torch.optim.Adam, 7), (torch.optim.RMSprop, 5), (torch.optim.SGD, 3)):
+        made = optimizer([parameter])
+        parameter.grad = torch.ones(10)
+        made.step()
+        assert floor.update_bytes(made) == tensors * 40
+
+
+def test_floor_counts_every_discriminator_step():
+    def work(n_dis):
+        config = dat.TrainConfig(baseline="wgan", n_dis=n_dis, batch_size=4, z_dim=8, width=4, device="cpu")
+        trainer = dat.Trainer(config)
+        trainer.train_step()
+        return floor.iteration(trainer)
+
+    one, two, three = map(work, (1, 2, 3))
+    assert three.flops - two.flops == two.flops - one.flops > 0
+    assert three.bytes - two.bytes == two.bytes - one.bytes > 0
+
+
+def test_seconds_adds_arithmetic_and_traffic(monkeypatch):
+    monkeypatch.setattr(floor, "flop_rate", {"fp32": 100.0, "bf16": 200.0}.get)
+    monkeypatch.setattr(floor, "copy_bandwidth", lambda: 10.0)
+    assert floor.Work(flops=100, bytes=5).seconds("fp32") == 1.5
+    assert floor.Work(flops=100, bytes=5).seconds("bf16") == 1.0
+
+
+@pytest.mark.skipif(measure.DEVICE != "cpu", reason="the CPU's account")
+def test_peak_memory_is_of_what_lies_there_at_once():
+    kept = []
+
+    def run():
+        a = torch.ones(1000)
+        b = a.exp()  # 8000 bytes
+        del a
+        c = b.exp()
+        del b
+        kept.append(c)
+
+    assert activity.peak_memory(run) == 8000
+    assert activity.peak_memory(run) == 8000  # what the first call kept is not the second's
+
+
+@pytest.mark.skipif(measure.DEVICE != "cpu", reason="the CPU's account")
+def test_operator_calls_are_those_that_call_no_other():
+    x = torch.ones(10)
+    assert activity.activity(lambda: x.exp().neg()) == {"operator_calls": 2}
+    assert activity.activity(lambda: torch.ones(10)) == {"operator_calls": 2}  # empty and fill_, not ones itself
+
+
+# Figures
+
+
+def test_figures_are_of_neighbours_in_time():
+    samples = {"reference": [1.0, 2.0, 10.0], "fast": [0.5, 1.0, 5.0]}  # the machine slows down, both by as much
+    made = measure.figures(samples, "reference")
+    assert made["reference"] == {"ms": 2000.0, "ms_noise": pytest.approx((6.0 - 1.5) / 2)}
+    assert made["fast"] == {"ms": 1000.0, "ms_noise": pytest.approx(2.25), "speedup": 2.0, "speedup_noise": 0.0}
+
+
+def figure(ms, speedup=None, noise=0.05):
+    made = {"ms": ms, "ms_noise": noise, "images_per_second": 64e3 / ms, "peak_mib": 10.0, "operator_calls": 7}
+    made |= {"floor_ms": 1.0, "fraction_of_floor_rate": 1.0 / ms, "precision": "fp32"}
+    return made | ({} if speedup is None else {"speedup": speedup, "speedup_noise": noise})
+
+
+@pytest.fixture
+def result():
+    def cell(baseline, use_dat):
+        return {
+            "name": f"test_iteration[{baseline}-{'dat' if use_dat else 'plain'}]",
+            **{"baseline": baseline, "dat": use_dat, "batch_size": 64, "image_size": 32, "channels": 3, "width": 64},
+            "floors": {"fp32": {"ms": 12.25}},
+            "providers": {"reference": figure(100.0), "fused": figure(50.0, 2.0)},
+        }
+
+    kernel = {"name": "test_kernel[a]", "min": 1.0, "median": 1.0, "stddev": 0.01, "rounds": 5}
+    steps = {"name": "test_discriminator_step[conv]", "batch_norm": False}
+    steps["providers"] = {"reference": figure(30.0), "fused": figure(20.0, 1.5)}
+    return {
+        **{"device": "A machine", "devices": 0, "threads": 2, "torch": "2.99", "date": "2030-01-02T00:00:00+00:00"},
+        **{"commit": "0123456789", "modified": False, "command": "the command"},
+        "benchmarks": [cell("dcgan", True), cell("dcgan", False), cell("wgan", True), steps, kernel],
+    }
+
+
+def written(folder, name, result):
+    file = folder / name
+    file.write_text(json.dumps(result))
+    return str(file)
+
+
+def test_report_draws_tables_and_plot(tmp_path, result):
+    del result["benchmarks"][2]["providers"]["fused"]
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n\n{report.BEGIN}\nold\n{report.END}\n\nafter\n")
+    arguments = [
+        written(tmp_path, "r.json", result),
+        "--readme",
+        str(readme),
+        "--plot",
+        str(tmp_path / "new" / "a.png"),
+    ]
+    report.main(arguments)
+    page = readme.read_text()
+    assert page.startswith("before\n") and page.endswith("\nafter\n") and "old" not in page
+    assert "A machine, 2 threads, torch 2.99, 2030-01-02, commit 0123456: `the command`" in page
+    assert "| dcgan + DAT | 100.0 | 50.0 (2.00) | 12.2 |" in page
+    assert "| wgan + DAT | 100.0 | - | 12.2 |" in page
+    assert "| dcgan | fused | 640 / 1280 | 10 / 10 | 7 / 7 |" in page
+    assert "| without BatchNorm | 30.0 | 20.0 (1.50) | 10.0 / 10.0 |" in page
+    assert "](new/a.png)" in page
+    assert (tmp_path / "new" / "a.png").read_bytes().startswith(b"\x89PNG")
+    report.main(arguments)
+    assert readme.read_text() == page  # drawing again changes nothing
+
+
+def test_report_refuses_what_it_cannot_draw(tmp_path, capsys, result):
+    def refused(result, page):
+        (tmp_path / "README.md").write_text(page)
+        with pytest.raises(SystemExit) as stop:
+            report.main([written(tmp_path, "r.json", result), "--readme", str(tmp_path / "README.md")])
+        assert stop.value.code == 2
+        assert (tmp_path / "README.md").read_text() == page
+        return capsys.readouterr().err
+
+    assert "has no <!-- speed table -->" in refused(result, "no markers")
+    assert "has no benchmarks" in refused({"device": "x"}, f"{report.BEGIN}{report.END}")
+    result["benchmarks"] = result["benchmarks"][-1:]
+    assert "has no iterations" in refused(result, f"{report.BEGIN}{report.END}")
+
+
+def test_readme_has_the_markers():
+    page = (ROOT / "README.md").read_text()
+    assert report.between_markers(page, "x").count(report.END) == 1
+
+
+# The comparison
+
+
+def compared(tmp_path, old, new):
+    with pytest.raises(SystemExit) as stop:
+        compare.main([written(tmp_path, "old.json", old), written(tmp_path, "new.json", new)])
+    return stop.value.code
+
+
+def test_compare_passes_within_the_noise(tmp_path, capsys, result):
+    new = copy.deepcopy(result)
+    new["benchmarks"][0]["providers"]["fused"] = figure(500.0, 1.85)  # 8 % slower where 5 % + 5 % is noise
+    new["benchmarks"][4]["min"] = 1.015
+    assert compared(tmp_path, result, new) == 0
+    assert "0 of 9 cells became slower" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("cell", "change"),
+    [
+        ("test_iteration[dcgan-dat] fused", lambda b: b[0]["providers"].update(fused=figure(50.0, 1.7))),
+        ("test_iteration[dcgan-dat] reference", lambda b: b[0]["providers"].update(reference=figure(120.0))),
+        ("test_kernel[a]", lambda b: b[4].update(min=1.1)),
+    ],
+)
+def test_compare_fails_beyond_the_noise(tmp_path, capsys, result, cell, change):
+    new = copy.deepcopy(result)
+    change(new["benchmarks"])
+    assert compared(tmp_path, result, new) == 1
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.endswith("SLOWER")]
+    assert len(lines) == 1 and lines[0].startswith(cell)
+
+
+def test_compare_takes_the_noise_of_both_files(tmp_path, result):
+    new = copy.deepcopy(result)
+    new["benchmarks"][4] |= {"min": 1.25, "stddev": 0.2}  # 25 % slower; the noise is 1 % and 20 %
+    assert compared(tmp_path, result, new) == 1
+    result["benchmarks"][4]["stddev"] = 0.1
+    assert compared(tmp_path, result, new) == 0
+
+
+def test_compare_prefers_the_ratio_to_a_copy(tmp_path, result):
+    new = copy.deepcopy(result)
+    result["benchmarks"][4]["fraction_of_copy"] = 0.9
+    new["benchmarks"][4] |= {"fraction_of_copy": 0.9, "min": 2.0}  # the machine is slow today, its copies too
+    assert compared(tmp_path, result, new) == 0
+    new["benchmarks"][4] |= {"fraction_of_copy": 0.5, "min": 1.0}
+    assert compared(tmp_path, result, new) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            lambda r: r.update(device="Another"),
+            "different devices: A machine with 2 threads and Another with 2 threads",
+        ),
+        (lambda r: r.update(threads=3), "different devices"),
+        (lambda r: r.update(benchmarks=[]), "has no benchmarks"),
+        (lambda r: r["benchmarks"][4].pop("stddev"), "lacks what benchmarks/record.py writes"),
+        (lambda r: r.update(benchmarks=[{**r["benchmarks"][4], "name": "other"}]), "no cell in common"),
+    ],
+)
+def test_compare_refuses_bad_input(tmp_path, capsys, result, change, words):
+    new = copy.deepcopy(result)
+    change(new)
+    assert compared(tmp_path, result, new) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1
+
+
+def test_read_refuses_what_is_no_result(tmp_path):
+    with pytest.raises(record.ResultError, match="cannot be read"):
+        record.read(tmp_path / "absent.json")
+    (tmp_path / "text.json").write_text("text")
+    with pytest.raises(record.ResultError, match="is not JSON"):
+        record.read(tmp_path / "text.json")
