@@ -131,16 +131,23 @@ def test_update_bytes():
         assert floor.update_bytes(made) == tensors * 40
 
 
-def test_floor_counts_every_discriminator_step():
-    def work(n_dis):
-        config = dat.TrainConfig(baseline="wgan", n_dis=n_dis, batch_size=4, z_dim=8, width=4, device="cpu")
-        trainer = dat.Trainer(config)
-        trainer.train_step()
-        return floor.iteration(trainer)
+def iterated(n_dis):
+    trainer = dat.Trainer(dat.TrainConfig(baseline="wgan", n_dis=n_dis, batch_size=4, z_dim=8, width=4, device="cpu"))
+    trainer.train_step()
+    return trainer
 
-    one, two, three = map(work, (1, 2, 3))
+
+def test_floor_counts_every_discriminator_step():
+    one, two, three = (floor.iteration(iterated(n_dis)) for n_dis in (1, 2, 3))
     assert three.flops - two.flops == two.flops - one.flops > 0
     assert three.bytes - two.bytes == two.bytes - one.bytes > 0
+
+
+def test_floor_counts_every_update(monkeypatch):
+    monkeypatch.setattr(floor, "operations", lambda run: floor.Work(0, 0))
+    trainer = iterated(3)
+    d, g = (4 * sum(p.numel() for p in n.parameters()) for n in (trainer.discriminator, trainer.generator))
+    assert floor.iteration(trainer).bytes == 3 * 5 * d + 5 * g + 3 * g  # RMSprop's five tensors, the average's three
 
 
 def test_seconds_adds_arithmetic_and_traffic(monkeypatch):
