@@ -24,7 +24,7 @@ from official_method import OfficialMethod
 EVERYTHING = FULL or DEVICE == "cuda"
 FIRST = 2 if DEVICE == "cpu" else 8  # iterations until caches are warm and a graph is captured
 POINT = {"batch_size": 64, "image_size": 32, "width": 64}
-COMMON = {"dataset": "digits", "channels": 3, "device": DEVICE, "cuda_graph": False}
+COMMON = {"dataset": "digits", "channels": 3, "device": DEVICE, "precision": "fp32", "cuda_graph": False}
 REFERENCE = "reference"
 
 
@@ -32,10 +32,11 @@ def providers() -> dict[str, tuple[type, dict]]:
     """name -> (what iterates, its options beside the cell's)."""
     half = " bf16" if bf16_is_native() else ""
     same = {"precision": "bf16"} if half else {}
-    compiled = {"compiled reference" + half: (dat.Trainer, {"fused": False, "compile": True, **same})}
+    plain = {"fused": False, "channels_last": False}
+    compiled = {"compiled reference" + half: (dat.Trainer, {**plain, "compile": True, **same})}
     return {
-        REFERENCE: (dat.Trainer, {"fused": False}),
-        "reference" + half: (dat.Trainer, {"fused": False, **same}),
+        REFERENCE: (dat.Trainer, plain),
+        "reference" + half: (dat.Trainer, {**plain, **same}),
         **(compiled if EVERYTHING else {}),  # the C++ compiler takes half a minute for each
         "official method": (OfficialMethod, {}),
         "fused": (dat.Trainer, {}),

@@ -83,7 +83,8 @@ def iteration(trainer) -> Work:
     """The work of one iteration of a datgan_fast.Trainer that has iterated before, outside a CUDA graph."""
     work = operations(trainer.train_step)
     average = 3 * sum(p.nbytes for p in trainer.generator.parameters())
-    updates = trainer.config.n_dis * update_bytes(trainer.optimizer_d) + update_bytes(trainer.optimizer_g)
+    updates = trainer.config.n_dis * update_bytes(trainer.iteration.optimizer_d)
+    updates += update_bytes(trainer.iteration.optimizer_g)
     return Work(work.flops, work.bytes + updates + average)
 
 

@@ -31,7 +31,7 @@ class OfficialMethod:
         self.optimizer_g = self._optimizer(self.generator.parameters())
         self.optimizer_d = self._optimizer(self.discriminator.parameters())
         images = load_images(c.dataset, c.data_dir, c.image_size, c.channels)
-        self.data = ImageSampler(images, self.device, flip=c.flip)
+        self.data = ImageSampler(images, self.device, batch_size=c.batch_size, flip=c.flip)
         self.losses: dict[str, float] = {}
 
     def _optimizer(self, parameters) -> torch.optim.Optimizer:
@@ -44,7 +44,7 @@ class OfficialMethod:
         """n_dis discriminator updates and one generator update."""
         c = self.config
         for _ in range(c.n_dis):
-            x_real = self.data.sample(c.batch_size)
+            x_real = self.data.sample()
             x_fake = self.generator(self._latents()).detach()
             self.optimizer_d.zero_grad()
             loss = self.discriminator_loss(x_real, x_fake)

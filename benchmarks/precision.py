@@ -14,9 +14,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-import record
-
 import datgan_fast as dat
+import record
 from datgan_fast.config import BASELINES
 
 SIZES: dict[str, Any] = {"dataset": "digits", "width": 16, "batch_size": 64}

@@ -53,22 +53,37 @@ def _check(
         raise ValueError(f"a step needs at least one real and one generated image; got {len(x_real)} and {len(x_fake)}")
 
 
+def _merging_pays(device: torch.device) -> bool:
+    return device.type == "cuda"
+
+
 class _Batches:
-    """Real and generated images on their way through D: as one batch, or as two where images depend on each other."""
+    """Real and generated images on their way through D, one batch after the other, or merged into one.
 
-    def __init__(self, real: Tensor, fake: Tensor, together: bool) -> None:
+    Where images are independent the two are the same. On a GPU merging halves the launches; on a CPU, where it saves
+    nothing, it would double the memory that a pass takes.
+    """
+
+    def __init__(self, discriminator: nn.Module, real: Tensor, fake: Tensor) -> None:
+        self.independent = treats_images_independently(discriminator, real, fake)
         self.m = len(real)
-        self.together = together
-        self.x = [torch.cat([real, fake])] if together else [real, fake]
+        self.merged = self.independent and _merging_pays(real.device)
+        self.x = self.join(real, fake)
 
-    def forward(self, discriminator: nn.Module, x: list[Tensor]) -> list[Tensor]:
-        return [logits_of(discriminator, images) for images in x]
+    def join(self, real: Tensor, fake: Tensor) -> list[Tensor]:
+        return [torch.cat([real, fake])] if self.merged else [real, fake]
 
     def sides(self, tensors: list[Tensor]) -> tuple[Tensor, Tensor]:
-        return (tensors[0][: self.m], tensors[0][self.m :]) if self.together else (tensors[0], tensors[1])
+        return (tensors[0][: self.m], tensors[0][self.m :]) if self.merged else (tensors[0], tensors[1])
 
-    def merged(self, real: Tensor, fake: Tensor) -> list[Tensor]:
-        return [torch.cat([real, fake])] if self.together else [real, fake]
+    def objective(self, k: int, logits: Tensor, objective: str) -> tuple[Tensor, Tensor]:
+        """Batch k's part of the discriminator's objective, and its slope for each logit, in float32 or float64."""
+        t = logits.detach().requires_grad_()
+        if self.merged:
+            loss = reference.discriminator_loss(t[: self.m], t[self.m :], objective)
+        else:
+            loss = -(reference.g1, reference.g2)[k](objective, t).mean()
+        return loss.detach(), torch.autograd.grad(loss, t)[0]
 
 
 def _detached(images: Tensor) -> Tensor:
@@ -79,12 +94,14 @@ def _leaves(tensors: list[Tensor]) -> list[Tensor]:
     return [t.detach().requires_grad_() for t in tensors]
 
 
-def _objective(real: Tensor, fake: Tensor, objective: str) -> tuple[Tensor, Tensor, Tensor]:
-    """(loss, d loss / d real, d loss / d fake) of the discriminator's objective, in float32 or float64."""
-    r, f = _leaves([real, fake])
-    loss = reference.discriminator_loss(r, f, objective)
-    slope_real, slope_fake = torch.autograd.grad(loss, (r, f))
-    return loss.detach(), slope_real, slope_fake
+def _image_gradient(logits: Tensor, x: Tensor, weights: Tensor, to_weights: bool) -> Tensor:
+    """Backward of weights * logits to the images and, if asked to, into the parameters' .grad; frees the graph."""
+    if not to_weights:
+        return torch.autograd.grad(logits, x, weights)[0]
+    logits.backward(weights)
+    gradient = x.grad
+    assert gradient is not None
+    return gradient
 
 
 def _attack(
@@ -103,7 +120,7 @@ def _attack(
     """One attack step by a backward of its own, from the graph of `logits` to the leaves `x`."""
     r, f = (t.detach() for t in batches.sides(logits))
     references = target or (r, f)
-    if batches.together:  # each image's gradient is its own, so the coefficients can come after the backward
+    if batches.independent:  # each image's gradient is its own, so the coefficients can come after the backward
         v = torch.autograd.grad(logits, x, [torch.ones_like(t) for t in logits], retain_graph=retain_graph)
         adv = [torch.empty_like(t, requires_grad=False) for t in x]
         attack_step_into(
@@ -176,19 +193,19 @@ def adversarial_batch(
     x_real, x_fake = _detached(x_real), _detached(x_fake)
     alpha = reference.default_alpha(eps, steps, norm) if alpha is None else alpha
     single = steps == 1 and not random_start and alpha == eps
-    clean = _Batches(x_real, x_fake, treats_images_independently(discriminator, x_real, x_fake))
+    clean = _Batches(discriminator, x_real, x_fake)
     adv = clean.x
     if random_start:
         starts = (reference.clip(reference.random_point(x, eps, norm), clip_min, clip_max) for x in (x_real, x_fake))
-        adv = clean.merged(*starts)
+        adv = clean.join(*starts)
     target: tuple[Tensor, Tensor] | None = None  # the clean batches' logits
     with unchanged_state(discriminator), torch.enable_grad():
         if random_start:
             with torch.no_grad():
-                target = clean.sides(clean.forward(discriminator, clean.x))
+                target = clean.sides([logits_of(discriminator, images) for images in clean.x])
         for _ in range(steps):
             x = _leaves(adv)
-            logits = clean.forward(discriminator, x)
+            logits = [logits_of(discriminator, images) for images in x]
             if target is None or formulation == "batch_mean":  # whose scalar has both batches' means in it
                 target = clean.sides([t.detach() for t in logits])
             bounds = (clip_min, clip_max) if single else (None, None)
@@ -276,14 +293,14 @@ def discriminator_step(
         )
     single = steps == 1 and not random_start and (alpha is None or alpha == eps)
     with one_power_iteration(discriminator), torch.enable_grad():
-        clean = _Batches(x_real, x_fake, treats_images_independently(discriminator, x_real, x_fake))
+        clean = _Batches(discriminator, x_real, x_fake)
         # With eq10, or wasserstein's constant g', the attack's coefficient is the objective's times a sign: nothing that
         # has saturated in the objective is wanted in the attack, and the factor between them is finite.
         shareable = formulation == "eq10" or objective == "wasserstein"
-        shared = clean.together and (not lambda_adv or (single and (shareable or not lambda_clean)))
+        shared = clean.independent and (not lambda_adv or (single and (shareable or not lambda_clean)))
         adv: list[Tensor] = []
         if lambda_adv and not single:
-            adv_real, adv_fake = adversarial_batch(
+            adversarial = adversarial_batch(
                 discriminator,
                 x_real,
                 x_fake,
@@ -297,26 +314,33 @@ def discriminator_step(
                 clip_min=clip_min,
                 clip_max=clip_max,
             )
-            adv = clean.merged(adv_real, adv_fake)
+            adv = clean.join(*adversarial)
 
-        x = _leaves(clean.x)
-        logits = clean.forward(discriminator, x)
-        r, f = (t.detach() for t in clean.sides(logits))
-        loss_clean, *slopes = _objective(r, f, objective)
-        if lambda_adv and single and not shared:
-            adv = _attack(clean, x, logits, eps, objective, formulation, norm, clip_min, clip_max, retain_graph=True)
-        weights = clean.merged(*slopes)
-        if lambda_clean:
-            weights = [(grad_scale * lambda_clean * w).to(t.dtype) for w, t in zip(weights, logits, strict=True)]
-            torch.autograd.backward(logits, weights)
-            v = [t.grad for t in x if t.grad is not None]
-        else:  # the weights' gradients are not wanted, the images' are
-            weights = [torch.ones_like(t) for t in logits]
-            v = list(torch.autograd.grad(logits, x, weights))
-        del logits  # the clean graph, before the adversarial one is built
+        x, graphs = _leaves(clean.x), []
+        logits, losses, weights, v = [], [], [], []
+        for k, images in enumerate(x):
+            graph = logits_of(discriminator, images)
+            logits.append(graph.detach())
+            loss, slope = clean.objective(k, graph, objective)
+            losses.append(loss)
+            # Without the clean loss only the images' gradients are wanted.
+            weight = (grad_scale * lambda_clean * slope).to(graph.dtype) if lambda_clean else torch.ones_like(graph)
+            weights.append(weight)
+            if shared or not single or not lambda_adv:
+                v.append(_image_gradient(graph, images, weight, bool(lambda_clean)))
+            else:  # the attack wants both batches' scores and these graphs
+                graphs.append(graph)
+            del graph  # before the next one is built
+        if graphs:
+            adv = _attack(clean, x, graphs, eps, objective, formulation, norm, clip_min, clip_max, retain_graph=True)
+            while graphs:
+                k = len(v)
+                v.append(_image_gradient(graphs.pop(0), x[k], weights[k], bool(lambda_clean)))
+        r, f = clean.sides(logits)
+        loss_clean = torch.stack(losses).sum()
         x = [t.detach() for t in x]
         if lambda_adv and single and shared:
-            norms = clean.merged(torch.empty_like(slopes[0]), torch.empty_like(slopes[1]))
+            norms = [torch.empty(len(t), dtype=loss_clean.dtype, device=t.device) for t in x]
             adv = [torch.empty_like(t) for t in x]
             attack_step_into(
                 clean.sides(x),
@@ -342,17 +366,12 @@ def discriminator_step(
         del v
 
         loss_adv = torch.zeros_like(loss_clean)
-        if lambda_adv:
-            adv_logits = clean.forward(discriminator, adv)
-            loss_adv, *slopes = _objective(*clean.sides([t.detach() for t in adv_logits]), objective)
-            torch.autograd.backward(
-                adv_logits,
-                [
-                    (grad_scale * lambda_adv * w).to(t.dtype)
-                    for w, t in zip(clean.merged(*slopes), adv_logits, strict=True)
-                ],
-            )
-            del adv_logits
+        for k, images in enumerate(adv):
+            graph = logits_of(discriminator, images)
+            loss, slope = clean.objective(k, graph, objective)
+            loss_adv = loss_adv + loss
+            graph.backward((grad_scale * lambda_adv * slope).to(graph.dtype))
+            del graph
         penalty_value = torch.zeros_like(loss_clean)
         if penalty is not None:
             penalty_value = penalty(discriminator, x_real, x_fake)

@@ -645,7 +645,7 @@ def test_sampler_rejects_other_sizes(name, value):
 def test_resident_sampling_starts_no_thread():
     before = worker_threads()
     one_batch(IMAGES, "cpu", 4)
-    assert worker_threads() == before
+    assert worker_threads() <= before
 
 
 @pytest.mark.parametrize("device", DEVICES)

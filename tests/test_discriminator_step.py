@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import datgan_fast as dat
+from datgan_fast import step as step_module
 from datgan_fast.independence import treats_images_independently
 
 M, N = 6, 4  # unequal on purpose
@@ -20,6 +21,14 @@ FUSED = [pytest.param(True, id="fused"), pytest.param(False, id="reference")]
 pytestmark = pytest.mark.usefixtures("one_thread")
 each_discriminator = pytest.mark.parametrize("name", DISCRIMINATORS)
 each_path = pytest.mark.parametrize("fused", FUSED)
+
+
+@pytest.fixture(autouse=True, params=[False, True], ids=["apart", "merged"])
+def merging(request, monkeypatch):
+    """Whether real and generated images go through an independent discriminator as one batch, as on a GPU."""
+    monkeypatch.setattr(step_module, "_merging_pays", lambda device: request.param)
+    return request.param
+
 
 G1 = {
     "vanilla": lambda t: F.logsigmoid(t),
@@ -495,6 +504,9 @@ def test_one_image_of_each(fused):
 # what the fast step costs
 
 
+BOTH = ["both"]  # real and generated images, as one batch where merging pays
+
+
 def passes(discriminator, **options):
     """Batch sizes of the forwards, and of the backwards from the logits, of one step after the first."""
     forwards, backwards = [], []
@@ -513,20 +525,23 @@ def passes(discriminator, **options):
 @pytest.mark.parametrize(
     ("name", "options", "forwards", "backwards"),
     [
-        ("conv", {}, [M + N] * 2, [M + N] * 2),
-        ("conv", {"objective": "hinge", "norm": "l2"}, [M + N] * 2, [M + N] * 2),
-        ("conv", {"lambda_clean": 0.0}, [M + N] * 2, [M + N] * 2),
-        ("conv", {"lambda_adv": 0.0}, [M + N], [M + N]),
-        ("conv", {"formulation": "alg1"}, [M + N] * 2, [M + N] * 3),
+        ("conv", {}, BOTH * 2, BOTH * 2),
+        ("conv", {"objective": "hinge", "norm": "l2"}, BOTH * 2, BOTH * 2),
+        ("conv", {"lambda_clean": 0.0}, BOTH * 2, BOTH * 2),
+        ("conv", {"lambda_adv": 0.0}, BOTH, BOTH),
+        ("conv", {"formulation": "alg1"}, BOTH * 2, BOTH * 3),
         ("BatchNorm", {}, [M, N] * 2, [M, N] * 3),
         ("BatchNorm", {"lambda_adv": 0.0}, [M, N], [M, N]),
         ("conv", {"fused": False}, [M, N] * 3, [M, N] * 3),
     ],
 )
-def test_number_of_passes(name, options, forwards, backwards):
+def test_number_of_passes(merging, name, options, forwards, backwards):
     counted = passes(build(name), **options)
-    assert counted[0] == forwards
-    assert sorted(counted[1]) == sorted(backwards)
+    for count, expected in zip(counted, (forwards, backwards), strict=True):
+        expected = [
+            size for part in expected for size in (([M + N] if merging else [M, N]) if part == "both" else [part])
+        ]
+        assert sorted(count) == sorted(expected)
 
 
 class SavedTensors:
@@ -810,7 +825,9 @@ def test_norms_of_saturated_logits_agree():
 )
 def test_wrong_arguments_are_named(change, error):
     with pytest.raises((TypeError, ValueError), match=error):
-        dat.discriminator_step(change.pop("discriminator", conv()), *batches(), eps=1.0, **change)
+        dat.discriminator_step(
+            **{"discriminator": conv(), "eps": 1.0, **change}, x_real=images(M, 1), x_fake=images(N, 2)
+        )
 
 
 def test_the_question_for_independence_leaves_autocast_its_weights():
