@@ -106,51 +106,61 @@ class Evaluator:
                 for m in self.metrics
             ]
         images = to_uint8(images).cpu()
-        values: dict[str, tuple[float, str]] = {}
-        if set(self.metrics) & set(CLASSIFIER_METRICS):
-            values |= self._classifier_metrics(images)
-        if "sliced_wasserstein" in self.metrics:
-            count = min(len(images), len(self._real))
-            real, fake = ((x[:count].to(self.device).float() / 127.5 - 1) for x in (self._real, images))
-            values["sliced_wasserstein"] = (
-                sliced_wasserstein(real, fake),
-                f"pixel space, 512 projections, {count} generated against {count} training images",
-            )
-        if wanted := set(self.metrics) & set(inception.METRICS):
-            for metric, (value, protocol) in inception.inception_metrics(
-                images,
-                self._real,
-                wanted,
-                weights=self._inception_weights,
-                device=self.device,
-                batch_size=min(64, self.batch_size),
-            ).items():
-                against = "" if metric == "is" else f" against {len(self._real)} training images"
-                values[metric] = (value, f"{protocol}, {len(images)} generated{against or ' images'}")
-        return [{"metric": m, "value": values[m][0], "protocol": f"{values[m][1]}, {source}"} for m in self.metrics]
+        values: dict[str, tuple[float, str]] = {}  # metric -> value, protocol
+        for names, measure in (
+            (CLASSIFIER_METRICS, self._classifier_metrics),
+            (("sliced_wasserstein",), self._sliced_wasserstein),
+            (inception.METRICS, self._inception_metrics),
+        ):
+            if set(names) & set(self.metrics):
+                values |= measure(images)
+        return [{"metric": m, "value": values[m][0], "protocol": f"{values[m][1]}; {source}"} for m in self.metrics]
 
     def _classifier_metrics(self, images: Tensor) -> dict[str, tuple[float, str]]:
-        probabilities, features = self._network(images, self.batch_size)
-        real_probabilities, real_features = self._held_out_outputs
-        real = classifier_score(real_probabilities)
+        held_out_features, held_out_score, training_distance = self._references
+        network = self._network
+        probabilities, features = network(images, self.batch_size)
         return {
             "classifier_score": (
                 classifier_score(probabilities),
-                f"{self._network}, {len(images)} generated images; {self._network.held_out} score {real:.4f}",
+                f"{network}; {len(images)} generated images (the held-out ones score {held_out_score:.4f})",
             ),
             "classifier_frechet": (
-                frechet_distance(features, real_features),
-                f"{self._network}, {features.shape[1]} features, {len(images)} generated against {self._network.held_out}",
+                frechet_distance(features, held_out_features),
+                f"{network}; {features.shape[1]} features, {len(images)} generated against {network.held_out} "
+                f"({len(self._real)} training images: {training_distance:.4f})",
             ),
         }
+
+    def _sliced_wasserstein(self, images: Tensor) -> dict[str, tuple[float, str]]:
+        count = min(len(images), len(self._real))
+        real, fake = (x[:count].to(self.device).float() / 127.5 - 1 for x in (self._real, images))
+        protocol = f"pixel space, 512 projections; {count} generated against {count} training images"
+        return {"sliced_wasserstein": (sliced_wasserstein(real, fake), protocol)}
+
+    def _inception_metrics(self, images: Tensor) -> dict[str, tuple[float, str]]:
+        measured = inception.inception_metrics(
+            images,
+            self._real,
+            self.metrics,
+            weights=self._inception_weights,
+            device=self.device,
+            batch_size=min(64, self.batch_size),
+        )
+        against = {"is": "images", "fid": f"against {len(self._real)} training images"}
+        against["kid"] = against["fid"]
+        return {m: (v, f"{protocol}; {len(images)} generated {against[m]}") for m, (v, protocol) in measured.items()}
 
     @cached_property
     def _network(self) -> feature_network.FeatureNetwork:
         return feature_network.load(**self._data, device=self.device, download=self._download)
 
     @cached_property
-    def _held_out_outputs(self) -> tuple[Tensor, Tensor]:
-        return self._network(self._held_out, self.batch_size)
+    def _references(self) -> tuple[Tensor, float, float]:
+        """What real images give: the held-out ones' features and score, the training ones' Frechet distance to them."""
+        probabilities, features = self._network(self._held_out, self.batch_size)
+        training_features = self._network(self._real, self.batch_size)[1]
+        return features, classifier_score(probabilities), frechet_distance(training_features, features)
 
 
 def to_uint8(images: Tensor) -> Tensor:

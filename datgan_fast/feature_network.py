@@ -141,10 +141,10 @@ def load(
     channels, image_size = images.shape[1:3]
     name = f"classifier-v{VERSION}-{dataset}-{image_size}x{channels}"
     path = cache_folder() / f"{name}-{_digest(images, labels, tests)}.safetensors"
-    with torch.random.fork_rng(devices=[]):  # layers draw their first weights from the global generator
-        torch.default_generator.manual_seed(0)
-        classifier = Classifier(image_size, channels)
+    classifier = _untrained(image_size, channels)
     accuracy = _read(path, classifier)
+    if accuracy is None:
+        classifier = _untrained(image_size, channels)  # again: a file that does not fit may have filled in some layers
     classifier.to(device).to(memory_format=torch.channels_last)
     if accuracy is None:
         _train(classifier, images, labels, _EPOCHS[dataset], mirror=dataset == "cifar10", name=name)
@@ -157,6 +157,12 @@ def load(
     classifier.eval().requires_grad_(False)
     digest = _digest(*(t.cpu() for t in classifier.state_dict().values()))
     return FeatureNetwork(classifier, name, accuracy, held_out_name(dataset, len(tests)), digest)
+
+
+def _untrained(image_size: int, channels: int) -> Classifier:
+    with torch.random.fork_rng(devices=[]):  # layers draw their first weights from the global generator
+        torch.default_generator.manual_seed(0)
+        return Classifier(image_size, channels)
 
 
 def cache_folder() -> Path:
