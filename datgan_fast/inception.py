@@ -5,6 +5,7 @@ Figures that stand beside published ones come from here: torch-fidelity reproduc
 
 from __future__ import annotations
 
+import hashlib
 import sys
 import warnings
 from collections.abc import Collection
@@ -18,6 +19,7 @@ from torch.utils.data import Dataset
 from .config import ConfigError
 
 METRICS = ("is", "fid", "kid")
+_STANDARD = "6726825d"  # how the standard weights' SHA-256 begins; it stands in the file's name too
 _SPLITS = 10  # of the Inception Score
 _KID_SUBSETS, _KID_SUBSET_SIZE = 100, 1000
 
@@ -55,6 +57,9 @@ def inception_metrics(
     import torch_fidelity  # seconds to import, so not before it is needed
 
     device = torch.device(device)
+    on_terminal = sys.stderr.isatty()
+    if not on_terminal:
+        print(f"Inception features of {len(generated)} + {len(real)} images", file=sys.stderr, flush=True)
     subset = min(_KID_SUBSET_SIZE, len(generated), len(real))
     on_device = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
     # The network is built in there, which draws from the global random state.
@@ -74,9 +79,11 @@ def inception_metrics(
             batch_size=batch_size,
             save_cpu_ram=True,  # no worker processes: the images are in memory already
             cache=False,
-            verbose=sys.stderr.isatty(),
+            verbose=on_terminal,
         )
-    network = f"Inception v3 ({Path(weights).name if weights else 'standard weights'}), torch-fidelity"
+    digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:8]
+    standard = "the standard weights" if digest == _STANDARD else "other weights than the standard ones"
+    network = f"Inception v3 {digest} ({standard}), torch-fidelity"
     details = {
         "is": (torch_fidelity.KEY_METRIC_ISC_MEAN, f"{min(_SPLITS, len(generated))} splits"),
         "fid": (torch_fidelity.KEY_METRIC_FID, "2048 features"),
