@@ -115,6 +115,7 @@ class TrainConfig:
     n_dis: int | None = _option(None, "discriminator steps per generator step; default: the baseline's", at_least=1)
     optimizer: str | None = _option(None, "default: the baseline's", choices=("adam", "rmsprop"))
     lr: float | None = _option(None, "learning rate of both networks; default: the baseline's", more_than=0)
+    lr_schedule: str = _option("constant", "linear: falls to 0 at --steps", choices=("constant", "linear"))
     lr_g: float | None = _option(None, "learning rate of the generator; default: --lr", more_than=0)
     lr_d: float | None = _option(None, "learning rate of the discriminator; default: --lr", more_than=0)
     beta1: float | None = _option(None, "Adam's beta1; default: the baseline's", at_least=0, less_than=1)
@@ -123,10 +124,20 @@ class TrainConfig:
     )
 
     # how it is computed
-    precision: str = _option("fp32", "autocast of the networks", choices=("fp32", "bf16", "fp16"))
-    channels_last: bool | None = _option(None, "memory format; default: on with half precision on a GPU")
-    cuda_graph: bool | None = _option(None, "capture an iteration as one CUDA graph; not available yet, default: off")
-    compile: bool = _option(False, "torch.compile the networks (not with a gradient penalty)")
+    precision: str | None = _option(
+        None,
+        "autocast of the networks; default: bf16 on a GPU that has it, else fp32",
+        choices=("fp32", "bf16", "fp16"),
+    )
+    tf32: bool = _option(True, "let a GPU compute float32 products in TF32")
+    channels_last: bool | None = _option(None, "memory format of images and weights; default: on")
+    cuda_graph: bool | None = _option(
+        None, "replay each iteration as one CUDA graph; default: on a GPU, with a warning where it cannot be captured"
+    )
+    compile: bool = _option(False, "torch.compile the networks; penalties run on the plain ones")
+    reuse_fakes: bool = _option(
+        False, "the generator learns from the last discriminator step's images instead of new ones"
+    )
     device: str = _option("auto", "auto, cpu, cuda or cuda:i")
     backend: str | None = _option(None, "implementation of the attack kernels; default: the best", choices=BACKENDS)
 
@@ -171,8 +182,9 @@ class TrainConfig:
             "channels": channels,
             "width": width,
             "steps": steps,
-            "cuda_graph": False,
-            "channels_last": device.startswith("cuda") and given["precision"] != "fp32",
+            "precision": _best_precision(device),
+            "cuda_graph": None if device.startswith("cuda") else False,  # None: try, and go on without
+            "channels_last": True,
         }
         given.update({key: value for key, value in defaults.items() if given[key] is None}, device=device)
         config = TrainConfig(**given)
@@ -189,19 +201,13 @@ class TrainConfig:
             raise ConfigError(
                 f"--image-size {size}: the networks double from 4 pixels up; use 8, 16, 32, 64, 128, ... 1024"
             )
-        double_backward = self.lipschitz in ("gp", "lp") or self.r1 > 0
         if self.batch_norm and self.lipschitz in ("gp", "lp", "alp"):
             raise ConfigError(
                 f"--batch-norm: a penalty on each image's slope has no meaning when images depend on each other; "
                 f"leave it out with --baseline {self.baseline}"
             )
-        if self.cuda_graph:
-            why = "needs a CUDA device" if self.device == "cpu" else "capturing an iteration is not available yet"
-            raise ConfigError(f"--cuda-graph: {why}; leave it out on {self.device}")
-        if self.compile and double_backward:
-            raise ConfigError(
-                "--compile: torch cannot compile a double backward; leave it out with wgan-gp, wgan-lp and --r1"
-            )
+        if self.cuda_graph and self.device == "cpu":
+            raise ConfigError("--cuda-graph: needs a CUDA device; leave it out on cpu")
         if self.random_start and self.norm == "none":
             raise ConfigError("--random-start: norm 'none' has no eps-ball to start in; use --norm l2 or --norm linf")
         if self.dat and not (self.lambda_clean or self.lambda_adv):
@@ -279,6 +285,11 @@ def check_value(name: str, value: Any, check: Mapping[str, Any]) -> None:
     if broken:
         wanted = " and ".join(f"{words} {check[key]}" for key, (_, words) in bounds.items() if key in check)
         raise ConfigError(f"{flag(name)} {value}: must be {wanted}")
+
+
+def _best_precision(device: str) -> str:
+    fast = device.startswith("cuda") and torch.cuda.get_device_capability(device) >= (8, 0)
+    return "bf16" if fast else "fp32"
 
 
 def resolve_device(name: str) -> str:

@@ -1,34 +1,79 @@
-"""What a run measures of itself while it trains: means of its scalars, and time."""
+"""What a run measures of itself while it trains: means of its scalars, whether all is finite, and time."""
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
-class Averages:
-    """Means of per-step scalars, summed on the device and read once per log interval; NaN entries are left out."""
+class Statistics:
+    """Means of an iteration's scalars and the first step that was not finite, kept on the device and read when asked for.
 
-    def __init__(self) -> None:
-        self.sums: dict[str, Tensor] = {}
+    Args:
+        names: the scalars.
+        optional: those of them that may be NaN where there was nothing to measure, which is left out of the mean.
+        networks: whose parameters are watched, by what they are called.
+    """
 
-    def add(self, **values: Tensor) -> None:
-        for name, value in values.items():
-            pair = torch.stack([torch.nan_to_num(value.detach().float(), nan=0.0), (~value.isnan()).float()])
-            self.sums[name] = self.sums[name] + pair if name in self.sums else pair
+    def __init__(
+        self, names: Sequence[str], optional: Sequence[str], networks: Mapping[str, nn.Module], device: torch.device
+    ) -> None:
+        self._places = {name: i for i, name in enumerate(names)}
+        named = [(f"{n} {key}", p) for n, network in networks.items() for key, p in network.named_parameters()]
+        self._watched: list[Tensor] = [p for _, p in named]
+        self._labels = [*names, *(f"weight of the {label}" for label, _ in named)]
+        self.sums = torch.zeros(2, len(names), dtype=torch.float64, device=device)  # of values, of their counts
+        self._required = torch.tensor([name not in optional for name in names], device=device)
+        self._broken = torch.zeros(len(names), dtype=torch.bool, device=device)  # in this iteration
+        self.first_broken = torch.zeros(len(self._labels), dtype=torch.int64, device=device)  # step; 0: never
+
+    def add(self, excused: Tensor | None = None, **values: Tensor) -> None:
+        """0-d tensors of scalars that stand next to each other in `names`.
+
+        excused: bool [], where true they may be not finite, as in a float16 step that its scaler leaves out.
+        """
+        start = self._places[next(iter(values))]
+        columns = slice(start, start + len(values))
+        row = torch.stack([value.detach().float() for value in values.values()])
+        finite = row.isfinite()
+        self.sums[0, columns] += torch.where(finite, row, 0.0)
+        self.sums[1, columns] += finite
+        broken = ~finite & self._required[columns]
+        self._broken[columns] |= broken if excused is None else broken & ~excused
+
+    @torch.no_grad()
+    def watch(self, step: Tensor) -> None:
+        """At an iteration's end: notes its step (int64 []) for each scalar and weight that was not finite for the first time."""
+        norms = torch.stack([norm.float() for norm in torch._foreach_norm(self._watched)])
+        broken = torch.cat([self._broken, ~norms.isfinite()])
+        self.first_broken.copy_(torch.where((self.first_broken == 0) & broken, step, self.first_broken))
+        self._broken.zero_()
 
     def read(self) -> dict[str, float]:
-        if not self.sums:
-            return {}
-        rows = torch.stack(list(self.sums.values())).tolist()
-        means = {
-            name: total / count if count else math.nan for name, (total, count) in zip(self.sums, rows, strict=True)
-        }
-        self.sums = {}
-        return means
+        """Means since the last reading; they begin anew. Waits for the device."""
+        totals, counts = self.sums.tolist()
+        self.sums.zero_()
+        return {name: totals[i] / counts[i] if counts[i] else math.nan for name, i in self._places.items()}
+
+    def broken(self) -> tuple[int, list[str]]:
+        """The first step in which something was not finite, 0 if all was, and what it was. Waits for the device."""
+        steps = self.first_broken.tolist()
+        first = min(filter(None, steps), default=0)
+        return first, [label for label, step in zip(self._labels, steps, strict=True) if first and step == first]
+
+    def tensors(self) -> list[Tensor]:
+        return [self.sums, self.first_broken, self._broken]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"sums": self.sums, "first_broken": self.first_broken}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.sums.copy_(state["sums"])
+        self.first_broken.copy_(state["first_broken"])
 
 
 class Clock:
@@ -58,7 +103,7 @@ class Clock:
         return self
 
     def __enter__(self) -> None:
-        self._paused_at = time.perf_counter()
+        self._paused_at = self._now()
 
     def __exit__(self, *error: object) -> None:
         self._since += time.perf_counter() - self._paused_at

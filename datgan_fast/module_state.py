@@ -7,7 +7,7 @@ discriminator a different number of times, as the fused one does, would otherwis
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import nn
@@ -51,15 +51,40 @@ def _resting_spectral_norms(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def unchanged_state(module: nn.Module) -> Iterator[None]:
-    """Buffers and torch's random state come out of the context as they went in; spectral norms do not iterate."""
+    """Buffers and torch's random state come out of the context as they went in; spectral norms do not iterate.
+
+    Raises RuntimeError for dropout while a CUDA graph is captured, which cannot rewind random numbers.
+    """
     saved = [(buffer, buffer.clone()) for buffer in module.buffers()]
-    devices = {t.device.index for t in [*module.parameters(), *module.buffers()] if t.device.type == "cuda"}
     try:
-        with (
-            torch.random.fork_rng(devices=sorted(d for d in devices if d is not None)),
-            _resting_spectral_norms(module),
-        ):
+        with _unchanged_random_state(module), _resting_spectral_norms(module):
             yield
     finally:
         for buffer, value in saved:
             buffer.data.copy_(value)  # .data: a graph that saved the buffer still finds the value it saved
+
+
+def _unchanged_random_state(module: nn.Module) -> AbstractContextManager[None]:
+    devices = {t.device.index for t in [*module.parameters(), *module.buffers()] if t.device.type == "cuda"}
+    if not (devices and torch.cuda.is_current_stream_capturing()):
+        return torch.random.fork_rng(devices=sorted(d for d in devices if d is not None))
+    for m in module.modules():
+        if isinstance(m, nn.modules.dropout._DropoutNd) and m.training and m.p > 0:
+            raise RuntimeError(
+                "an attack through dropout cannot be captured in a CUDA graph: its masks would have to be drawn twice; "
+                "run it without a graph or set the dropout to evaluation mode"
+            )
+    return nullcontext()
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Autograd computes no gradients of the module's parameters and keeps nothing for them."""
+    learning = [p for p in module.parameters() if p.requires_grad]
+    for p in learning:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in learning:
+            p.requires_grad_()

@@ -27,6 +27,8 @@ _MAY_CHANGE = {
     "data_dir",
     "outdir",
     "backend",
+    "cuda_graph",
+    "compile",
 }
 
 
@@ -118,9 +120,9 @@ def describe(trainer: Trainer) -> None:
     print(yaml.safe_dump(dataclasses.asdict(trainer.config), sort_keys=False))
     for name, network in (("generator", trainer.generator), ("discriminator", trainer.discriminator)):
         print(f"{name} ({parameter_count(network):,} parameters): {network}\n")
-    images = trainer.data.images
-    where = "on" if trainer.data.resident else "streamed to"
-    print(f"data: {len(images)} images {tuple(images.shape[1:])}, {where} {trainer.device}")
+    data = trainer.iteration.data
+    where = "on" if data.resident else "streamed to"
+    print(f"data: {len(data.images)} images {tuple(data.images.shape[1:])}, {where} {trainer.device}")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,6 +1,6 @@
-"""The training loop: Algorithm 1 of Li, Xia, Li (2020) for every baseline, with and without DAT.
+"""The training loop: iterations, and what a run records of itself around them.
 
-It knows nothing of how the numbers are computed: that is the discriminator step's, on the backend that was asked for.
+It knows nothing of how the numbers are computed: that is iteration.py's.
 """
 
 from __future__ import annotations
@@ -8,27 +8,26 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
+import warnings
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
-from . import penalties
+from . import cuda_graph
 from .command import TrainingStopped
 from .config import ConfigError, TrainConfig
-from .data import ImageSampler, load_images
+from .data import load_images
 from .dispatch import use_backend
 from .generator_file import generate, load_generator, save_generator
-from .measuring import Averages, Clock
+from .iteration import Iteration
+from .measuring import Clock
 from .metrics import sliced_wasserstein
-from .networks import build_discriminator, build_generator
-from .reference import DiscriminatorStep, Penalty, generator_loss
 from .run_folder import RunFolder
-from .step import discriminator_step
 from .stop_signals import StopSignals
 
 GRID = 64  # images in a sample grid
@@ -36,157 +35,62 @@ EVALUATED = 2000  # images in an evaluation
 
 
 class Trainer:
-    """Networks, optimisers and data of one run; `fit()` trains and writes the run folder.
+    """One run: its iteration, and around it the log, pictures, evaluations and checkpoints that `fit()` writes.
 
     Raises ConfigError, DataError or BackendError, before anything is written, for options that cannot be followed.
     """
 
     def __init__(self, config: TrainConfig) -> None:
-        self.config = config.resolved()
-        c = self.config
+        self.config = c = config.resolved()
         self.device = torch.device(c.device)
+        if self.device.type == "cuda":
+            torch.backends.cudnn.benchmark = True  # shapes never change
+            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = c.tf32
         torch.manual_seed(c.seed)
-        shape = {"image_size": c.image_size, "channels": c.channels, "width": c.width}
-        self.generator: nn.Module = build_generator(c.architecture, z_dim=c.z_dim, **shape)  # type: ignore[arg-type]
-        self.discriminator: nn.Module = build_discriminator(
-            c.architecture,
-            batch_norm=bool(c.batch_norm),
-            spectral_norm=c.spectral_norm,
-            **shape,  # type: ignore[arg-type]
-        )
+        images = load_images(c.dataset, c.data_dir, c.image_size, c.channels, download=c.download)
+        self.iteration = Iteration(c, images)
         if c.init_from:
             self._init_from(c.init_from)
-        for network in (self.generator, self.discriminator):
-            network.to(self.device).to(
-                memory_format=torch.channels_last if c.channels_last else torch.contiguous_format
-            )
-        self.average = AveragedModel(self.generator, multi_avg_fn=self._average)
-        self.optimizer_g = self._optimizer(self.generator, c.lr_g)
-        self.optimizer_d = self._optimizer(self.discriminator, c.lr_d)
-        self.scaler_g, self.scaler_d = (
-            torch.amp.GradScaler(self.device.type, init_scale=1024.0, enabled=c.precision == "fp16") for _ in range(2)
-        )
-        self.penalty = self._penalty()
         self.step = 0
-        self.averages = Averages()
-        images = load_images(c.dataset, c.data_dir, c.image_size, c.channels, download=c.download)
-        self.data = ImageSampler(images, self.device, flip=c.flip)
+        self._run: Callable[[], None] | None = None
         self._evaluated = images[torch.randperm(len(images), generator=self._own_generator())[:EVALUATED]]
         self._grid_latents = self._own_latents(GRID)
-        self._generator: Any = self.generator
-        self._discriminator: Any = self.discriminator
-        if c.compile:
-            self._generator, self._discriminator = torch.compile(self.generator), torch.compile(self.discriminator)
 
-    # One iteration
+    @property
+    def generator(self) -> nn.Module:
+        return self.iteration.generator
+
+    @property
+    def discriminator(self) -> nn.Module:
+        return self.iteration.discriminator
 
     def train_step(self) -> None:
-        """n_dis discriminator updates, one generator update, one update of the generator's average."""
+        """One iteration: n_dis discriminator updates, one generator update, one update of the generator's average."""
+        if self._run is None:
+            self._run = self._prepare()
         self.step += 1
-        for _ in range(self.config.n_dis or 1):
-            record = self._update_discriminator()
-            self.averages.add(
-                loss_d=record.loss,
-                loss_clean=record.loss_clean,
-                loss_adv=record.loss_adv,
-                penalty=record.penalty,
-                wasserstein=record.wasserstein,
-                input_grad_norm=record.input_grad_norm.nanmean(),
-            )
-        self.averages.add(loss_g=self._update_generator())
-        self.average.update_parameters(self.generator)
+        self.iteration.data.prepare(self.step)
+        self._run()
 
-    def _update_discriminator(self) -> DiscriminatorStep:
-        c = self.config
-        x_real = self._format(self.data.sample(c.batch_size))
-        self.optimizer_d.zero_grad(set_to_none=True)
-        with self._autocast():
-            with torch.no_grad():
-                x_fake = self._generator(self._latents(c.batch_size)).to(x_real.dtype)
-            record = discriminator_step(
-                self._discriminator,
-                x_real,
-                x_fake,
-                eps=c.eps,
-                objective=str(c.objective),
-                formulation=c.formulation,
-                norm=c.norm,
-                lambda_clean=c.lambda_clean if c.dat else 1.0,
-                lambda_adv=c.lambda_adv if c.dat else 0.0,
-                penalty=self.penalty,
-                fused=c.fused,
-                steps=c.steps_attack,
-                alpha=c.alpha,
-                random_start=c.random_start,
-                grad_scale=self.scaler_d.scale(torch.ones((), device=self.device))
-                if self.scaler_d.is_enabled()
-                else 1.0,
-            )
-        self.scaler_d.step(self.optimizer_d)
-        self.scaler_d.update()
-        if c.lipschitz == "clamp":
-            with torch.no_grad():
-                weights: list[Tensor] = list(self.discriminator.parameters())
-                torch._foreach_clamp_min_(weights, -c.clamp)
-                torch._foreach_clamp_max_(weights, c.clamp)
-        return record
+    def _prepare(self) -> Callable[[], None]:
+        """What runs an iteration: the replay of a CUDA graph, or the iteration itself.
 
-    def _update_generator(self) -> Tensor:
-        c = self.config
-        self.optimizer_g.zero_grad(set_to_none=True)
-        with self._autocast():
-            logits = self._discriminator(self._generator(self._latents(c.batch_size)))
-        loss = generator_loss(logits.reshape(-1), str(c.objective), c.saturating)
-        # inputs: the discriminator's own gradients are not wanted here
-        self.scaler_g.scale(loss).backward(inputs=list(self.generator.parameters()))
-        self.scaler_g.step(self.optimizer_g)
-        self.scaler_g.update()
-        return loss
-
-    def _latents(self, count: int) -> Tensor:
-        return torch.randn(count, self.config.z_dim, device=self.device)
-
-    def _format(self, images: Tensor) -> Tensor:
-        return images.contiguous(memory_format=torch.channels_last) if self.config.channels_last else images
-
-    def _autocast(self, enabled: bool = True) -> torch.autocast:
-        dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.config.precision]
-        return torch.autocast(self.device.type, dtype=dtype, enabled=enabled and dtype is not None)
-
-    # Its parts
-
-    def _penalty(self) -> Penalty | None:
-        c = self.config
-        kinds = {
-            "gp": lambda: penalties.gradient_penalty(c.penalty_weight),
-            "lp": lambda: penalties.gradient_penalty(c.penalty_weight, one_sided=True),
-            "alp": lambda: penalties.adversarial_lipschitz(c.penalty_weight),
-        }
-        chosen = [kinds[c.lipschitz]()] if c.lipschitz in kinds else []
-        if c.r1:
-            chosen.append(penalties.r1(c.r1))
-        total = penalties.total(*chosen)
-        if total is None:
-            return None
-
-        def in_float32(discriminator: nn.Module, x_real: Tensor, x_fake: Tensor) -> Tensor:
-            with self._autocast(enabled=False):
-                return total(discriminator, x_real, x_fake)
-
-        return in_float32
-
-    def _optimizer(self, network: nn.Module, lr: float | None) -> torch.optim.Optimizer:
-        c = self.config
-        beta1, beta2 = float(c.beta1 or 0.0), float(c.beta2 or 0.0)
-        if c.optimizer == "adam":
-            return torch.optim.Adam(network.parameters(), lr=float(lr or 0.0), betas=(beta1, beta2))
-        return torch.optim.RMSprop(network.parameters(), lr=float(lr or 0.0), alpha=beta2)
-
-    @torch.no_grad()
-    def _average(self, averages: Any, weights: Any, count: Any) -> None:
-        # The decay grows with the steps taken, so that a short run's average forgets its beginning too.
-        decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
-        torch._foreach_lerp_(averages, weights, 1 - decay)
+        Raises ConfigError if --cuda-graph was asked for and the iteration cannot be captured.
+        """
+        c, iteration = self.config, self.iteration
+        if c.cuda_graph is False:
+            return iteration.run
+        iteration.data.prepare(self.step + 1)
+        iteration.data.settle()  # its thread must not touch the device during the capture
+        try:
+            return cuda_graph.capture(iteration.run, iteration.tensors(), self.device)
+        except cuda_graph.CaptureError as error:
+            if c.cuda_graph:
+                raise ConfigError(
+                    f"--cuda-graph: this run's iteration cannot be captured ({error}); use --no-cuda-graph"
+                ) from None
+            warnings.warn(f"training without a CUDA graph, which is slower: {error}", RuntimeWarning, stacklevel=3)
+            return iteration.run
 
     def _own_generator(self) -> torch.Generator:
         """Random numbers that take nothing from training's."""
@@ -209,6 +113,7 @@ class Trainer:
                         f"--init-from {path}: its {name} has other layers than this run's; "
                         "use the same --architecture, --width, --image-size, --channels and --z-dim"
                     ) from None
+        self.iteration.average.load_state_dict(self.generator.state_dict())
 
     # State
 
@@ -217,28 +122,19 @@ class Trainer:
         return {
             "step": self.step,
             "config": dataclasses.asdict(self.config),
-            "generator": self.generator.state_dict(),
-            "discriminator": self.discriminator.state_dict(),
-            "average": self.average.state_dict(),
-            "optimizer_g": self.optimizer_g.state_dict(),
-            "optimizer_d": self.optimizer_d.state_dict(),
-            "scaler_g": self.scaler_g.state_dict(),
-            "scaler_d": self.scaler_d.state_dict(),
-            "averages": self.averages.sums,
+            **self.iteration.state(),
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
         try:
-            for name in ("generator", "discriminator", "average", "optimizer_g", "optimizer_d", "scaler_g", "scaler_d"):
-                getattr(self, name).load_state_dict(state[name])
+            self.iteration.load_state(state, state["step"])
         except (KeyError, RuntimeError, ValueError):
             raise ConfigError(
                 "--resume: the checkpoint was made with other options than the run's config.yaml has"
             ) from None
         self.step = state["step"]
-        self.averages.sums = {name: t.to(self.device) for name, t in state["averages"].items()}
         torch.set_rng_state(state["random"].cpu())
         if torch.cuda.is_available() and len(state["random_cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all([t.cpu() for t in state["random_cuda"]])
@@ -252,61 +148,85 @@ class Trainer:
         """
         c = self.config
         steps = int(c.steps or 0)
-        if run is None:
-            run = RunFolder.create(c)
-        on_terminal = sys.stderr.isatty()
-        bar = tqdm(total=steps, initial=self.step, unit="step", disable=not on_terminal, dynamic_ncols=True)
+        with use_backend(c.backend):
+            if self._run is None:
+                self._run = self._prepare()
+            run = run or RunFolder.create(c)
+            on_terminal = sys.stderr.isatty()
+            bar = tqdm(total=steps, initial=self.step, unit="step", disable=not on_terminal, dynamic_ncols=True)
+            with StopSignals() as stop, bar, closing(run):
+                self._train(run, steps, stop, bar if on_terminal else None)
+        return run
+
+    def _train(self, run: RunFolder, steps: int, stop: StopSignals, bar: tqdm | None) -> None:
+        c = self.config
 
         def say(text: str) -> None:
             run.log(text)
-            if on_terminal:
-                bar.write(text, file=sys.stderr)
-            else:
+            if bar is None:
                 print(text, flush=True)
+            else:
+                bar.write(text, file=sys.stderr)
 
-        say(
-            f"{run.path}: {c.baseline}{' + DAT' if c.dat else ''} on {c.dataset}, steps {self.step} to {steps} on {c.device}"
-        )
+        say(f"{run.path}: {self._described()}, steps {self.step} to {steps}")
         clock = Clock(self.device)
-        with use_backend(c.backend), StopSignals() as stop, bar, closing(run):
-            if self.step == 0:
-                run.samples(0, self.sample_grid())
-            first = self.step + 1
-            while self.step < steps and not stop.requested:
-                self.train_step()
+        if self.step == 0:
+            run.samples(0, self.sample_grid())
+        first = self.step + 1
+        while self.step < steps and not stop.requested:
+            self.train_step()
+            if bar is not None:
                 bar.update()
-                if self.step == first:  # a run's first step warms up; the rates begin after it
-                    clock.lap(self.step)
-                last = self.step == steps
-                if self.step % c.log_every == 0 or last:
-                    record = self._record(clock)
-                    if not math.isfinite(record["loss_d"]) or not math.isfinite(record["loss_g"]):
-                        raise self._stopped(run, self._not_finite(run, record))
-                    run.statistics(record)
+            if self.step == first:  # a run's first step warms up; the rates begin after it
+                clock.lap(self.step)
+            last = self.step == steps
+            logs = last or self.step % c.log_every == 0
+            draws = last or self.step % c.sample_every == 0
+            saves = last or self.step % c.save_every == 0 or stop.requested
+            evaluates = c.eval_every > 0 and (last or self.step % c.eval_every == 0)
+            if not (logs or draws or saves or evaluates):
+                continue
+            if broken := self._broken(run):
+                raise self._stopped(run, broken)
+            if logs:
+                record = self._record(clock)
+                run.statistics(record)
+                if bar is not None:
                     bar.set_postfix_str(f"loss D {record['loss_d']:.3f} G {record['loss_g']:.3f}")
-                    if not on_terminal:
-                        speed = record["images_per_second"]
-                        rate = f"  {speed:.0f} images/s" if math.isfinite(speed) else ""
-                        say(
-                            f"step {self.step}/{steps}  loss D {record['loss_d']:.4f} G {record['loss_g']:.4f}  "
-                            f"Wasserstein {record['wasserstein']:.4f}" + rate
-                        )
-                with clock.paused():
-                    if self.step % c.sample_every == 0 or last:
-                        run.samples(self.step, self.sample_grid())
-                        run.curves()
-                    if c.eval_every and (self.step % c.eval_every == 0 or last):
-                        run.metric(self.evaluate())
-                    if self.step % c.save_every == 0 or last or stop.requested:
-                        # The checkpoint last: a run killed between the two does the step again, and both.
-                        save_generator(run.path / "generator.safetensors", self.average.module, c, self.step)
-                        run.save_checkpoint(self.step, self.state())
+                else:
+                    speed = record["images_per_second"]
+                    rate = f"  {speed:.0f} images/s" if math.isfinite(speed) else ""
+                    say(
+                        f"step {self.step}/{steps}  loss D {record['loss_d']:.4f} G {record['loss_g']:.4f}  "
+                        f"Wasserstein {record['wasserstein']:.4f}" + rate
+                    )
+            with clock.paused():
+                if draws:
+                    run.samples(self.step, self.sample_grid())
+                    run.curves()
+                if evaluates:
+                    run.metric(self.evaluate())
+                if saves:
+                    # The checkpoint last: a run killed between the two does the step again, and both.
+                    save_generator(run.path / "generator.safetensors", self.iteration.average, c, self.step)
+                    run.save_checkpoint(self.step, self.state())
         if self.step < steps:
             raise self._stopped(run, f"stopped at step {self.step}; go on with --resume {run.path}")
         say(
             f"done: {run.path}/generator.safetensors, {run.path}/samples/step-{self.step:06d}.png, {run.path}/curves.png"
         )
-        return run
+
+    def _described(self) -> str:
+        """What is trained and how it is computed, for the log's first line."""
+        c = self.config
+        how = [c.device, str(c.precision)]
+        if self.device.type == "cuda" and c.precision == "fp32":
+            how.append("TF32" if c.tf32 else "no TF32")
+        if c.compile:
+            how.append("torch.compile")
+        if self._run != self.iteration.run:
+            how.append("CUDA graph")
+        return f"{c.baseline}{' + DAT' if c.dat else ''} on {c.dataset}, {', '.join(how)}"
 
     def _stopped(self, run: RunFolder, why: str) -> TrainingStopped:
         run.log(why)
@@ -317,27 +237,31 @@ class Trainer:
         images = steps * int(self.config.n_dis or 1) * self.config.batch_size
         return {
             "step": self.step,
-            **self.averages.read(),
+            **self.iteration.statistics.read(),
             "images_per_second": images / seconds if steps else math.nan,  # real images through the discriminator
             "seconds": clock.total,
         }
 
-    def _not_finite(self, run: RunFolder, record: dict[str, Any]) -> str:
-        broken = ", ".join(k for k in ("loss_clean", "loss_adv", "penalty", "loss_g") if not math.isfinite(record[k]))
+    def _broken(self, run: RunFolder) -> str | None:
+        """What to say if anything was not finite; None if all was."""
+        step, tensors = self.iteration.statistics.broken()
+        if not step:
+            return None
+        more = f" and {len(tensors) - 3} more" if len(tensors) > 3 else ""
         checkpoints = run.checkpoints()
-        last = f"the last checkpoint is {checkpoints[-1]}" if checkpoints else "there is no checkpoint yet"
+        last = f"the last good checkpoint is {checkpoints[-1]}" if checkpoints else "there is no checkpoint yet"
         return (
-            f"training diverged: {broken or 'loss_d'} was not finite between steps {self.step - self.config.log_every + 1} "
-            f"and {self.step}; {last}; a smaller --lr or --eps may help"
+            f"training diverged: {', '.join(tensors[:3])}{more} not finite in step {step}; {last}; "
+            "a smaller --lr or --eps may help"
         )
 
     def sample_grid(self) -> Tensor:
-        return generate(self.average.module, self._grid_latents)
+        return generate(self.iteration.average, self._grid_latents)
 
     def evaluate(self) -> dict[str, Any]:
         """The sliced Wasserstein distance of the averaged generator's images to training images."""
         real = self._evaluated.to(self.device).float() / 127.5 - 1
-        fake = generate(self.average.module, self._own_latents(len(real)))
+        fake = generate(self.iteration.average, self._own_latents(len(real)))
         return {
             "step": self.step,
             "metric": "sliced_wasserstein",

@@ -811,3 +811,17 @@ def test_norms_of_saturated_logits_agree():
 def test_wrong_arguments_are_named(change, error):
     with pytest.raises((TypeError, ValueError), match=error):
         dat.discriminator_step(change.pop("discriminator", conv()), *batches(), eps=1.0, **change)
+
+
+def test_the_question_for_independence_leaves_autocast_its_weights():
+    """Zero biases are filled while it is asked; autocast must not keep a half precision copy of the filling."""
+    network = conv()
+    for p in network.parameters():
+        if p.dim() == 1:
+            torch.nn.init.zeros_(p)
+    x_real, x_fake = images(4, seed=1), images(4, seed=2)
+    logits = []
+    for _ in range(2):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits.append(dat.discriminator_step(network, x_real, x_fake, eps=0.1).real_logits)
+    assert torch.equal(*logits)

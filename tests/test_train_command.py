@@ -36,6 +36,7 @@ def no_training(monkeypatch):
 
 
 BAD_VALUES = {
+    "lr_schedule": ["cosine"],
     "baseline": ["gan", ""],
     "objective": ["bce"],
     "formulation": ["eq9"],
@@ -105,7 +106,6 @@ def test_bad_value_is_one_sentence_and_exit_code_2(tmp_path, capsys, no_training
         ["--dataset", "folder", "--data-dir", "nowhere"],
         ["--random-start"],
         ["--baseline", "wgan-gp", "--batch-norm"],
-        ["--baseline", "wgan-gp", "--compile"],
         ["--cuda-graph"],
         ["--lambda-clean", "0", "--lambda-adv", "0"],
         ["--baseline", "wgan", "--saturating"],
@@ -427,10 +427,28 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, capsys, monkeypatch):
 
 
 def test_divergence_stops_the_run(tmp_path, capsys):
-    assert run_train(tmp_path, "--steps", "200", "--lr", "1e30", "--save-every", "2") == 1
+    assert run_train(tmp_path, "--steps", "200", "--lr", "1e30", "--log-every", "7") == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert "not finite" in error
+    assert "not finite in step 1; there is no checkpoint yet" in error
+
+
+def test_divergence_names_the_last_good_checkpoint(tmp_path, capsys, monkeypatch):
+    step = train.Trainer.train_step
+
+    def poisoned(self):
+        step(self)
+        if self.step == 5:
+            next(self.generator.parameters()).data.fill_(torch.nan)
+
+    monkeypatch.setattr(train.Trainer, "train_step", poisoned)
+    assert run_train(tmp_path, "--steps", "200", "--log-every", "50", "--save-every", "2", "--sample-every", "50") == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    (run,) = tmp_path.iterdir()
+    assert "loss_d, loss_clean, loss_adv and " in error
+    assert f"not finite in step 6; the last good checkpoint is {run}/checkpoints/step-000004.pt;" in error
+    assert not (run / "checkpoints" / "step-000006.pt").exists()
 
 
 def test_sample_command(tmp_path, capsys):

@@ -8,7 +8,7 @@ import torch
 
 import datgan_fast as dat
 from datgan_fast.config import BASELINES
-from datgan_fast.measuring import Averages
+from datgan_fast.measuring import Statistics
 from datgan_fast.networks import build_discriminator, build_generator
 
 STEPS = 4
@@ -20,7 +20,7 @@ def losses(steps=STEPS, **options):
     rows = []
     for _ in range(steps):
         trainer.train_step()
-        values = trainer.averages.read()
+        values = trainer.iteration.statistics.read()
         rows.append([values[k] for k in ("loss_d", "loss_g", "penalty", "wasserstein", "input_grad_norm")])
     return torch.tensor(rows), torch.cat([p.detach().flatten() for p in trainer.generator.parameters()])
 
@@ -107,15 +107,18 @@ def test_channels_last_changes_nothing():
 
 def test_average_follows_the_weights():
     trainer = dat.Trainer(dat.TrainConfig(width=4, batch_size=8, ema=0.5))
-    expected = None
+
+    def weights():
+        return torch.cat([p.detach().double().flatten() for p in trainer.generator.parameters()])
+
+    expected = weights()
     for step in range(1, 5):
         trainer.train_step()
-        weights = torch.cat([p.detach().double().flatten() for p in trainer.generator.parameters()])
         decay = min(0.5, (1 + step) / (10 + step))
-        expected = weights if expected is None else decay * expected + (1 - decay) * weights
-    average = torch.cat([p.detach().double().flatten() for p in trainer.average.module.parameters()])
+        expected = decay * expected + (1 - decay) * weights()
+    average = torch.cat([p.detach().double().flatten() for p in trainer.iteration.average.parameters()])
     torch.testing.assert_close(average, expected, rtol=1e-5, atol=1e-7)
-    for ours, theirs in zip(trainer.average.module.buffers(), trainer.generator.buffers(), strict=True):
+    for ours, theirs in zip(trainer.iteration.average.buffers(), trainer.generator.buffers(), strict=True):
         assert torch.equal(ours, theirs)
 
 
@@ -144,14 +147,15 @@ def test_mnist_files_train(tmp_path):
     assert rows.isfinite().all()
 
 
-def test_averages_leave_nan_out():
-    averages = Averages()
+def test_means_leave_out_what_there_was_not():
+    statistics = Statistics(("a", "b", "c"), ("b", "c"), {}, torch.device("cpu"))
     for value in (1.0, float("nan"), 4.0):
-        averages.add(a=torch.tensor(value), b=torch.tensor(float("nan")))
-    read = averages.read()
-    assert read["a"] == 2.5
-    assert np.isnan(read["b"])
-    assert averages.read() == {}
+        statistics.add(b=torch.tensor(value), c=torch.tensor(float("nan")))
+        statistics.add(a=torch.tensor(2 * value))
+    read = statistics.read()
+    assert read["b"] == 2.5
+    assert np.isnan(read["c"])
+    assert np.isnan(statistics.read()["b"])  # they began anew
 
 
 @pytest.mark.parametrize("architecture", ["dcgan", "resnet"])

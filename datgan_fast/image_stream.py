@@ -1,0 +1,91 @@
+"""Batches of images that stay in host memory: while an iteration trains, a thread fetches the next one's."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class ImageStream:
+    """Keeps one iteration's images of `images`, uint8 [N, C, H, W] on the CPU, on the device.
+
+    buffer  uint8 [batches, batch_size, C, H, W] on the device; never moves, so a CUDA graph can read it
+
+    Images go from `images` to pinned memory and on to a staging buffer in a thread and on a CUDA stream of their own, and
+    from there to `buffer` on the stream that trains. Which images is a function of the seed and the iteration's number
+    alone, so it makes no difference how far ahead they were fetched.
+    """
+
+    def __init__(self, images: Tensor, device: torch.device, batches: int, batch_size: int, seed: int) -> None:
+        self._images, self._seed = images, seed
+        cuda = device.type == "cuda"
+        shape = (batches, batch_size, *images.shape[1:])
+        self.buffer = torch.empty(shape, dtype=torch.uint8, device=device)
+        self._staging = torch.empty_like(self.buffer)
+        self._host = torch.empty(shape, dtype=torch.uint8, pin_memory=cuda)
+        self._copies = _CopyStream(device) if cuda else None
+        self._held: int | None = None  # the step whose images are in the buffer
+        self._ahead: tuple[int, Future[None]] | None = None  # the step being fetched
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="datgan-fast-images")
+
+    def prepare(self, step: int) -> None:
+        """Fills the buffer with the images of `step` and begins to fetch those of the next; raises what fetching raised."""
+        if step == self._held:
+            return
+        fetched, future = self._ahead or (None, None)
+        self._ahead = None
+        if future is None or fetched != step:
+            future = self._worker.submit(self._fetch, step)
+        future.result()
+        self.buffer.copy_(self._staging, non_blocking=True)
+        if self._copies is not None:
+            self._copies.follow_current()
+        self._held = step
+        self._ahead = step + 1, self._worker.submit(self._fetch, step + 1)
+
+    def settle(self) -> None:
+        """Waits until nothing is being fetched; what fetching raised is left to prepare()."""
+        if self._ahead:
+            wait([self._ahead[1]])
+
+    def close(self) -> None:
+        """Ends the thread after the fetch under way. A stream that is merely forgotten ends it too."""
+        self._ahead = None
+        self._worker.shutdown(cancel_futures=True)
+
+    def _indices(self, step: int) -> Tensor:
+        count = self._host.shape[0] * self._host.shape[1]
+        return torch.from_numpy(np.random.default_rng([self._seed, step]).integers(len(self._images), size=count))
+
+    def _fetch(self, step: int) -> None:
+        # One thread makes one fetch at a time, to the end: the pinned memory is free when the next begins.
+        torch.index_select(self._images, 0, self._indices(step), out=self._host.flatten(0, 1))
+        if self._copies is None:
+            self._staging.copy_(self._host)
+        else:
+            self._copies.copy(self._staging, self._host)
+
+
+class _CopyStream:
+    """Copies from pinned memory on a CUDA stream of its own."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device)
+        self._allowed = torch.cuda.Event()
+        self._arrived = torch.cuda.Event(blocking=True)  # the thread that waits for it sleeps
+        self.follow_current()
+
+    def follow_current(self) -> None:
+        """The next copy begins after everything that the current stream has been given so far."""
+        self._allowed.record(torch.cuda.current_stream(self._stream.device))
+
+    def copy(self, target: Tensor, source: Tensor) -> None:
+        """Returns when `target` has its values."""
+        with torch.cuda.stream(self._stream):
+            self._stream.wait_event(self._allowed)
+            target.copy_(source, non_blocking=True)
+            self._arrived.record(self._stream)
+        self._arrived.synchronize()
