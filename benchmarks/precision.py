@@ -31,7 +31,8 @@ def run(baseline: str, precision: str, seed: int, steps: int) -> dict[str, float
     if trainer.iteration.statistics.broken()[0]:
         raise SystemExit(f"{baseline} in {precision}, seed {seed}: diverged")
     means = trainer.iteration.statistics.read()
-    return {"sliced_wasserstein": trainer.evaluate()["value"], "wasserstein": means["wasserstein"]}
+    measured = {record["metric"]: record["value"] for record in trainer.evaluate()}
+    return {**measured, "wasserstein": means["wasserstein"]}
 
 
 def compared(full: list[float], half: list[float]) -> dict[str, float | bool]:

@@ -25,15 +25,17 @@ def save_generator(path: Path, generator: nn.Module, config: TrainConfig, step: 
 
 
 def load_generator(path: str, option: str = "FILE") -> tuple[nn.Module, dict]:
-    """(generator in evaluation mode, its network options). Raises ConfigError if the file is not such a generator."""
+    """(generator in evaluation mode, its network options and step). Raises ConfigError if the file is no such generator."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        network = json.loads(metadata["datgan_fast"])["network"]
+        described = json.loads(metadata["datgan_fast"])
+        network = described["network"]
         architecture = network.pop("architecture")
         generator = build_generator(architecture, **network)
         generator.load_state_dict(tensors)
+        network["step"] = described["step"]
     except OSError as error:
         raise ConfigError(f"{option} {path}: cannot be read ({error.strerror or error})") from None
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError):

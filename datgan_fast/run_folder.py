@@ -68,13 +68,13 @@ class RunFolder:
         runs = [p for p in runs if (p / "config.yaml").is_file() and (name is None or p.name[6:] == name)]
         return cls(max(runs, key=_number)) if runs else None
 
-    def config(self) -> TrainConfig:
+    def config(self, option: str = "--resume") -> TrainConfig:
         path = self.path / "config.yaml"
         try:
             return TrainConfig.from_mapping(yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
         except (OSError, AttributeError, UnicodeDecodeError, yaml.YAMLError) as error:
             reason = " ".join(str(error).split())
-            raise ConfigError(f"--resume {self.path}: its config.yaml cannot be read ({reason})") from None
+            raise ConfigError(f"{option} {self.path}: its config.yaml cannot be read ({reason})") from None
 
     # What happened
 

@@ -29,6 +29,7 @@ _MAY_CHANGE = {
     "backend",
     "cuda_graph",
     "compile",
+    "inception_weights",
 }
 
 

@@ -23,10 +23,10 @@ from .command import TrainingStopped
 from .config import ConfigError, TrainConfig
 from .data import load_images
 from .dispatch import use_backend
+from .evaluation import Evaluator
 from .generator_file import generate, load_generator, save_generator
 from .iteration import Iteration
 from .measuring import Clock
-from .metrics import sliced_wasserstein
 from .run_folder import RunFolder
 from .stop_signals import StopSignals
 
@@ -53,7 +53,17 @@ class Trainer:
             self._init_from(c.init_from)
         self.step = 0
         self._run: Callable[[], None] | None = None
-        self._evaluated = images[torch.randperm(len(images), generator=self._own_generator())[:EVALUATED]]
+        self._evaluator = Evaluator(
+            c.dataset,
+            c.data_dir,
+            c.image_size,
+            c.channels,
+            n=EVALUATED,
+            train_images=images,
+            device=self.device,
+            inception_weights=c.inception_weights,
+            seed=c.seed,
+        )
         self._grid_latents = self._own_latents(GRID)
 
     @property
@@ -205,7 +215,8 @@ class Trainer:
                     run.samples(self.step, self.sample_grid())
                     run.curves()
                 if evaluates:
-                    run.metric(self.evaluate())
+                    for metric in self.evaluate():
+                        run.metric(metric)
                 if saves:
                     # The checkpoint last: a run killed between the two does the step again, and both.
                     save_generator(run.path / "generator.safetensors", self.iteration.average, c, self.step)
@@ -258,16 +269,10 @@ class Trainer:
     def sample_grid(self) -> Tensor:
         return generate(self.iteration.average, self._grid_latents)
 
-    def evaluate(self) -> dict[str, Any]:
-        """The sliced Wasserstein distance of the averaged generator's images to training images."""
-        real = self._evaluated.to(self.device).float() / 127.5 - 1
-        fake = generate(self.iteration.average, self._own_latents(len(real)))
-        return {
-            "step": self.step,
-            "metric": "sliced_wasserstein",
-            "value": sliced_wasserstein(real, fake),
-            "protocol": f"pixel space, 512 projections, {len(real)} training images, averaged generator",
-        }
+    def evaluate(self) -> list[dict[str, Any]]:
+        """A record for each metric of the averaged generator's images."""
+        images = generate(self.iteration.average, self._own_latents(EVALUATED))
+        return [{"step": self.step, **record} for record in self._evaluator(images, "averaged generator (EMA)")]
 
 
 def load_checkpoint(path: str | Path, option: str) -> dict[str, Any]:

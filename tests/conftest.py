@@ -1,6 +1,7 @@
-"""Shared by all tests: real image files where DATGAN_FAST_DATA names a folder that has them, and the GPU marker."""
+"""Shared by all tests: real images where DATGAN_FAST_DATA names a folder of them, a cache folder, and the GPU marker."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,15 @@ def real_data() -> Path:
     if not folder:
         pytest.skip("DATGAN_FAST_DATA does not name a folder with MNIST and CIFAR-10")
     return Path(folder)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory) -> Iterator[Path]:
+    """Feature networks are cached in a folder of the session's own, never the user's."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DATGAN_FAST_CACHE", str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ import torch
 import datgan_fast as dat
 from datgan_fast.config import BASELINES
 from datgan_fast.measuring import Statistics
-from datgan_fast.metrics import sliced_wasserstein
 from datgan_fast.networks import build_discriminator, build_generator
 
 STEPS = 4
@@ -174,14 +173,3 @@ def test_network_shapes(architecture, image_size, channels):
 def test_networks_refuse_other_sizes():
     with pytest.raises(ValueError, match="image_size"):
         build_generator("dcgan", image_size=24, channels=1, width=4, z_dim=5)
-
-
-def test_sliced_wasserstein_known_answers():
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(500, 3, 4, 4, generator=generator)
-    assert sliced_wasserstein(x, x[torch.randperm(500, generator=generator)]) == pytest.approx(0, abs=1e-6)
-    # A shift by d moves every projection by its product with d: the root mean square over directions is |d| / sqrt(dimension)
-    shift = torch.full((3, 4, 4), 0.5)
-    assert sliced_wasserstein(x, x + shift, projections=20_000) == pytest.approx(0.5, rel=0.03)
-    with pytest.raises(ValueError, match="one size"):
-        sliced_wasserstein(x, x[:10])
