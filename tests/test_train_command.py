@@ -37,6 +37,7 @@ def no_training(monkeypatch):
 
 BAD_VALUES = {
     "lr_schedule": ["cosine"],
+    "inception_weights": ["nowhere.pth"],
     "baseline": ["gan", ""],
     "objective": ["bce"],
     "formulation": ["eq9"],
