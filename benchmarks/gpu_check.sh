@@ -66,4 +66,6 @@ file=$results/gpu-check-$(date -u +%Y%m%dT%H%M%SZ).json
     --section "benchmarks=$work/benchmarks.json" ${statuses[@]+"${statuses[@]}"} || exit 1
 echo "result: $file"
 echo "its tables and plot, into the README: $python benchmarks/report.py $file"
+echo "the targets:"
+"$python" benchmarks/targets.py "$file"
 exit "$failed"

@@ -16,6 +16,7 @@ import floor
 import measure
 import record
 import report
+import targets
 from datgan_fast.config import BASELINES
 from datgan_fast.penalties import gradient_penalty
 from official_method import OfficialMethod
@@ -344,3 +345,44 @@ def test_read_refuses_what_is_no_result(tmp_path):
     (tmp_path / "text.json").write_text("text")
     with pytest.raises(record.ResultError, match="is not JSON"):
         record.read(tmp_path / "text.json")
+
+
+def test_targets_of_a_cpu_result(tmp_path, capsys):
+    step = {"reference": {"peak_mib": 10.0}, "fused": {"speedup": 1.3, "peak_mib": 6.5}, "fused bf16": {"speedup": 1.8}}
+    path = tmp_path / "result.json"
+    path.write_text(
+        json.dumps(
+            {
+                "device": "x",
+                "devices": 0,
+                "benchmarks": [{"name": "test_discriminator_step[a]", "batch_norm": False, "providers": step}],
+            }
+        )
+    )
+    with pytest.raises(SystemExit, match="1"):
+        targets.main([str(path)])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.rsplit(None, 1)[1] for line in lines] == ["met", "MISSED", "met"]
+
+
+def test_targets_of_a_gpu_result(tmp_path, capsys):
+    def cell(use_dat, **ms):
+        return {
+            "name": "test_iteration[x]",
+            "baseline": "wgan",
+            "dat": use_dat,
+            "providers": {k: {"ms": v} for k, v in ms.items()},
+        }
+
+    with_dat = {"reference": 100.0, "compiled reference bf16": 29.0, "fused graph": 12.0, "fused graph bf16": 10.0}
+    path = tmp_path / "result.json"
+    path.write_text(
+        json.dumps({"device": "x", "devices": 1, "benchmarks": [cell(True, **with_dat), cell(False, reference=11.0)]})
+    )
+    with pytest.raises(SystemExit, match="1"):
+        targets.main([str(path)])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.rsplit(None, 1)[1] for line in lines] == ["met", "MISSED", "met"]
+    path.write_text(json.dumps({"device": "x", "devices": 1, "benchmarks": []}))
+    with pytest.raises(SystemExit, match="2"):
+        targets.main([str(path)])

@@ -786,15 +786,18 @@ sampler = ImageSampler(torch.zeros(9, 1, 2, 2, dtype=torch.uint8), "cpu", batch_
 sampler.prepare(1)
 if sys.argv[1] == "interrupted":
     interrupted = threading.Event()
+    def handle(*_):
+        interrupted.set()
+        raise KeyboardInterrupt
+    signal.signal(signal.SIGINT, handle)
     def interrupt(*args, **kwargs):
-        # again and again: a signal may come just before the main thread begins to wait
+        # again, until it is handled: a signal may come just before the main thread begins to wait
         while not interrupted.wait(1):
             signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
     torch.index_select = interrupt
     try:
         sampler.prepare(5)
     except KeyboardInterrupt:
-        interrupted.set()
         print("interrupted")
 """
 

@@ -1,0 +1,89 @@
+"""The speed this project aims at, checked against a result file: each target, what was measured, and whether it is met.
+
+    python benchmarks/targets.py RESULT
+
+Exit status 1 if a target is missed; 2 and one sentence where the file does not serve.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import record
+
+
+class Target(NamedTuple):
+    what: str
+    least: float  # of a ratio, for which more is better
+    measured: float
+
+    @property
+    def met(self) -> bool:
+        return self.measured >= self.least
+
+
+def cells(result: dict[str, Any], test: str) -> Iterator[dict[str, Any]]:
+    return (b for b in result["benchmarks"] if b["name"].startswith(test + "["))
+
+
+def cpu_targets(result: dict[str, Any]) -> Iterator[Target]:
+    """Of a discriminator step on two cores."""
+    for cell in cells(result, "test_discriminator_step"):
+        named, reference = cell["providers"], cell["providers"]["reference"]
+        if cell["batch_norm"]:
+            yield Target("step with BatchNorm, times the reference", 1.1, named["fused"]["speedup"])
+            continue
+        yield Target("step, times the reference", 1.3, named["fused"]["speedup"])
+        if "fused bf16" in named:
+            yield Target("step in bf16, times the float32 reference", 1.9, named["fused bf16"]["speedup"])
+        yield Target(
+            "the reference's peak memory, times the step's",
+            1 / 0.65,
+            reference["peak_mib"] / named["fused"]["peak_mib"],
+        )
+
+
+def gpu_targets(result: dict[str, Any]) -> Iterator[Target]:
+    """Of an iteration with DAT, by the fastest recorded one."""
+    grid = {(cell["baseline"], cell["dat"]): cell["providers"] for cell in cells(result, "test_iteration")}
+    for (baseline, dat), named in grid.items():
+        if not dat:
+            continue
+        best = min(figure["ms"] for name, figure in named.items() if name.startswith("fused graph"))
+        yield Target(f"{baseline} + DAT, times the float32 reference", 10, named["reference"]["ms"] / best)
+        compiled = min(figure["ms"] for name, figure in named.items() if name.startswith("compiled"))
+        yield Target(f"{baseline} + DAT, times the compiled reference", 3, compiled / best)
+        if (baseline, False) in grid:
+            plain = grid[baseline, False]["reference"]["ms"]
+            yield Target(f"{baseline} + DAT, times the float32 reference without DAT", 1, plain / best)
+    for cell in cells(result, "test_growth"):
+        if cell["batch_size"] == 1024:
+            rate = max(f["fraction_of_floor_rate"] for n, f in cell["providers"].items() if n.startswith("fused"))
+            yield Target(f"{cell['baseline']} at batch 1024, of the floor's rate", 0.5, rate)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("result", type=Path)
+    options = parser.parse_args(arguments)
+    try:
+        result = record.read(options.result)
+        targets = list((gpu_targets if result["devices"] else cpu_targets)(result))
+        if not targets:
+            raise record.ResultError(f"{options.result} has none of the benchmarks that targets are set for")
+    except (record.ResultError, KeyError, ValueError) as error:
+        reason = error if isinstance(error, record.ResultError) else f"{options.result} lacks a benchmark ({error!r})"
+        print(f"targets: {reason}", file=sys.stderr)
+        raise SystemExit(2) from None
+    width = max(len(t.what) for t in targets)
+    for t in targets:
+        print(f"{t.what:{width}}  at least {t.least:5.2f}  measured {t.measured:6.2f}  {'met' if t.met else 'MISSED'}")
+    raise SystemExit(0 if all(t.met for t in targets) else 1)
+
+
+if __name__ == "__main__":
+    main()
