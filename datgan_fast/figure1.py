@@ -28,15 +28,15 @@ from .trainer import load_checkpoint
 
 TARGETS = ("paired", "mean")
 BATCH_NORM = ("eval", "train")
-STEP_SIZES = {"none": (0.1, 1.0, 10.0), "l2": (0.02, 0.1, 0.5), "linf": (0.001, 0.005, 0.02)}  # of all_protocols
+STEP_SIZES = {"none": (0.1, 1.0, 10.0), "l2": (0.02, 0.05, 0.2), "linf": (0.001, 0.005, 0.02)}  # of all_protocols
 
 
 @dataclass(frozen=True)
 class Protocol:
     """What the paper leaves open. A batch of one kind is attacked towards the scores of a batch of the other kind."""
 
-    rule: str = "none"  # the step: the gradient ("none"), at unit length ("l2"), or its sign ("linf")
-    step_size: float = 1.0
+    rule: str = "l2"  # the step: the gradient ("none"), at unit length ("l2"), or its sign ("linf")
+    step_size: float = 0.05
     target: str = "paired"  # image i of the other batch, or that batch's "mean" score
     batch_norm: str = "eval"  # running statistics ("eval") or those of the batch under attack ("train")
     cap: int = 200

@@ -23,12 +23,13 @@ def draw(measurements: Sequence[Measurement], path: Path) -> None:
 
     runs = len(measurements)
     figure, axes = pyplot.subplots(
-        2, runs, figsize=(max(6.4, 5.2 * runs), 6.6), height_ratios=(2.1, 1), layout="constrained", squeeze=False
+        2, runs, figsize=(max(6.4, 4.6 * runs), 5.6), height_ratios=(2.2, 1), layout="constrained", squeeze=False
     )
     for column, m in enumerate(measurements):
+        if column:
+            axes[1, column].sharey(axes[1, 0])
         _images(axes[0, column], m, first=column == 0)
         _histogram(axes[1, column], m, first=column == 0)
-        axes[1, column].sharey(axes[1, 0])
     figure.suptitle(str(measurements[0].protocol), fontsize=9)
     with files.atomic(path) as temporary:
         figure.savefig(temporary, dpi=110)
@@ -86,7 +87,7 @@ def _histogram(axis: matplotlib.axes.Axes, m: Measurement, first: bool) -> None:
     if first:
         axis.set_ylabel("share of images", fontsize=8)
     axis.tick_params(axis="y", labelsize=7)
-    axis.legend(fontsize=8)
+    axis.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
 
 
 def _mean_and_median(side: Side) -> str:
