@@ -87,7 +87,7 @@ def _histogram(axis: matplotlib.axes.Axes, m: Measurement, first: bool) -> None:
     if first:
         axis.set_ylabel("share of images", fontsize=8)
     axis.tick_params(axis="y", labelsize=7)
-    axis.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
+    axis.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 0.98), labelspacing=0.2, frameon=False)
 
 
 def _mean_and_median(side: Side) -> str:
