@@ -55,3 +55,14 @@ def run_command(prog: str, command: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print(f"{prog}: interrupted", file=sys.stderr)
         return 130
+
+
+def whole_number(option: str, text: str, least: int, most: int) -> int:
+    """The option's value. Raises ConfigError if it is no whole number in the range."""
+    try:
+        number = int(text)
+    except ValueError:
+        raise ConfigError(f"{option} {text}: must be a whole number") from None
+    if not least <= number <= most:
+        raise ConfigError(f"{option} {text}: must be from {least} to {most}")
+    return number

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from . import files
-from .command import Parser, run_command
+from .command import Parser, run_command, whole_number
 from .config import ConfigError, TrainConfig, resolve_device
 from .data import DATASETS
 from .evaluation import METRICS, Evaluator, to_uint8
@@ -165,16 +165,6 @@ def check_out(path: Path) -> None:
         raise ConfigError(f"--out {path}: its folder does not exist; make {path.parent} first")
     if path.is_dir():
         raise ConfigError(f"--out {path}: is a folder; name a .jsonl file")
-
-
-def whole_number(option: str, text: str, least: int, most: int) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        raise ConfigError(f"{option} {text}: must be a whole number") from None
-    if not least <= number <= most:
-        raise ConfigError(f"{option} {text}: must be from {least} to {most}")
-    return number
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,0 +1,205 @@
+"""python -m datgan_fast.attack: how many attack steps fool a trained discriminator (the paper's Figure 1)."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from . import files
+from .attack_steps import RULES
+from .command import Parser, run_command, whole_number
+from .config import ConfigError, resolve_device
+from .data import DATASETS
+from .figure1 import BATCH_NORM, TARGETS, Measurement, Protocol, all_protocols, load_subject, measure
+from .figure1_picture import draw, table
+
+DEFAULT = Protocol()
+
+
+def attack(arguments: argparse.Namespace) -> int:
+    protocol = chosen_protocol(arguments)
+    n = whole_number("--n", arguments.n, 1, 1_000_000)
+    seed = whole_number("--seed", arguments.seed, 0, 2**63 - 1)
+    generator_step = arguments.generator_step
+    if generator_step is not None:
+        generator_step = whole_number("--generator-step", generator_step, 1, 10**9)
+        if arguments.generator is not None:
+            raise ConfigError("--generator with --generator-step: both choose the generator; leave one out")
+    if arguments.dataset is not None and arguments.dataset not in DATASETS:
+        raise ConfigError(f"--dataset {arguments.dataset}: must be one of {', '.join(DATASETS)}")
+    labels = chosen_labels(arguments.labels, len(arguments.sources))
+    out = Path(arguments.out)
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out}: must be a folder; it is a file")
+    device = resolve_device(arguments.device)
+    subjects = [
+        load_subject(
+            Path(source),
+            label=label,
+            generator=Path(arguments.generator) if arguments.generator is not None else None,
+            generator_step=generator_step,
+            dataset=arguments.dataset,
+            data_dir=arguments.data_dir,
+            n=n,
+            seed=seed,
+            device=device,
+        )
+        for source, label in zip(arguments.sources, labels, strict=True)
+    ]
+    if len({subject.label for subject in subjects}) < len(subjects):
+        raise ConfigError("SOURCE: two of them have the same label; tell them apart with --labels A,B,...")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out {out}: cannot be made ({error.strerror})") from None
+
+    protocols = [protocol, *(all_protocols(protocol) if arguments.all_protocols else ())]
+    found: list[list[Measurement]] = []
+    print(protocol, flush=True)
+    bar = tqdm(total=len(protocols) * len(subjects), unit="attack", disable=not sys.stderr.isatty(), leave=False)
+    with bar:
+        for number, each in enumerate(protocols):
+            found.append([])
+            for subject in subjects:
+                found[-1].append(measure(subject, each))
+                bar.update()
+            if number == 0:
+                with bar.external_write_mode():
+                    describe(found[0])
+                write(out / "attack.json", found[0], arguments, device)
+                draw(found[0], out / "figure1.png")
+            elif bar.disable:
+                print(f"protocol {number}/{len(protocols) - 1}: {each}", flush=True)
+    written = [out / "attack.json", out / "figure1.png"]
+    if arguments.all_protocols:
+        grid = found[1:]
+        files.write_text(out / "protocols.md", table([m for row in grid for m in row]))
+        rows = [{"protocol": dataclasses.asdict(row[0].protocol), "runs": records(row, False)} for row in grid]
+        files.write_text(out / "protocols.json", json.dumps(rows, indent=1) + "\n")
+        written += [out / "protocols.md", out / "protocols.json"]
+    print(", ".join(map(str, written)))
+    return 0
+
+
+def describe(measurements: list[Measurement]) -> None:
+    for m in measurements:
+        for kind, side in (("generated", m.fake), ("real", m.real)):
+            r = side.record()
+            print(
+                f"{m.subject.label}: {kind} images {r['mean']:.2f} steps (median {r['median']:g}, standard deviation "
+                f"{r['std']:.1f}), {100 * r['share_reached']:.1f}% fooled, moved by {r['distance']:.2f}",
+                flush=True,
+            )
+
+
+def write(path: Path, measurements: list[Measurement], arguments: argparse.Namespace, device: str) -> None:
+    record = {
+        "protocol": dataclasses.asdict(measurements[0].protocol),
+        "runs": records(measurements, True),
+        "torch": torch.__version__,
+        "device": device if device == "cpu" else torch.cuda.get_device_name(device),
+    }
+    files.write_text(path, json.dumps(record, indent=1) + "\n")
+
+
+def records(measurements: list[Measurement], each_image: bool) -> list[dict[str, Any]]:
+    found = [m.record() for m in measurements]
+    if not each_image:
+        for record in found:
+            del record["fake"]["steps"], record["real"]["steps"]
+    return found
+
+
+def chosen_protocol(arguments: argparse.Namespace) -> Protocol:
+    for option, value, choices in (
+        ("--rule", arguments.rule, RULES),
+        ("--target", arguments.target, TARGETS),
+        ("--batch-norm", arguments.batch_norm, BATCH_NORM),
+    ):
+        if value not in choices:
+            raise ConfigError(f"{option} {value}: must be one of {', '.join(choices)}")
+    return Protocol(
+        rule=arguments.rule,
+        step_size=number("--step-size", arguments.step_size, 1e9),
+        target=arguments.target,
+        batch_norm=arguments.batch_norm,
+        cap=whole_number("--cap", arguments.cap, 1, 1_000_000),
+        tolerance=number("--tolerance", arguments.tolerance, 1),
+        batch_size=whole_number("--batch-size", arguments.batch_size, 1, 65536),
+    )
+
+
+def number(option: str, text: str, most: float) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= most:
+        raise ConfigError(f"{option} {text}: must be a number above 0 and at most {most:g}")
+    return value
+
+
+def chosen_labels(text: str | None, count: int) -> list[str | None]:
+    if text is None:
+        return [None] * count
+    labels = [label.strip() for label in text.split(",")]
+    if len(labels) != count or not all(labels):
+        raise ConfigError(f"--labels {text}: must be {count} names with commas between, one for each SOURCE")
+    return list(labels)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = Parser(prog="python -m datgan_fast.attack", description=__doc__)
+    parser.add_argument("sources", metavar="SOURCE", nargs="+", help="run folder (its newest checkpoint) or checkpoint")
+    parser.add_argument("--labels", metavar="A,B,...", help="names of the sources in the picture")
+    parser.add_argument(
+        "--rule",
+        default=DEFAULT.rule,
+        help=f"the step: the raw gradient (none), at unit length (l2), or its sign (linf) (default: {DEFAULT.rule})",
+    )
+    parser.add_argument("--step-size", default=str(DEFAULT.step_size), help=f"default: {DEFAULT.step_size}")
+    parser.add_argument(
+        "--target",
+        default=DEFAULT.target,
+        help=f"score to reach: the paired image's of the other batch, or that batch's mean (default: {DEFAULT.target})",
+    )
+    parser.add_argument(
+        "--batch-norm",
+        default=DEFAULT.batch_norm,
+        help=f"running statistics (eval) or the attacked batch's own (train) (default: {DEFAULT.batch_norm})",
+    )
+    parser.add_argument("--cap", default=str(DEFAULT.cap), help=f"the most steps (default: {DEFAULT.cap})")
+    parser.add_argument(
+        "--tolerance", default=str(DEFAULT.tolerance), help=f"of the score, from 0 to 1 (default: {DEFAULT.tolerance})"
+    )
+    parser.add_argument("--all-protocols", action="store_true", help="also measure a grid of protocols, as a table")
+    parser.add_argument("--n", default="256", help="images of each kind (default: 256)")
+    parser.add_argument(
+        "--generator",
+        metavar="PATH",
+        help="whose generator makes the images: a run, checkpoint or generator.safetensors",
+    )
+    parser.add_argument(
+        "--generator-step", metavar="N", help="or each run's own checkpoint of this step (default: the SOURCE itself)"
+    )
+    parser.add_argument("--dataset", help="of the real images (default: what the run was trained on)")
+    parser.add_argument("--data-dir", help="where its files are (default: where they were in training)")
+    parser.add_argument("--seed", default="0", help="seed of latents and choice of real images (default: 0)")
+    parser.add_argument(
+        "--batch-size", default=str(DEFAULT.batch_size), help=f"images in a batch (default: {DEFAULT.batch_size})"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:i (default: auto)")
+    parser.add_argument("--out", metavar="DIR", default="figure1", help="folder for the results (default: figure1)")
+    return run_command(parser.prog, lambda: attack(parser.parse_args(argv)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,360 @@
+"""Counting attack steps, against a plain loop over single images and against closed forms, and the attack command."""
+
+import dataclasses
+import json
+import math
+import shutil
+
+import networks
+import pytest
+import torch
+from PIL import Image
+from test_scaling import NoHostReads
+from torch import nn
+
+from datgan_fast import attack, figure1, train
+from datgan_fast.attack_steps import attack_steps
+from datgan_fast.data import load_images
+from datgan_fast.figure1 import Protocol, load_subject, measure
+from datgan_fast.figure1_picture import table
+from datgan_fast.generator_file import load_generator
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+STEP = {"none": 0.7, "l2": 0.15, "linf": 0.02}
+
+
+class Linear(nn.Module):
+    """The logit of an image is its sum of pixels, times a slope."""
+
+    def __init__(self, slope: float = 1.0) -> None:
+        super().__init__()
+        self.slope = nn.Parameter(torch.tensor(slope))
+
+    def forward(self, x):
+        return self.slope * x.flatten(1).sum(1, keepdim=True)
+
+
+def plain_steps(discriminator, image, target, rule, size, cap, tolerance=0.02):
+    """One image, one step after the other, with the derivative of the sigmoid by hand: (steps, arrived, image)."""
+    x = image.clone()
+    for step in range(cap + 1):
+        x = x.detach().requires_grad_()
+        logit = discriminator(x[None]).squeeze()
+        (slope,) = torch.autograd.grad(logit, x)
+        score = 1 / (1 + math.exp(-logit.item()))
+        if abs(score - target) <= tolerance:
+            return step, True, x.detach()
+        direction = math.copysign(1.0, score - target) * score * (1 - score) * slope
+        if rule == "l2":
+            direction = direction / direction.pow(2).sum().sqrt()
+        elif rule == "linf":
+            direction = torch.sign(direction)
+        if step < cap:
+            x = (x - size * direction).clamp(-1, 1)
+    return cap, False, x.detach()
+
+
+@pytest.mark.parametrize("name", ["conv", "BatchNorm, eval", "spectral norm, eval", "MLP, LayerNorm"])
+@pytest.mark.parametrize("rule", ["none", "l2", "linf"])
+@pytest.mark.parametrize("count", [1, 7])
+def test_the_counts_of_a_loop_over_single_images(name, rule, count):
+    discriminator = networks.build(name, torch.float64)
+    images = networks.images(count, 3, torch.float64)
+    targets = torch.linspace(0.2, 0.7, count, dtype=torch.float64)
+    found = attack_steps(discriminator, images, targets, rule=rule, step_size=STEP[rule], cap=30, check_every=4)
+    assert found.steps.dtype == torch.int64 and found.reached.dtype == torch.bool
+    for i in range(count):
+        steps, reached, image = plain_steps(discriminator, images[i], targets[i].item(), rule, STEP[rule], 30)
+        assert (found.steps[i], found.reached[i]) == (steps, reached)
+        torch.testing.assert_close(found.images[i], image, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("rule", ["l2", "linf"])
+def test_the_closed_form_of_a_linear_discriminator(rule):
+    """A step of length s moves the logit by s sqrt(pixels) or s pixels, in a straight line."""
+    start = torch.tensor([-0.31, 0.0, 0.24])
+    images = start.view(3, 1, 1, 1).expand(3, 1, 3, 5).double().contiguous()
+    size = 0.01
+    speed = size * (15 if rule == "linf" else math.sqrt(15))
+    logits = 15 * start.double()
+    low, high = (math.log(score / (1 - score)) for score in (0.88, 0.92))
+    expected = torch.ceil(torch.maximum(low - logits, logits - high) / speed - 1e-9).long()
+    found = attack_steps(Linear(), images, 0.9, rule=rule, step_size=size, cap=1000)
+    assert found.reached.all()
+    assert found.steps.tolist() == expected.tolist()
+    torch.testing.assert_close(found.images.sum((1, 2, 3)), logits + torch.sign(low - logits) * expected * speed)
+
+
+def test_an_image_within_the_band_takes_no_step():
+    images = torch.tensor([[0.0], [0.079], [-0.079], [0.3]])  # sigmoid(0.079) is 0.0197 above a half
+    found = attack_steps(Linear(), images, 0.5, rule="l2", step_size=0.25)
+    assert found.steps.tolist() == [0, 0, 0, 1]
+    assert torch.equal(found.images[:3], images[:3]) and not torch.equal(found.images[3], images[3])
+
+
+def test_an_image_that_never_arrives_takes_the_cap():
+    images = torch.tensor([[0.0], [0.5]])
+    away = attack_steps(Linear(), images, torch.tensor([1.0, 0.5]), rule="linf", step_size=0.3, cap=9)
+    assert away.steps.tolist() == [9, 9]  # one is stopped by the clip, the other jumps across the band
+    assert away.reached.tolist() == [False, False]
+    assert away.images[0].item() == 1.0
+    assert attack_steps(Linear(), images, 0.5, cap=0).reached.tolist() == [True, False]
+    free = attack_steps(Linear(), images[:1], 1.0, rule="linf", step_size=0.3, cap=99, clip_min=None, clip_max=None)
+    assert free.steps.tolist() == [math.ceil(math.log(0.98 / 0.02) / 0.3)]
+
+
+def test_a_saturated_score_has_no_gradient():
+    found = attack_steps(Linear(1000.0), torch.tensor([[1.0]]), 0.5, cap=5)
+    assert found.steps.tolist() == [5] and not found.reached.any()
+    assert found.images.item() == 1.0
+
+
+def test_one_target_is_the_same_for_all():
+    discriminator, images = networks.build("conv"), networks.images(5, 1)
+    each = attack_steps(discriminator, images, torch.full((5,), 0.4), cap=20)
+    one = attack_steps(discriminator, images, 0.4, cap=20)
+    assert torch.equal(each.steps, one.steps) and torch.equal(each.images, one.images)
+
+
+@pytest.mark.parametrize("name", ["BatchNorm", "spectral norm", "dropout"])
+def test_the_discriminator_is_left_as_it_was(name):
+    discriminator = networks.build(name).train()
+    before = {key: value.clone() for key, value in discriminator.state_dict().items()}
+    attack_steps(discriminator, networks.images(4, 1), 0.9, cap=3)
+    for key, value in discriminator.state_dict().items():
+        assert torch.equal(value, before[key])
+    assert all(p.grad is None and p.requires_grad for p in discriminator.parameters())
+
+
+def test_batch_norm_in_training_mode_makes_images_depend_on_each_other():
+    discriminator, images = networks.build("BatchNorm").train(), networks.images(6, 1)
+    together = attack_steps(discriminator, images, 0.9, rule="l2", step_size=0.05, cap=40)
+    halves = [attack_steps(discriminator, half, 0.9, rule="l2", step_size=0.05, cap=40) for half in images.split(3)]
+    assert not torch.equal(together.images, torch.cat([half.images for half in halves]))
+
+
+@pytest.mark.parametrize("check_every", [None, 100])
+def test_the_host_reads_nothing_between_its_checks(check_every):
+    discriminator, images = networks.build("conv"), networks.images(4, 1)
+    expected = attack_steps(discriminator, images, 0.2, step_size=0.1, cap=12)
+
+    class Reads(NoHostReads):
+        allowed = 0 if check_every is None else 1  # before the first step
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function is torch.ops.aten._local_scalar_dense.default and self.allowed:
+                self.allowed -= 1
+                return function(*args, **(kwargs or {}))
+            return super().__torch_dispatch__(function, types, args, kwargs)
+
+    with Reads():
+        found = attack_steps(discriminator, images, 0.2, step_size=0.1, cap=12, check_every=check_every)
+    assert torch.equal(found.steps, expected.steps) and torch.equal(found.images, expected.images)
+
+
+def test_it_stops_when_all_have_arrived():
+    calls = []
+
+    class Counting(Linear):
+        def forward(self, x):
+            calls.append(len(x))
+            return super().forward(x)
+
+    found = attack_steps(Counting(), torch.zeros(3, 4), 0.6, rule="l2", step_size=0.05, cap=10_000, check_every=7)
+    assert found.steps.tolist() == [4, 4, 4]  # from logit 0 to log(0.58 / 0.42) = 0.323 at 0.1 a step
+    assert len(calls) == 8
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_images_and_none(dtype):
+    images = torch.tensor([[0.0, 0.0], [1.0, 1.0]], dtype=dtype)
+    found = attack_steps(Linear().to(dtype), images, 0.5, rule="linf", step_size=0.25)
+    assert found.images.dtype == dtype and found.steps.tolist() == [0, 4]
+    assert attack_steps(Linear(), torch.zeros(0, 1, 2, 2), torch.zeros(0)).steps.shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"rule": "l1"}, "rule"),
+        ({"step_size": 0.0}, "step_size"),
+        ({"step_size": math.nan}, "step_size"),
+        ({"cap": -1}, "cap"),
+        ({"tolerance": -0.1}, "tolerance"),
+        ({"tolerance": math.nan}, "tolerance"),
+        ({"check_every": 0}, "check_every"),
+        ({"target": torch.zeros(2)}, "target"),
+        ({"images": torch.zeros(3, 2, dtype=torch.uint8)}, "images"),
+        ({"discriminator": nn.Linear(2, 2)}, "one logit per image"),
+    ],
+)
+def test_what_makes_no_attack_is_refused(options, word):
+    arguments = {"discriminator": Linear(), "images": torch.zeros(3, 2), "target": 0.5, **options}
+    with pytest.raises((ValueError, TypeError), match=word):
+        attack_steps(**arguments)
+
+
+# The command
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two tiny runs, DCGAN without and with DAT, with checkpoints at the steps 2 and 4, and a critic."""
+    outdir = tmp_path_factory.mktemp("runs")
+    common = {"width": 4, "z-dim": 8, "batch-size": 8, "steps": 4, "save-every": 2, "eval-every": 0, "outdir": outdir}
+    options = [f"--{name}={value}" for name, value in common.items()]
+    for name, more in {"plain": ["--no-dat"], "dat": ["--eps=2"], "critic": ["--baseline=wgan", "--n-dis=1"]}.items():
+        assert train.main([*options, f"--name={name}", *more]) == 0
+    return {path.name[6:]: path for path in outdir.iterdir()}
+
+
+TINY = ["--n", "10", "--batch-size", "4", "--cap", "5", "--device", "cpu"]
+
+
+def test_the_command(runs, tmp_path, capsys):
+    out = tmp_path / "new" / "figure1"
+    sources = [str(runs["plain"]), str(runs["dat"])]
+    assert attack.main([*sources, *TINY, "--labels", "without DAT,with DAT", "--all-protocols", "--out", str(out)]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == str(Protocol(cap=5, batch_size=4))
+    result = json.loads((out / "attack.json").read_text())
+    assert result["protocol"] == dataclasses.asdict(Protocol(cap=5, batch_size=4))
+    assert [run["label"] for run in result["runs"]] == ["without DAT", "with DAT"]
+    assert [(run["dat"], run["eps"]) for run in result["runs"]] == [(False, None), (True, 2.0)]
+    for run in result["runs"]:
+        assert (run["discriminator_step"], run["generator_step"], run["dataset"]) == (4, 4, "digits")
+        for kind, word in (("fake", "generated"), ("real", "real")):
+            steps = run[kind]["steps"]
+            assert len(steps) == 10 and run[kind]["mean"] == pytest.approx(sum(steps) / 10)
+            line = next(line for line in printed if line.startswith(f"{run['label']}: {word} images"))
+            assert f" {run[kind]['mean']:.2f} steps" in line
+    assert Image.open(out / "figure1.png").width > 1000
+    grid = json.loads((out / "protocols.json").read_text())
+    assert len(grid) == 3 * 3 * 2 * 2 == len({json.dumps(row["protocol"]) for row in grid})
+    assert all(len(row["runs"]) == 2 for row in grid)
+    lines = (out / "protocols.md").read_text().splitlines()
+    assert sum(line.startswith("| ") for line in lines) == 2 + 36
+    assert not list(out.glob(".*"))
+
+
+def test_what_is_measured(runs):
+    """Side by side with attacks on batches put together here."""
+    subject = load_subject(runs["dat"], n=6, seed=3)
+    assert subject.label == f"{runs['dat'].name}, step 4"
+    training_images = {image.numpy().tobytes() for image in load_images("digits")}
+    real = ((subject.real + 1) * 127.5).round().to(torch.uint8)
+    assert all(image.numpy().tobytes() in training_images for image in real)
+    protocol = Protocol(rule="l2", step_size=0.01, target="mean", cap=7, batch_size=3, tolerance=0.001)
+    found = measure(subject, protocol)
+    network = subject.discriminator.eval()
+    with torch.no_grad():
+        fake_scores, real_scores = (torch.sigmoid(network(x)) for x in (subject.fake, subject.real))
+    for k in (0, 3):
+        one = attack_steps(
+            network,
+            subject.fake[k : k + 3],
+            real_scores[k : k + 3].mean(),
+            rule="l2",
+            step_size=0.01,
+            cap=7,
+            tolerance=1e-3,
+        )
+        assert torch.equal(one.steps, found.fake.steps[k : k + 3])
+        torch.testing.assert_close(one.images, found.fake.attacked[k : k + 3])
+    paired = measure(subject, dataclasses.replace(protocol, target="paired"))
+    for i in range(6):
+        one = attack_steps(
+            network, subject.real[i : i + 1], fake_scores[i], rule="l2", step_size=0.01, cap=7, tolerance=1e-3
+        )
+        assert one.steps.item() == paired.real.steps[i]
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    trained = measure(subject, dataclasses.replace(protocol, batch_norm="train"))
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+    assert not torch.equal(trained.real.scores, found.real.scores)
+
+
+def test_whose_generator(runs, tmp_path):
+    own, early = (load_subject(runs["dat"], n=5, generator_step=step) for step in (None, 2))
+    named = load_subject(runs["dat"], n=5, generator=runs["dat"] / "checkpoints" / "step-000002.pt")
+    foreign = load_subject(runs["dat"], n=5, generator=runs["plain"])
+    averaged = load_subject(runs["dat"], n=5, generator=runs["dat"] / "generator.safetensors")
+    assert torch.equal(early.fake, named.fake) and early.origin["generator_step"] == 2
+    kinds = [own.fake, early.fake, foreign.fake, averaged.fake]
+    assert all(not torch.equal(a, b) for i, a in enumerate(kinds) for b in kinds[:i])
+    state = torch.load(runs["dat"] / "checkpoints" / "step-000004.pt", weights_only=True)
+    raw, _ = load_generator(str(runs["dat"] / "generator.safetensors"))
+    raw.load_state_dict(state["generator"])
+    latents = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(own.fake, raw(latents))
+    alone = tmp_path / "alone.pt"
+    shutil.copy(runs["dat"] / "checkpoints" / "step-000004.pt", alone)
+    assert load_subject(alone, n=5).label == "alone, step 4"
+
+
+def test_the_table_has_a_row_for_each_protocol():
+    one = figure1.Subject("A", nn.Identity(), torch.zeros(0), torch.zeros(0), {})
+    side = figure1.Side(*(torch.zeros(2) for _ in range(3)), torch.tensor([1, 4]), torch.tensor([True, True]))
+    never = side._replace(steps=torch.tensor([1, 9]), reached=torch.tensor([True, False]))
+    found = [
+        figure1.Measurement(one, p, side, never) for p in (Protocol("none", 1.0, cap=9), Protocol("l2", 0.5, cap=9))
+    ]
+    assert table(found).splitlines()[-2:] == [
+        "| none | 1 | paired | eval | 2.5 / 5.0 (0.50) |",
+        "| l2 | 0.5 | paired | eval | 2.5 / 5.0 (0.50) |",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--rule", "l1"),
+        ("--step-size", "0"), ("--step-size", "-1"), ("--step-size", "nan"), ("--step-size", "inf"), ("--step-size", "x"),
+        ("--target", "median"), ("--batch-norm", "off"),
+        ("--cap", "0"), ("--cap", "x"), ("--tolerance", "0"), ("--tolerance", "2"), ("--batch-size", "0"),
+        ("--n", "0"), ("--n", "many"), ("--n", "99999"), ("--seed", "-1"),
+        ("--generator", "no-such-file.pt"), ("--generator", "no-such.safetensors"), ("--generator-step", "3"),
+        ("--generator-step", "x"), ("--dataset", "imagenet"), ("--labels", "A,B"), ("--labels", ""),
+        ("--device", "tpu"), ("--out", "a-file"), ("--out", "a-file/below"),
+    ],
+)  # fmt: skip
+def test_bad_value_is_one_sentence_and_exit_code_2(runs, tmp_path, capsys, monkeypatch, option, value):
+    def fail(*args):
+        raise AssertionError("images were attacked")
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a-file").write_text("")
+    monkeypatch.setattr(attack, "measure", fail)
+    assert attack.main([str(runs["dat"]), f"{option}={value}"]) == 2
+    complaint = capsys.readouterr().err
+    assert complaint.count("\n") == 1
+    assert option in complaint and value in complaint
+    assert [p.name for p in tmp_path.iterdir()] == ["a-file"]
+
+
+def test_what_cannot_be_attacked(runs, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "noise.pt").write_bytes(b"noise")
+    plain = str(runs["plain"])
+    checkpoint = torch.load(runs["plain"] / "checkpoints" / "step-000004.pt", weights_only=True)
+    torch.save({**checkpoint, "discriminator": checkpoint["generator"]}, tmp_path / "mixed.pt")
+    torch.save({key: checkpoint[key] for key in ("generator", "step")}, tmp_path / "partial.pt")
+    for sources, words in [
+        ([str(runs["critic"])], ["--objective wasserstein", "--objective vanilla"]),
+        (["nowhere.pt"], ["SOURCE nowhere.pt"]),
+        (["empty"], ["SOURCE empty", "run folder"]),
+        (["noise.pt"], ["SOURCE noise.pt", "checkpoint"]),
+        (["mixed.pt"], ["SOURCE mixed.pt"]),
+        (["partial.pt"], ["SOURCE partial.pt"]),
+        ([str(runs["plain"] / "generator.safetensors")], ["SOURCE", "checkpoint"]),
+        ([plain, plain], ["SOURCE", "--labels"]),
+        ([plain, "--generator", plain, "--generator-step", "2"], ["--generator", "--generator-step"]),
+        ([plain, "--dataset", "mnist"], ["--data-dir"]),
+    ]:
+        assert attack.main([*sources, *TINY]) == 2, sources
+        complaint = capsys.readouterr().err
+        assert complaint.count("\n") == 1 and "Traceback" not in complaint
+        assert all(word in complaint for word in words), complaint
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["empty", "mixed.pt", "noise.pt", "partial.pt"]
