@@ -41,7 +41,7 @@ def draw_points(axis: Any, generated: Tensor, real: Tensor | None = None) -> Non
     for points, colour, label in ((real, REAL, "real"), (generated, GENERATED, "generated")):
         if points is not None:
             x, y = points.detach().float().cpu().T.numpy()
-            axis.scatter(x, y, s=4, color=colour, linewidths=0, label=label)
+            axis.scatter(x, y, s=4, color=colour, linewidths=0, label=label, zorder=3)
     axis.set(xlim=(-SIDE, SIDE), ylim=(-SIDE, SIDE), aspect="equal", xticks=[], yticks=[])
 
 
