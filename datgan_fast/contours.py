@@ -9,17 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from .command import Parser, run_command
 from .config import ConfigError, TrainConfig, typed
 from .data import load_images
-from .reference import adversarial_batch
+from .reference import adversarial_batch, g1, g2
 from .toy_data import TOY_DATASETS
-from .toy_plot import GENERATED, REAL, draw_critic, draw_points, save
+from .toy_plot import EXTENT, GENERATED, REAL, critic_values, draw_critic, draw_points, save
 from .trainer import POINTS, Trainer
 
 ARROWS = 48  # of each kind, real and generated
+ATTACKED = 10  # the attack is drawn after this part of the steps, while the generator still has far to go
 
 
 def contours(arguments: argparse.Namespace) -> int:
@@ -49,7 +52,7 @@ def draw(options: dict[str, Any], out: Path) -> None:
     steps = int(plain.steps or 0)
     figure, (attack, without, with_dat) = pyplot.subplots(1, 3, figsize=(12, 4.7), layout="constrained")
     trainer = Trainer(dataclasses.replace(plain, dat=True))
-    train(trainer, max(1, steps // 20))
+    train(trainer, max(1, steps // ATTACKED))
     draw_attack(attack, trainer)
     train(trainer, steps)
     draw_result(with_dat, trainer)
@@ -78,27 +81,42 @@ def draw_result(axis: Any, trainer: Trainer) -> None:
 
 
 def draw_attack(axis: Any, trainer: Trainer) -> None:
-    """Where the run's own attack moves some points on its critic's slopes."""
-    c = trainer.config
+    """Where the run's own attack moves some points: each towards the line on which the other batch's mean score lies."""
+    c, critic = trainer.config, trainer.discriminator
+    objective = str(c.objective)
     n = min(POINTS, int(c.batch_size or 0))
     real, fake = load_images(c.dataset)[:n].to(trainer.device), trainer.sample_grid()[:n]
-    moved = adversarial_batch(
-        trainer.discriminator,
+    adv_real, adv_fake = adversarial_batch(
+        critic,
         real,
         fake,
         eps=float(c.eps or 0.0),
-        objective=str(c.objective),
+        objective=objective,
         formulation=c.formulation,
         norm=c.norm,
     )
-    draw_critic(axis, trainer.discriminator)
+    with torch.no_grad():
+        target_real, target_fake = g1(objective, critic(fake)).mean(), g2(objective, critic(real)).mean()
+    values = critic_values(critic)
+    draw_critic(axis, critic)
     draw_points(axis, fake[:ARROWS], real[:ARROWS])
-    for before, after, colour in ((real, moved[0], REAL), (fake, moved[1], GENERATED)):
-        start, way = (t[:ARROWS].cpu().T.numpy() for t in (before, after - before))
-        axis.quiver(*start, *way, color=colour, angles="xy", scale_units="xy", scale=1, width=0.005, zorder=4)
+    draw_line(axis, g1(objective, values), target_real, GENERATED)
+    draw_line(axis, g2(objective, values), target_fake, REAL)
+    draw_arrows(axis, real, adv_real, REAL)
+    draw_arrows(axis, fake, adv_fake, GENERATED)
     axis.set_title(
-        f"the attack at step {trainer.step}: real points move down\nthe critic, generated ones up", fontsize=11
+        f"the attack at step {trainer.step}: each point moves\ntowards the other batch's mean score (dashed)",
+        fontsize=11,
     )
+
+
+def draw_line(axis: Any, scores: Tensor, level: Tensor, colour: str) -> None:
+    axis.contour(scores, [level.item()], extent=EXTENT, colors=colour, linewidths=2, linestyles="dashed")
+
+
+def draw_arrows(axis: Any, before: Tensor, after: Tensor, colour: str) -> None:
+    start, way = (t[:ARROWS].cpu().T.numpy() for t in (before, after - before))
+    axis.quiver(*start, *way, color=colour, angles="xy", scale_units="xy", scale=1, width=0.006, zorder=4)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -7,11 +7,13 @@ from typing import Any
 
 import matplotlib
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from . import files
 
 SIDE = 1.2  # the square drawn is [-SIDE, SIDE]^2
+EXTENT = (-SIDE, SIDE, -SIDE, SIDE)
 LEVELS = 16
 REAL, GENERATED = "#444444", "#d6336c"
 
@@ -31,9 +33,8 @@ def critic_values(discriminator: nn.Module, count: int = 121) -> Tensor:
 def draw_critic(axis: Any, discriminator: nn.Module) -> None:
     """Filled contours of D, dark where it is low, with their lines."""
     values = critic_values(discriminator).numpy()
-    extent = (-SIDE, SIDE, -SIDE, SIDE)
-    axis.contourf(values, LEVELS, extent=extent, cmap="Blues_r", alpha=0.55)
-    axis.contour(values, LEVELS, extent=extent, colors="white", linewidths=0.7, linestyles="solid")
+    axis.contourf(values, LEVELS, extent=EXTENT, cmap="Blues_r", alpha=0.55)
+    axis.contour(values, LEVELS, extent=EXTENT, colors="white", linewidths=0.7, linestyles="solid")
 
 
 def draw_points(axis: Any, generated: Tensor, real: Tensor | None = None) -> None:
@@ -68,5 +69,8 @@ def save(figure: Any, path: Path, dpi: int) -> None:
     try:
         with files.atomic(path) as temporary:
             figure.savefig(temporary, dpi=dpi)
+            with Image.open(temporary) as picture:  # few colours take a third of the bytes
+                colours = picture.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+            colours.save(temporary, optimize=True)
     finally:
         pyplot.close(figure)
