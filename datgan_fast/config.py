@@ -21,6 +21,7 @@ from .data import DATASETS
 from .dispatch import BACKENDS
 from .dispatch import resolve as resolve_backend
 from .reference import FORMULATIONS, NORMS, OBJECTIVES
+from .toy_data import TOY_DATASETS
 
 
 class ConfigError(ValueError):
@@ -49,13 +50,15 @@ BASELINES = {
 }
 
 # data set -> image size, channels, width, steps
-_DATASET_DEFAULTS = {
+_DATASET_DEFAULTS: dict[str, tuple[int | None, int | None, int, int]] = {
     "digits": (16, 1, 64, 1800),
     "mnist": (32, 1, 64, 10_000),
     "fashion-mnist": (32, 1, 64, 10_000),
     "cifar10": (32, 3, 64, 50_000),
     "folder": (64, 3, 64, 50_000),
+    **dict.fromkeys(TOY_DATASETS, (None, None, 128, 2000)),
 }
+_TOY_LR = 2e-3
 
 
 def _option(default: Any, help: str, **check: Any) -> Any:
@@ -76,7 +79,9 @@ class TrainConfig:
 
     # direct adversarial training
     formulation: str = _option("eq10", "attack loss", choices=FORMULATIONS)
-    eps: float = _option(1.0, "size of the perturbation, images being in [-1, 1]", at_least=0)
+    eps: float | None = _option(
+        None, "size of the perturbation, images being in [-1, 1]; default: 1, for toy data 0.1", at_least=0
+    )
     norm: str = _option("none", "how the attack gradient is normalised per image", choices=NORMS)
     steps_attack: int = _option(1, "steps of the attack; more than 1 is PGD", at_least=1)
     alpha: float | None = _option(None, "step size of the attack; default: from eps and --steps-attack", at_least=0)
@@ -85,7 +90,9 @@ class TrainConfig:
     lambda_adv: float = _option(1.0, "weight of the loss on perturbed images", at_least=0)
 
     # Lipschitz control
-    penalty_weight: float = _option(10.0, "weight of the baseline's penalty", at_least=0)
+    penalty_weight: float | None = _option(
+        None, "weight of the baseline's penalty; default: 10, for toy data 0.1", at_least=0
+    )
     clamp: float = _option(0.01, "wgan: weights are clamped to +- this", more_than=0)
     spectral_norm: bool = _option(False, "spectral normalisation in the discriminator")
     r1: float = _option(0.0, "gamma of the zero-centred penalty on real images", at_least=0)
@@ -101,17 +108,23 @@ class TrainConfig:
     channels: int | None = _option(None, "1 (grey) or 3 (RGB); default: the data set's", choices=(1, 3))
 
     # networks
-    architecture: str = _option("dcgan", "networks", choices=("dcgan", "resnet"))
+    architecture: str | None = _option(
+        None, "networks; default: dcgan, for toy data mlp", choices=("dcgan", "resnet", "mlp")
+    )
     width: int | None = _option(
         None, "channels of the widest resolution; default: the data set's", at_least=1, at_most=4096
     )
-    z_dim: int = _option(128, "size of the generator's latent vector", at_least=1, at_most=65536)
+    z_dim: int | None = _option(
+        None, "size of the generator's latent vector; default: 128, for toy data 4", at_least=1, at_most=65536
+    )
     batch_norm: bool | None = _option(None, "BatchNorm in the discriminator; default: the baseline's")
     ema: float = _option(0.999, "decay of the generator's moving average", at_least=0, less_than=1)
 
     # optimisation
     steps: int | None = _option(None, "generator steps; default: the data set's", at_least=1)
-    batch_size: int = _option(64, "images in a batch, over all processes", at_least=2, at_most=65536)
+    batch_size: int | None = _option(
+        None, "images in a batch, over all processes; default: 64, for toy data 256", at_least=2, at_most=65536
+    )
     n_dis: int | None = _option(None, "discriminator steps per generator step; default: the baseline's", at_least=1)
     optimizer: str | None = _option(None, "default: the baseline's", choices=("adam", "rmsprop"))
     lr: float | None = _option(None, "learning rate of both networks; default: the baseline's", more_than=0)
@@ -130,7 +143,7 @@ class TrainConfig:
         choices=("fp32", "bf16", "fp16"),
     )
     tf32: bool = _option(True, "let a GPU compute float32 products in TF32")
-    channels_last: bool | None = _option(None, "memory format of images and weights; default: on")
+    channels_last: bool | None = _option(None, "memory format of images and weights; default: on, but not for toy data")
     cuda_graph: bool | None = _option(
         None, "replay each iteration as one CUDA graph; default: on a GPU, with a warning where it cannot be captured"
     )
@@ -150,7 +163,9 @@ class TrainConfig:
     sample_every: int = _option(500, "steps between sample grids", at_least=1)
     save_every: int = _option(500, "steps between checkpoints", at_least=1)
     eval_every: int = _option(1000, "steps between evaluations; 0 for none", at_least=0)
-    inception_weights: str | None = _option(None, "file of torch-fidelity's Inception weights: also measure is, fid, kid")
+    inception_weights: str | None = _option(
+        None, "file of torch-fidelity's Inception weights: also measure is, fid, kid"
+    )
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], source: str) -> TrainConfig:
@@ -168,7 +183,8 @@ class TrainConfig:
         resolve_backend(
             torch.device(device), given["backend"] or ""
         )  # raises here rather than in the middle of the run
-        lr = baseline.lr if given["lr"] is None else given["lr"]
+        toy = given["dataset"] in TOY_DATASETS
+        lr = (_TOY_LR if toy else baseline.lr) if given["lr"] is None else given["lr"]
         defaults = {
             "objective": baseline.objective,
             "optimizer": baseline.optimizer,
@@ -178,19 +194,29 @@ class TrainConfig:
             "beta1": baseline.betas[0],
             "beta2": baseline.betas[1],
             "n_dis": baseline.n_dis,
-            "batch_norm": baseline.batch_norm,
+            "eps": 0.1 if toy else 1.0,
+            "architecture": "mlp" if toy else "dcgan",
+            "penalty_weight": 0.1 if toy else 10.0,
+            "z_dim": 4 if toy else 128,
+            "batch_size": 256 if toy else 64,
+            "batch_norm": baseline.batch_norm and not toy,
             "image_size": image_size,
             "channels": channels,
             "width": width,
             "steps": steps,
             "precision": _best_precision(device),
             "cuda_graph": None if device.startswith("cuda") else False,  # None: try, and go on without
-            "channels_last": True,
+            "channels_last": not toy,
         }
         given.update({key: value for key, value in defaults.items() if given[key] is None}, device=device)
         config = TrainConfig(**given)
         config._check_together()
         return config
+
+    @property
+    def toy(self) -> bool:
+        """Whether it is trained on points in the plane rather than on images."""
+        return self.dataset in TOY_DATASETS
 
     @property
     def lipschitz(self) -> str:
@@ -201,6 +227,12 @@ class TrainConfig:
         if size & (size - 1) or size > 1024:
             raise ConfigError(
                 f"--image-size {size}: the networks double from 4 pixels up; use 8, 16, 32, 64, 128, ... 1024"
+            )
+        if self.toy:
+            self._check_toy()
+        elif self.architecture == "mlp":
+            raise ConfigError(
+                f"--architecture mlp: draws points, not images; with --dataset {self.dataset} use dcgan or resnet"
             )
         if self.batch_norm and self.lipschitz in ("gp", "lp", "alp"):
             raise ConfigError(
@@ -223,6 +255,18 @@ class TrainConfig:
             raise ConfigError(
                 f"--name {self.name!r}: it names a folder; use up to 100 letters, digits, '-', '_' and '.'"
             )
+
+    def _check_toy(self) -> None:
+        if self.architecture != "mlp":
+            raise ConfigError(
+                f"--architecture {self.architecture}: draws images; --dataset {self.dataset} has points, which need mlp"
+            )
+        for name in ("image_size", "channels", "flip", "channels_last", "batch_norm"):
+            if value := getattr(self, name):
+                given = "" if value is True else f" {value}"
+                raise ConfigError(
+                    f"{flag(name)}{given}: is for images; leave it out with --dataset {self.dataset}, whose points have none"
+                )
 
 
 _TYPES = typing.get_type_hints(TrainConfig)

@@ -1,6 +1,7 @@
 """Training images: load a data set as one uint8 tensor and sample batches of it on the training device.
 
-`load_images` and `load_labels` read a data set from disk; `ImageSampler` draws random training batches.
+`load_images` and `load_labels` read a data set from disk; `ImageSampler` draws random training batches. Toy data sets are
+points in the plane, float32 [N, 2], which take the images' place.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from .data_sources import DataError, read_cifar10, read_digits, read_folder, read_mnist
 from .image_stream import ImageStream
+from .toy_data import TOY_DATASETS, toy_points
 
 __all__ = ["DATASETS", "DataError", "ImageSampler", "load_images", "load_labels"]
 
@@ -24,7 +26,7 @@ _NATURAL = {
     "cifar10": (32, 3),
     "folder": (64, 3),
 }
-DATASETS = tuple(_NATURAL)
+DATASETS = (*_NATURAL, *TOY_DATASETS)
 
 _LUMA = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)  # ITU-R 601
 _CHUNK = 256  # images converted at a time, to bound the float32 copies
@@ -39,19 +41,25 @@ def load_images(
     train: bool = True,
     progress: bool = True,
 ) -> Tensor:
-    """Load images as one contiguous CPU tensor, uint8 [N, channels, image_size, image_size].
+    """Load images as one contiguous CPU tensor, uint8 [N, channels, image_size, image_size], or toy data, float32 [N, 2].
 
     dataset     one of DATASETS
     data_dir    where its files are; None means "data" ("folder" has no default, "digits" needs no files)
     image_size  height and width in pixels; None means 16 for digits, 64 for folder and 32 for the others
     channels    1 (grey) or 3 (RGB); None means 3 for cifar10 and folder and 1 for the others
     download    fetch missing files with torchvision (mnist, fashion-mnist and cifar10 only)
-    train       the training images, or else the test images; digits and folder have one set, used for both
+    train       the training images, or else the test images; digits and folder have one set, used for both; of toy
+                data the test points are other draws
     progress    show a progress bar on a terminal while reading a folder
 
     MNIST-like images (28 x 28) are zero-padded to size 32 and resized to any other. Raises DataError.
     """
     _check_dataset(dataset)
+    if dataset in TOY_DATASETS:
+        for option, value in (("--image-size", image_size), ("--channels", channels)):
+            if value is not None:
+                raise DataError(f"{option} {value}: points have none; leave it out with --dataset {dataset}.")
+        return toy_points(dataset, seed=0 if train else 1)
     natural_size, natural_channels = _NATURAL[dataset]
     size = natural_size if image_size is None else image_size
     channels = natural_channels if channels is None else channels
@@ -74,10 +82,10 @@ def load_images(
 
 
 def load_labels(dataset: str, data_dir: str | Path | None = None, train: bool = True, download: bool = False) -> Tensor:
-    """Load the class labels, int64 [N], in the order of load_images; a folder has none. Raises DataError."""
+    """Load the class labels, int64 [N], in the order of load_images; folders and toy data have none. Raises DataError."""
     _check_dataset(dataset)
-    if dataset == "folder":
-        raise DataError("--dataset folder: has no labels; use one of digits, mnist, fashion-mnist, cifar10.")
+    if dataset == "folder" or dataset in TOY_DATASETS:
+        raise DataError(f"--dataset {dataset}: has no labels; use one of digits, mnist, fashion-mnist, cifar10.")
     if dataset == "digits":
         return read_digits()[1]
     if dataset == "cifar10":
@@ -86,14 +94,14 @@ def load_labels(dataset: str, data_dir: str | Path | None = None, train: bool = 
 
 
 class ImageSampler:
-    """Draws random batches from uint8 images [N, C, H, W], held on the device if they fit there.
+    """Draws random batches from uint8 images [N, C, H, W] or float32 points [N, 2], held on the device if they fit there.
 
     batch_size        images in a batch
     batches           batches in one training iteration
     seed              of the images that a streaming sampler draws
     max_device_bytes  the most bytes of images to hold on the device; None means half of the free memory
                       of a CUDA device and no limit on other devices
-    flip              mirror each drawn image left to right with probability 1/2
+    flip              mirror each drawn image left to right with probability 1/2; not for points
     resident          True if the images are on the device, False if they are streamed there from the host
 
         for step in range(1, steps + 1):
@@ -118,8 +126,13 @@ class ImageSampler:
         max_device_bytes: int | None = None,
         flip: bool = False,
     ) -> None:
-        if images.dtype != torch.uint8 or images.ndim != 4 or len(images) == 0:
-            raise ValueError(f"images: {images.dtype} {list(images.shape)} should be uint8 [N, C, H, W] with N > 0.")
+        points = images.dtype == torch.float32 and images.ndim == 2
+        if not (points or (images.dtype == torch.uint8 and images.ndim == 4)) or len(images) == 0:
+            raise ValueError(
+                f"images: {images.dtype} {list(images.shape)} should be uint8 [N, C, H, W] or float32 [N, 2] with N > 0."
+            )
+        if points and flip:
+            raise ValueError("flip: points have no left and right to exchange; it is for images.")
         for name, value, least in (("batch_size", batch_size, 1), ("batches", batches, 1), ("seed", seed, 0)):
             if value < least:
                 raise ValueError(f"{name}: {value} should be at least {least}.")
@@ -143,7 +156,8 @@ class ImageSampler:
             self._drawn = 0
 
     def sample(self) -> Tensor:
-        """The next batch, drawn uniformly with replacement: float32 [batch_size, C, H, W] in [-1, 1] on the device.
+        """The next batch, drawn uniformly with replacement, float32 on the device: images [batch_size, C, H, W] in [-1, 1],
+        or points [batch_size, 2] as they are.
 
         After `batches` calls a streaming sampler begins again at the iteration's first batch. Raises RuntimeError if it has
         never been prepared.
@@ -152,7 +166,7 @@ class ImageSampler:
         if self.flip:
             mirrored = torch.rand(self.batch_size, 1, 1, 1, device=self.device) < 0.5
             batch = torch.where(mirrored, batch.flip(-1), batch)
-        return batch.float().div_(127.5).sub_(1)
+        return batch.float().div_(127.5).sub_(1) if batch.dtype == torch.uint8 else batch
 
     def settle(self) -> None:
         """Waits for the fetch that prepare() began, before a CUDA graph is captured: another thread's calls would break

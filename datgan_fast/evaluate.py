@@ -20,6 +20,7 @@ from .generator_file import generate, load_generator
 from .inception import METRICS as INCEPTION_METRICS
 from .networks import build_generator
 from .run_folder import RunFolder
+from .toy_data import TOY_DATASETS
 from .trainer import load_checkpoint
 
 SOURCE = "GENERATOR"  # the option's name in error messages
@@ -33,8 +34,8 @@ class Trained:
     step: int
     weights: str  # "average" or "raw"
     z_dim: int
-    image_size: int
-    channels: int
+    image_size: int | None  # None, like channels, for points
+    channels: int | None
     config: TrainConfig | None
 
 
@@ -72,15 +73,16 @@ def _from_checkpoint(path: Path, weights: str) -> Trained:
     state = load_checkpoint(path, SOURCE)
     try:
         config = TrainConfig.from_mapping(state["config"], str(path))
-        shape = {"image_size": int(config.image_size or 0), "channels": int(config.channels or 0)}
-        generator = build_generator(config.architecture, width=int(config.width or 0), z_dim=config.z_dim, **shape)
+        shape = {"image_size": config.image_size, "channels": config.channels}
+        z_dim = int(config.z_dim or 0)
+        generator = build_generator(str(config.architecture), width=int(config.width or 0), z_dim=z_dim, **shape)
         saved = state["average" if weights == "average" else "generator"]
         # An AveragedModel's state has a counter, and its parameters behind "module."
         tensors = {name.removeprefix("module."): t for name, t in saved.items() if name != "n_averaged"}
         generator.load_state_dict(tensors)
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError):
         raise ConfigError(f"{SOURCE} {path}: must be a checkpoint that datgan_fast.train wrote") from None
-    return Trained(generator.eval(), state["step"], weights, config.z_dim, **shape, config=config)
+    return Trained(generator.eval(), state["step"], weights, z_dim, **shape, config=config)
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
@@ -102,6 +104,11 @@ def evaluate(arguments: argparse.Namespace) -> int:
         raise ConfigError(
             f"--dataset: must be given, for {arguments.source} has no config.yaml beside it; one of {', '.join(DATASETS)}"
         )
+    if (trained.image_size is None) != (dataset in TOY_DATASETS):
+        kind = "points; use one of " + ", ".join(TOY_DATASETS)
+        if trained.image_size is not None:
+            kind = "images; use one of " + ", ".join(d for d in DATASETS if d not in TOY_DATASETS)
+        raise ConfigError(f"--dataset {dataset}: {arguments.source} generates {kind}")
     same = trained.config is not None and trained.config.dataset == dataset
     evaluator = Evaluator(
         dataset,
@@ -127,7 +134,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
 @torch.no_grad()
 def generated(generator: nn.Module, z_dim: int, n: int, seed: int, batch_size: int) -> Tensor:
-    """n images as uint8 [n, C, H, W] on the CPU; NaN pixels, which no uint8 can show, leave them float."""
+    """n images as uint8 [n, C, H, W] on the CPU; NaN pixels, which no uint8 can show, leave them float. Or points [n, 2]."""
     device = next(generator.parameters()).device
     random = torch.Generator().manual_seed(seed)
     images = []
@@ -138,7 +145,7 @@ def generated(generator: nn.Module, z_dim: int, n: int, seed: int, batch_size: i
             batch = generate(generator, latents, batch_size)
             if not batch.isfinite().all():
                 return batch.cpu()
-            images.append(to_uint8(batch).cpu())
+            images.append((to_uint8(batch) if batch.ndim == 4 else batch).cpu())
             bar.update(len(batch))
     return torch.cat(images)
 

@@ -16,10 +16,12 @@ from tqdm import tqdm
 from . import feature_network, inception
 from .config import ConfigError
 from .data import DataError, load_images
-from .metrics import classifier_score, frechet_distance, sliced_wasserstein
+from .metrics import classifier_score, exact_wasserstein, frechet_distance, sliced_wasserstein
+from .toy_data import TOY_DATASETS
 
 CLASSIFIER_METRICS = ("classifier_score", "classifier_frechet")
-METRICS = (*CLASSIFIER_METRICS, "sliced_wasserstein", *inception.METRICS)
+METRICS = (*CLASSIFIER_METRICS, "sliced_wasserstein", "exact_wasserstein", *inception.METRICS)
+ASSIGNED = 1000  # points in an exact distance, whose time grows with their cube
 
 
 class Evaluator:
@@ -32,7 +34,8 @@ class Evaluator:
     inception_weights   see inception_metrics
 
     The classifier metrics compare with the held-out images, which neither the feature network nor the generator was
-    trained on (except of digits); the others with training images, as published FIDs do. The feature network is
+    trained on (except of digits); the exact distance of toy data with draws of which none was trained on; the others with
+    training images, as published FIDs do. The feature network is
     trained, or read from its cache, when it is first needed. Nothing here draws from torch's global random state.
     Raises ConfigError or DataError for what cannot be measured.
     """
@@ -56,8 +59,14 @@ class Evaluator:
         self.n, self.device, self.batch_size = n, torch.device(device), batch_size
         if unknown := [m for m in metrics or () if m not in METRICS]:
             raise ConfigError(f"--metrics {unknown[0]}: must be of {', '.join(METRICS)}")
+        self._dataset = dataset
+        self._check_kind(metrics, inception_weights)
         if train_images is None:
             train_images = load_images(dataset, data_dir, image_size, channels, download)
+        if dataset in TOY_DATASETS:
+            self.metrics: tuple[str, ...] = ("exact_wasserstein",)
+            self._real = load_images(dataset, train=False)
+            return
         size, channels = train_images.shape[-1], train_images.shape[1]
         self._data: dict[str, Any] = {
             "dataset": dataset,
@@ -79,6 +88,19 @@ class Evaluator:
         order = torch.randperm(len(train_images), generator=torch.Generator().manual_seed(seed))
         self._real = train_images[order[:n]]
 
+    def _check_kind(self, metrics: Sequence[str] | None, inception_weights: str | None) -> None:
+        """Raises ConfigError for metrics of images on points, and the other way round."""
+        toy = self._dataset in TOY_DATASETS
+        for metric in metrics or ():
+            if toy != (metric == "exact_wasserstein"):
+                right = "exact_wasserstein" if toy else ", ".join(m for m in METRICS if m != "exact_wasserstein")
+                kind = "points" if toy else "images"
+                raise ConfigError(f"--metrics {metric}: does not apply to {self._dataset}'s {kind}; use {right}")
+        if toy and inception_weights:
+            raise ConfigError(
+                f"--inception-weights {inception_weights}: is for images; leave it out with --dataset {self._dataset}"
+            )
+
     def _possible(self) -> tuple[str, ...]:
         if self._data["dataset"] == "folder":
             return ("sliced_wasserstein",)
@@ -95,7 +117,7 @@ class Evaluator:
         self._held_out = feature_network.labelled(**self._data, train=False, download=self._download)[0]
 
     def __call__(self, images: Tensor, source: str) -> list[dict[str, Any]]:
-        """[{"metric", "value", "protocol"}, ...] of images [n, C, H, W], float in [-1, 1] or uint8.
+        """[{"metric", "value", "protocol"}, ...] of images [n, C, H, W], float in [-1, 1] or uint8, or points [n, 2].
 
         source    what the images are, for the protocol: "averaged generator, seed 0". Images that are not finite have
                   no values: NaN.
@@ -105,6 +127,8 @@ class Evaluator:
                 {"metric": m, "value": math.nan, "protocol": f"{source}, whose images are not finite"}
                 for m in self.metrics
             ]
+        if self._dataset in TOY_DATASETS:
+            return [self._exact_wasserstein(images, source)]
         images = to_uint8(images).cpu()
         values: dict[str, tuple[float, str]] = {}  # metric -> value, protocol
         for names, measure in (
@@ -137,6 +161,16 @@ class Evaluator:
         real, fake = (x[:count].to(self.device).float() / 127.5 - 1 for x in (self._real, images))
         protocol = f"pixel space, 512 projections; {count} generated against {count} training images"
         return {"sliced_wasserstein": (sliced_wasserstein(real, fake), protocol)}
+
+    def _exact_wasserstein(self, points: Tensor, source: str) -> dict[str, Any]:
+        count = min(len(points), ASSIGNED, len(self._real) // 2)
+        value = exact_wasserstein(points[:count].float(), self._real[:count])
+        floor = exact_wasserstein(self._real[count : 2 * count], self._real[:count])
+        protocol = (
+            f"optimal assignment, Euclidean distance; {count} generated against {count} other real points "
+            f"(as many real ones: {floor:.4f})"
+        )
+        return {"metric": "exact_wasserstein", "value": value, "protocol": f"{protocol}; {source}"}
 
     def _inception_metrics(self, images: Tensor) -> dict[str, tuple[float, str]]:
         measured = inception.inception_metrics(

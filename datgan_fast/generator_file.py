@@ -45,7 +45,7 @@ def load_generator(path: str, option: str = "FILE") -> tuple[nn.Module, dict]:
 
 @torch.no_grad()
 def generate(generator: nn.Module, latents: Tensor, batch_size: int = 256) -> Tensor:
-    """Images [n, C, H, W] in [-1, 1] for latents [n, z_dim], in evaluation mode, a batch at a time."""
+    """Images [n, C, H, W] in [-1, 1], or points [n, 2], for latents [n, z_dim], in evaluation mode, a batch at a time."""
     was_training = generator.training
     generator.eval()
     images = torch.cat([generator(z) for z in latents.split(batch_size)])

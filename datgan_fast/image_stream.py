@@ -10,9 +10,9 @@ from torch import Tensor
 
 
 class ImageStream:
-    """Keeps one iteration's images of `images`, uint8 [N, C, H, W] on the CPU, on the device.
+    """Keeps one iteration's images of `images`, uint8 [N, C, H, W] (or points, float32 [N, 2]) on the CPU, on the device.
 
-    buffer  uint8 [batches, batch_size, C, H, W] on the device; never moves, so a CUDA graph can read it
+    buffer  [batches, batch_size, C, H, W], dtype of `images`, on the device; never moves, so a CUDA graph can read it
 
     Images go from `images` to pinned memory and on to a staging buffer in a thread and on a CUDA stream of their own, and
     from there to `buffer` on the stream that trains. Which images is a function of the seed and the iteration's number
@@ -23,9 +23,9 @@ class ImageStream:
         self._images, self._seed = images, seed
         cuda = device.type == "cuda"
         shape = (batches, batch_size, *images.shape[1:])
-        self.buffer = torch.empty(shape, dtype=torch.uint8, device=device)
+        self.buffer = torch.empty(shape, dtype=images.dtype, device=device)
         self._staging = torch.empty_like(self.buffer)
-        self._host = torch.empty(shape, dtype=torch.uint8, pin_memory=cuda)
+        self._host = torch.empty(shape, dtype=images.dtype, pin_memory=cuda)
         self._copies = _CopyStream(device) if cuda else None
         self._held: int | None = None  # the step whose images are in the buffer
         self._ahead: tuple[int, Future[None]] | None = None  # the step being fetched

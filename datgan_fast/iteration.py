@@ -31,16 +31,16 @@ class Iteration:
 
     Args:
         config: resolved options.
-        images: training images, uint8 [N, C, H, W].
+        images: training images, uint8 [N, C, H, W], or points, float32 [N, 2].
     """
 
     def __init__(self, config: TrainConfig, images: Tensor) -> None:
         self.config = c = config
         self.device = torch.device(c.device)
         shape: dict[str, Any] = {"image_size": c.image_size, "channels": c.channels, "width": c.width}
-        self.generator: nn.Module = build_generator(c.architecture, z_dim=c.z_dim, **shape)
+        self.generator: nn.Module = build_generator(str(c.architecture), z_dim=int(c.z_dim or 0), **shape)
         self.discriminator: nn.Module = build_discriminator(
-            c.architecture, batch_norm=bool(c.batch_norm), spectral_norm=c.spectral_norm, **shape
+            str(c.architecture), batch_norm=bool(c.batch_norm), spectral_norm=c.spectral_norm, **shape
         )
         layout = torch.channels_last if c.channels_last else torch.contiguous_format
         for network in (self.generator, self.discriminator):
@@ -57,7 +57,7 @@ class Iteration:
         self.scaler_g, self.scaler_d = (LossScaler(self.device, c.precision == "fp16") for _ in range(2))
         self.penalty = self._penalty()
         self.data = ImageSampler(
-            images, self.device, batch_size=c.batch_size, batches=c.n_dis or 1, seed=c.seed, flip=c.flip
+            images, self.device, batch_size=int(c.batch_size or 0), batches=c.n_dis or 1, seed=c.seed, flip=c.flip
         )
         self.statistics = Statistics(
             ("loss_d", "loss_clean", "loss_adv", "penalty", "wasserstein", "input_grad_norm", "loss_g"),
@@ -101,7 +101,7 @@ class Iteration:
                 self._discriminator,
                 x_real,
                 x_fake.detach(),
-                eps=c.eps,
+                eps=float(c.eps or 0.0),
                 objective=str(c.objective),
                 formulation=c.formulation,
                 norm=c.norm,
@@ -157,7 +157,8 @@ class Iteration:
             torch._foreach_copy_(buffers, list(self.generator.buffers()))
 
     def _latents(self) -> Tensor:
-        return torch.randn(self.config.batch_size, self.config.z_dim, device=self.device)
+        c = self.config
+        return torch.randn(int(c.batch_size or 0), int(c.z_dim or 0), device=self.device)
 
     def _autocast(self, enabled: bool = True) -> torch.autocast:
         dtype = AUTOCAST[str(self.config.precision)]
@@ -165,10 +166,11 @@ class Iteration:
 
     def _penalty(self) -> Penalty | None:
         c = self.config
+        weight = float(c.penalty_weight or 0.0)
         kinds = {
-            "gp": lambda: penalties.gradient_penalty(c.penalty_weight),
-            "lp": lambda: penalties.gradient_penalty(c.penalty_weight, one_sided=True),
-            "alp": lambda: penalties.adversarial_lipschitz(c.penalty_weight),
+            "gp": lambda: penalties.gradient_penalty(weight),
+            "lp": lambda: penalties.gradient_penalty(weight, one_sided=True),
+            "alp": lambda: penalties.adversarial_lipschitz(weight),
         }
         chosen = [kinds[c.lipschitz]()] if c.lipschitz in kinds else []
         if c.r1:

@@ -1,11 +1,14 @@
-"""The networks: DCGAN (Radford et al. 2016) and a small ResNet (Miyato et al. 2018), for images of 4 * 2^k pixels.
+"""The networks: DCGAN (Radford et al. 2016) and a small ResNet (Miyato et al. 2018), for images of 4 * 2^k pixels, and a
+multilayer perceptron for points in the plane.
 
-Generators take latents [n, z_dim] and give images [n, channels, size, size] in [-1, 1]; discriminators give one logit [n].
+Generators take latents [n, z_dim] and give images [n, channels, size, size] in [-1, 1], or points [n, 2]; discriminators give
+one logit [n].
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +32,14 @@ def _init_dcgan(module: nn.Module) -> None:
     elif isinstance(module, nn.BatchNorm2d):
         nn.init.normal_(module.weight, 1.0, 0.02)
         nn.init.zeros_(module.bias)
+
+
+def _init_mlp(module: nn.Module) -> None:
+    """He et al. (2015): the points start spread out, as the latents are."""
+    if isinstance(module, nn.Linear):
+        nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
 
 
 def _add_spectral_norm(module: nn.Module) -> None:
@@ -128,16 +139,49 @@ class ResNetDiscriminator(nn.Sequential):
         )
 
 
-def build_generator(architecture: str, *, image_size: int, channels: int, width: int, z_dim: int) -> nn.Module:
-    kind = {"dcgan": DCGANGenerator, "resnet": ResNetGenerator}[architecture]
+class MLPGenerator(nn.Sequential):
+    def __init__(self, width: int, z_dim: int) -> None:
+        super().__init__(*_hidden_layers(z_dim, width), nn.Linear(width, 2))
+        self.apply(_init_mlp)
+
+
+class MLPDiscriminator(nn.Sequential):
+    def __init__(self, width: int) -> None:
+        super().__init__(*_hidden_layers(2, width), nn.Linear(width, 1, bias=False), nn.Flatten(0))
+        self.apply(_init_mlp)
+
+
+def _hidden_layers(inputs: int, width: int) -> list[nn.Module]:
+    """Three, each with a ReLU."""
+    return [layer for n in (inputs, width, width) for layer in (nn.Linear(n, width), nn.ReLU(inplace=True))]
+
+
+# The mlp has neither image size nor channels: both are None.
+
+
+def build_generator(
+    architecture: str, *, image_size: int | None, channels: int | None, width: int, z_dim: int
+) -> nn.Module:
+    if architecture == "mlp":
+        return MLPGenerator(width, z_dim)
+    kind: Callable[..., nn.Module] = {"dcgan": DCGANGenerator, "resnet": ResNetGenerator}[architecture]
     return kind(image_size, channels, width, z_dim)
 
 
 def build_discriminator(
-    architecture: str, *, image_size: int, channels: int, width: int, batch_norm: bool, spectral_norm: bool = False
+    architecture: str,
+    *,
+    image_size: int | None,
+    channels: int | None,
+    width: int,
+    batch_norm: bool,
+    spectral_norm: bool = False,
 ) -> nn.Module:
-    kind = {"dcgan": DCGANDiscriminator, "resnet": ResNetDiscriminator}[architecture]
-    discriminator = kind(image_size, channels, width, batch_norm)
+    if architecture == "mlp":
+        discriminator: nn.Module = MLPDiscriminator(width)
+    else:
+        kind: Callable[..., nn.Module] = {"dcgan": DCGANDiscriminator, "resnet": ResNetDiscriminator}[architecture]
+        discriminator = kind(image_size, channels, width, batch_norm)
     if spectral_norm:
         discriminator.apply(_add_spectral_norm)
     return discriminator

@@ -118,8 +118,8 @@ class RunFolder:
 
     # Pictures
 
-    def samples(self, step: int, images: Tensor) -> None:
-        save_grid(images, self.path / "samples" / f"step-{step:06d}.png")
+    def samples_path(self, step: int) -> Path:
+        return self.path / "samples" / f"step-{step:06d}.png"
 
     def curves(self) -> None:
         records = files.read_json_lines(self.path / "stats.jsonl")

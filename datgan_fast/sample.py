@@ -1,4 +1,4 @@
-"""python -m datgan_fast.sample generator.safetensors: a grid of images from a trained generator."""
+"""python -m datgan_fast.sample generator.safetensors: a grid of images from a trained generator, or a plot of its points."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from .command import Parser, run_command
 from .config import ConfigError, resolve_device
 from .generator_file import generate, load_generator
 from .run_folder import save_grid
+from .toy_plot import save_points
 
 
 def sample(arguments: argparse.Namespace) -> int:
     try:
-        count, seed = int(arguments.n), int(arguments.seed)
+        count, seed = int(arguments.n or 1), int(arguments.seed)
     except ValueError:
         raise ConfigError(f"--n {arguments.n}, --seed {arguments.seed}: must be whole numbers") from None
     if not 1 <= count <= 10_000:
-        raise ConfigError(f"--n {count}: must be from 1 to 10000 images")
+        raise ConfigError(f"--n {count}: must be from 1 to 10000")
     if not 0 <= seed < 2**63:
         raise ConfigError(f"--seed {seed}: must be at least 0 and less than 2**63")
     out = Path(arguments.out)
@@ -30,19 +31,26 @@ def sample(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--out {out}: its folder does not exist; make {out.parent} first")
     device = resolve_device(arguments.device)
     generator, network = load_generator(arguments.file)
+    points = network["image_size"] is None
+    if arguments.n is None:
+        count = 1000 if points else 64
     latents = torch.randn(count, network["z_dim"], generator=torch.Generator().manual_seed(seed)).to(device)
     try:
-        save_grid(generate(generator.to(device), latents), out)
+        generated = generate(generator.to(device), latents)
+        if points:
+            save_points(out, generated)
+        else:
+            save_grid(generated, out)
     except OSError as error:
         raise ConfigError(f"--out {out}: cannot be written ({error.strerror})") from None
-    print(f"{count} images in {out}")
+    print(f"{count} {'points' if points else 'images'} in {out}")
     return 0
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="python -m datgan_fast.sample", description=__doc__)
     parser.add_argument("file", metavar="FILE", help="generator.safetensors of a run")
-    parser.add_argument("--n", default="64", help="how many images (default: 64)")
+    parser.add_argument("--n", help="how many (default: 64 images or 1000 points)")
     parser.add_argument("--seed", default="0", help="seed of the latent vectors (default: 0)")
     parser.add_argument("--out", default="samples.png", help="the picture (default: samples.png)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:i (default: auto)")

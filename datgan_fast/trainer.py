@@ -27,10 +27,12 @@ from .evaluation import Evaluator
 from .generator_file import generate, load_generator, save_generator
 from .iteration import Iteration
 from .measuring import Clock
-from .run_folder import RunFolder
+from .run_folder import RunFolder, save_grid
 from .stop_signals import StopSignals
+from .toy_plot import save_points
 
 GRID = 64  # images in a sample grid
+POINTS = 1000  # points in a picture of toy data
 EVALUATED = 2000  # images in an evaluation
 
 
@@ -48,6 +50,7 @@ class Trainer:
             torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = c.tf32
         torch.manual_seed(c.seed)
         images = load_images(c.dataset, c.data_dir, c.image_size, c.channels, download=c.download)
+        self._real_points = images[:POINTS].clone() if c.toy else None
         self.iteration = Iteration(c, images)
         if c.init_from:
             self._init_from(c.init_from)
@@ -64,7 +67,7 @@ class Trainer:
             inception_weights=c.inception_weights,
             seed=c.seed,
         )
-        self._grid_latents = self._own_latents(GRID)
+        self._grid_latents = self._own_latents(POINTS if c.toy else GRID)
 
     @property
     def generator(self) -> nn.Module:
@@ -107,7 +110,7 @@ class Trainer:
         return torch.Generator().manual_seed(self.config.seed + 1)
 
     def _own_latents(self, count: int) -> Tensor:
-        return torch.randn(count, self.config.z_dim, generator=self._own_generator()).to(self.device)
+        return torch.randn(count, int(self.config.z_dim or 0), generator=self._own_generator()).to(self.device)
 
     def _init_from(self, path: str) -> None:
         if path.endswith(".safetensors"):
@@ -181,7 +184,7 @@ class Trainer:
         say(f"{run.path}: {self._described()}, steps {self.step} to {steps}")
         clock = Clock(self.device)
         if self.step == 0:
-            run.samples(0, self.sample_grid())
+            self._draw(run)
         first = self.step + 1
         while self.step < steps and not stop.requested:
             self.train_step()
@@ -212,7 +215,7 @@ class Trainer:
                     )
             with clock.paused():
                 if draws:
-                    run.samples(self.step, self.sample_grid())
+                    self._draw(run)
                     run.curves()
                 if evaluates:
                     for metric in self.evaluate():
@@ -245,7 +248,7 @@ class Trainer:
 
     def _record(self, clock: Clock) -> dict[str, Any]:
         steps, seconds = clock.lap(self.step)
-        images = steps * int(self.config.n_dis or 1) * self.config.batch_size
+        images = steps * int(self.config.n_dis or 1) * int(self.config.batch_size or 0)
         return {
             "step": self.step,
             **self.iteration.statistics.read(),
@@ -268,6 +271,14 @@ class Trainer:
 
     def sample_grid(self) -> Tensor:
         return generate(self.iteration.average, self._grid_latents)
+
+    def _draw(self, run: RunFolder) -> None:
+        path = run.samples_path(self.step)
+        if self.config.toy:
+            title = f"{run.path.name}, step {self.step}"
+            save_points(path, self.sample_grid(), self._real_points, self.discriminator, title)
+        else:
+            save_grid(self.sample_grid(), path)
 
     def evaluate(self) -> list[dict[str, Any]]:
         """A record for each metric of the averaged generator's images."""

@@ -397,7 +397,7 @@ def test_unusable_image_is_named(tmp_path, damage):
 
 
 def test_dataset_names():
-    assert DATASETS == ("digits", "mnist", "fashion-mnist", "cifar10", "folder")
+    assert DATASETS == ("digits", "mnist", "fashion-mnist", "cifar10", "folder", "ring", "grid", "swissroll")
 
 
 @pytest.mark.parametrize("load", [load_images, load_labels])

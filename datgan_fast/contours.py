@@ -1,0 +1,135 @@
+"""python -m datgan_fast.contours: trains on toy data without and with DAT and draws both critics' contour lines."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .command import Parser, run_command
+from .config import ConfigError, TrainConfig, typed
+from .data import load_images
+from .reference import adversarial_batch, g1, g2
+from .toy_data import TOY_DATASETS
+from .toy_plot import EXTENT, GENERATED, REAL, critic_values, draw_critic, draw_points, save
+from .trainer import POINTS, Trainer
+
+ARROWS = 48  # of each kind, real and generated
+ATTACKED = 10  # the attack is drawn after this part of the steps, while the generator still has far to go
+
+
+def contours(arguments: argparse.Namespace) -> int:
+    given = {name: value for name, value in vars(arguments).items() if value is not None and name != "out"}
+    options = {"dataset": "ring", "steps": 1000, **typed(given, "command line")}
+    if options["dataset"] not in TOY_DATASETS:
+        raise ConfigError(f"--dataset {options['dataset']}: must be one of {', '.join(TOY_DATASETS)}")
+    out = Path(arguments.out)
+    if out.suffix.lower() != ".png":
+        raise ConfigError(f"--out {out}: must be a .png file")
+    if not out.parent.is_dir():
+        raise ConfigError(f"--out {out}: its folder does not exist; make {out.parent} first")
+    try:
+        draw(options, out)
+    except OSError as error:
+        raise ConfigError(f"--out {out}: cannot be written ({error.strerror})") from None
+    print(out)
+    return 0
+
+
+def draw(options: dict[str, Any], out: Path) -> None:
+    """Three panels: the attack early in a run with DAT, and the critics of a run without and of the one with DAT."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    plain = TrainConfig(**options, dat=False).resolved()
+    steps = int(plain.steps or 0)
+    figure, (attack, without, with_dat) = pyplot.subplots(1, 3, figsize=(12, 4.7), layout="constrained")
+    trainer = Trainer(dataclasses.replace(plain, dat=True))
+    train(trainer, max(1, steps // ATTACKED))
+    draw_attack(attack, trainer)
+    train(trainer, steps)
+    draw_result(with_dat, trainer)
+    trainer = Trainer(plain)
+    train(trainer, steps)
+    draw_result(without, trainer)
+    attack.legend(loc="upper right", markerscale=4, framealpha=0.9, fontsize=9)
+    save(figure, out, dpi=100)
+
+
+def train(trainer: Trainer, until: int) -> None:
+    name = "with DAT" if trainer.config.dat else "without DAT"
+    for _ in tqdm(range(until - trainer.step), desc=name, disable=not sys.stderr.isatty()):
+        trainer.train_step()
+
+
+def draw_result(axis: Any, trainer: Trainer) -> None:
+    """The critic under real and generated points, and how far these are apart."""
+    c = trainer.config
+    (record,) = trainer.evaluate()
+    name = f"{c.baseline} {'with' if c.dat else 'without'} DAT, step {trainer.step}"
+    print(f"{name}: {record['metric']} {record['value']:.4f} ({record['protocol']})", flush=True)
+    draw_critic(axis, trainer.discriminator)
+    draw_points(axis, trainer.sample_grid(), load_images(c.dataset, train=False)[:POINTS])
+    axis.set_title(f"{name}\nexact Wasserstein distance {record['value']:.3f}", fontsize=11)
+
+
+def draw_attack(axis: Any, trainer: Trainer) -> None:
+    """Where the run's own attack moves some points: each towards the line on which the other batch's mean score lies."""
+    c, critic = trainer.config, trainer.discriminator
+    objective = str(c.objective)
+    n = min(POINTS, int(c.batch_size or 0))
+    real, fake = load_images(c.dataset)[:n].to(trainer.device), trainer.sample_grid()[:n]
+    adv_real, adv_fake = adversarial_batch(
+        critic,
+        real,
+        fake,
+        eps=float(c.eps or 0.0),
+        objective=objective,
+        formulation=c.formulation,
+        norm=c.norm,
+    )
+    with torch.no_grad():
+        target_real, target_fake = g1(objective, critic(fake)).mean(), g2(objective, critic(real)).mean()
+    values = critic_values(critic)
+    draw_critic(axis, critic)
+    draw_points(axis, fake[:ARROWS], real[:ARROWS])
+    draw_line(axis, g1(objective, values), target_real, GENERATED)
+    draw_line(axis, g2(objective, values), target_fake, REAL)
+    draw_arrows(axis, real, adv_real, REAL)
+    draw_arrows(axis, fake, adv_fake, GENERATED)
+    axis.set_title(
+        f"the attack at step {trainer.step}: each point moves\ntowards the other batch's mean score (dashed)",
+        fontsize=11,
+    )
+
+
+def draw_line(axis: Any, scores: Tensor, level: Tensor, colour: str) -> None:
+    axis.contour(scores, [level.item()], extent=EXTENT, colors=colour, linewidths=2, linestyles="dashed")
+
+
+def draw_arrows(axis: Any, before: Tensor, after: Tensor, colour: str) -> None:
+    start, way = (t[:ARROWS].cpu().T.numpy() for t in (before, after - before))
+    axis.quiver(*start, *way, color=colour, angles="xy", scale_units="xy", scale=1, width=0.006, zorder=4)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = Parser(prog="python -m datgan_fast.contours", description=__doc__)
+    parser.add_argument("--dataset", metavar="|".join(TOY_DATASETS), help="toy data (default: ring)")
+    parser.add_argument("--baseline", metavar="NAME", help="as in datgan_fast.train (default: dcgan)")
+    parser.add_argument("--steps", metavar="N", help="generator steps of each run (default: 1000)")
+    parser.add_argument("--eps", metavar="X", help="size of the perturbation (default: 0.1)")
+    parser.add_argument("--seed", metavar="N", help="seed of everything random (default: 0)")
+    parser.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or cuda:i (default: auto)")
+    parser.add_argument("--out", default="contours.png", help="the picture (default: contours.png)")
+    return run_command(parser.prog, lambda: contours(parser.parse_args(argv)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
