@@ -150,7 +150,9 @@ class TrainConfig:
     sample_every: int = _option(500, "steps between sample grids", at_least=1)
     save_every: int = _option(500, "steps between checkpoints", at_least=1)
     eval_every: int = _option(1000, "steps between evaluations; 0 for none", at_least=0)
-    inception_weights: str | None = _option(None, "file of torch-fidelity's Inception weights: also measure is, fid, kid")
+    inception_weights: str | None = _option(
+        None, "file of torch-fidelity's Inception weights: also measure is, fid, kid"
+    )
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], source: str) -> TrainConfig:
