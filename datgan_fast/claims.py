@@ -169,7 +169,7 @@ def _score(number: str, claim: str, paper: str, paired: Pairs, better: bool = Tr
 
 def _wasserstein(number: str, where: str, paired: Pairs) -> list[Verdict]:
     lower = interval([_late(d.statistic("wasserstein")) - _late(p.statistic("wasserstein")) for p, d in paired])
-    steadier = interval([_log_ratio(_late(d.statistic("wasserstein"), np.nanstd), _late(p.statistic("wasserstein"), np.nanstd)) for p, d in paired])  # fmt: skip
+    steadier = interval([_log_ratio(_unrest(d), _unrest(p)) for p, d in paired])
     return [
         Verdict(
             number,
@@ -217,14 +217,14 @@ def _c6_penalty(paired: Pairs) -> Verdict:
 
 def _c7_faster(paired: Pairs) -> Verdict:
     name, sign, _ = _score_measure(paired)
-    found = interval([_log_ratio(*_updates_to_reach(p, d, name, sign)) for p, d in paired if name])
+    found = interval([_log_ratio(*_updates_to_reach(p, d, name, sign)) for p, d in paired])
     return Verdict(
         "C7",
         "The generator converges faster with DAT",
         "faster in its figures",
         _ratio(found),
         found.verdict(above=False),
-        f"log of DAT / plain of the discriminator updates until 90 % of the plain run's final {name or 'score'}; a run that "
+        f"log of DAT / plain of the discriminator updates until 90 % of the plain run's final score; a run that "
         "never reaches it counts with its whole length",
     )
 
@@ -236,7 +236,7 @@ def _score_measure(paired: Pairs) -> tuple[str, int, Callable[[Result], float]]:
     """The score that all pairs have, +1 if more of it is better or -1, and a run's final value of it."""
     name = score_name([result for pair in paired for result in pair])
     if name is None:
-        return "", 1, lambda result: math.nan
+        return "the score", 1, lambda result: math.nan
     return name, 1 if SCORES[name] else -1, lambda result: final(result.metric(name))
 
 
@@ -249,6 +249,10 @@ def _late(series: Series, measure: Callable[[np.ndarray], float] = np.nanmean, p
     updates, values = series
     late = values[updates > part * updates[-1]] if len(updates) else values
     return float(measure(late)) if np.isfinite(late).any() else math.nan
+
+
+def _unrest(result: Result) -> float:
+    return _late(result.statistic("wasserstein"), np.nanstd)
 
 
 def _norm_when_ahead(result: Result) -> float:

@@ -119,6 +119,10 @@ class Experiment:
     config: TrainConfig
 
     @property
+    def place(self) -> tuple[str, str, str]:
+        return self.figure, self.setting, self.variant
+
+    @property
     def name(self) -> str:
         """Of its folder: 3-lr-0.0002-beta1-0.5-n_dis-1-plain-seed0."""
         text = f"{self.figure} {self.setting} {self.variant} seed{self.seed}"

@@ -246,7 +246,7 @@ def draw(
     from matplotlib import pyplot
 
     rows = -(-len(panels) // 2)
-    figure, axes = pyplot.subplots(rows, 2, figsize=(8, 2.6 * rows), squeeze=False, layout="constrained")
+    figure, axes = pyplot.subplots(rows, 2, figsize=(8, 2.6 * rows), dpi=90, squeeze=False, layout="constrained")
     several = len({setting for setting, _ in panels}) > 1
     for axis, (setting, title) in zip(axes.flat, panels, strict=False):
         for variant, colour in COLOURS.items():
@@ -266,9 +266,10 @@ def draw(
     axes[0, 0].legend(fontsize=8)
     for axis in axes[-1]:
         axis.set_xlabel("discriminator updates", fontsize=8)
-    with files.atomic(path) as temporary:
-        figure.savefig(temporary, dpi=90)
+    figure.canvas.draw()
+    picture = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB")  # type: ignore[attr-defined]
     pyplot.close(figure)
+    _save_small(picture, path)
 
 
 def over_seeds(series: Sequence[Series]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -288,13 +289,17 @@ def _draw_samples(found: Sequence[Result], path: Path) -> bool:
             return False
         with Image.open(pictures[-1]) as image:
             grids.append(image.convert("L" if image.mode == "L" else "RGB"))
-    size = 420
+    size = 300
     both = Image.new("RGB", (2 * size + 20, size), "white")
     for i, grid in enumerate(grids):
         both.paste(grid.resize((size, size), Image.Resampling.LANCZOS), (i * (size + 20), 0))
-    with files.atomic(path) as temporary:
-        both.quantize(64).save(temporary, optimize=True)
+    _save_small(both, path)
     return True
+
+
+def _save_small(picture: Image.Image, path: Path) -> None:
+    with files.atomic(path) as temporary:
+        picture.quantize(64).save(temporary, optimize=True)
 
 
 # Two renderings of the same blocks

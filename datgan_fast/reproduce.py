@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from . import feature_network, files, report, results
+from . import feature_network, files, inception, report, results
 from .command import Parser, TrainingStopped, run_command
 from .config import ConfigError, TrainConfig, resolve_device
 from .data import DATASETS, load_images
@@ -222,6 +222,8 @@ def reproduce(arguments: Any) -> int:
         "outdir": str(outdir / "runs"),
         "inception_weights": arguments.inception_weights,
     }
+    if arguments.inception_weights:
+        inception.find_weights(arguments.inception_weights)
     every = experiments(figures, range(seeds), QUICK if arguments.quick else FULL, shared, steps)
     todo = remaining(every, outdir / "runs")
     _load_data_once(every[0].config)

@@ -52,16 +52,17 @@ class Result:
 
 
 def read(folder: Path) -> list[Result]:
-    """Every run in the folder, finished or not, in the paper's order."""
+    """Every run in the folder that is one of the figures', finished or not, in their order."""
     results = []
     for path in sorted(folder.glob("*/experiment.json")):
         place = json.loads(path.read_text(encoding="utf-8"))
-        if not (path.parent / "config.yaml").is_file() or place["figure"] not in FIGURES:
+        if not (path.parent / "config.yaml").is_file():
             continue
         experiment = Experiment(**place, config=RunFolder(path.parent).config("--outdir"))
         results.append(read_run(experiment, path.parent))
-    figures = list(FIGURES)
-    return sorted(results, key=lambda r: (figures.index(r.experiment.figure), r.experiment.seed))
+    order = [(name, s.name, v) for name, figure in FIGURES.items() for s in figure.settings for v in s.variants]
+    known = [r for r in results if r.experiment.place in order]
+    return sorted(known, key=lambda r: (order.index(r.experiment.place), r.experiment.seed))
 
 
 def read_run(experiment: Experiment, path: Path) -> Result:
