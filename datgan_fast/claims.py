@@ -224,7 +224,7 @@ def _c7_faster(paired: Pairs) -> Verdict:
         "faster in its figures",
         _ratio(found),
         found.verdict(above=False),
-        f"log of DAT / plain of the discriminator updates until 90 % of the plain run's final score; a run that "
+        "log of DAT / plain of the discriminator updates until 90 % of the plain run's final score; a run that "
         "never reaches it counts with its whole length",
     )
 

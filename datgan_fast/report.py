@@ -7,6 +7,7 @@ import html
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import matplotlib
@@ -170,9 +171,9 @@ def _options(found: Sequence[Result]) -> str:
 
 def _final_values(found: Sequence[Result], row: str, row_of: Callable[[Result], str]) -> Table:
     """Final values of each row and variant: mean and standard deviation over its seeds."""
-    names = [m for m in dict.fromkeys(m["metric"] for r in found for m in r.metrics)]
+    names = dict.fromkeys(m["metric"] for r in found for m in r.metrics)
     measures: dict[str, Callable[[Result], Series]] = {
-        **{name: lambda r, name=name: r.metric(name) for name in names},
+        **{name: partial(Result.metric, name=name) for name in names},
         "Wasserstein estimate": lambda r: r.statistic("wasserstein"),
         "gradient norm": lambda r: r.statistic("input_grad_norm"),
     }
