@@ -209,7 +209,9 @@ def _c6_penalty(paired: Pairs) -> Verdict:
         "C6",
         "What DAT adds to the loss grows with the squared gradient norm",
         "the penalty is adaptive (theory)",
-        "not measured" if not found.n else f"mean rank correlation {found.mean:.2f} ({_bounds(found)}), {found.n} runs",
+        "not measured"
+        if not found.n
+        else f"mean rank correlation {found.mean:.2f}{_bounds(found.low, found.high)}, {counted(found.n, 'run')}",
         found.verdict(above=True),
         "Spearman's correlation, over a DAT run's log lines, of loss_adv - loss_clean with input_grad_norm squared",
     )
@@ -288,21 +290,23 @@ def _log_ratio(a: float, b: float) -> float:
 # In words
 
 
+def counted(n: int, what: str) -> str:
+    return f"{n} {what}" + ("" if n == 1 else "s")
+
+
 def _difference(i: Interval, name: str) -> str:
     if not i.n:
         return "not measured"
-    return f"{name} {i.mean:+.3g} with DAT ({_bounds(i)}), {i.n} pairs"
+    return f"{name} {i.mean:+.3g} with DAT{_bounds(i.low, i.high)}, {counted(i.n, 'pair')}"
 
 
 def _ratio(i: Interval) -> str:
+    """Of an interval of logarithms."""
     if not i.n:
         return "not measured"
-    return f"{math.exp(i.mean):.3g} times with DAT ({_bounds(Interval(0, math.exp(i.low), _exp(i.high), i.n))}), {i.n} pairs"
+    low, high = np.exp([i.low, i.high])
+    return f"{math.exp(i.mean):.3g} times with DAT{_bounds(low, high)}, {counted(i.n, 'pair')}"
 
 
-def _exp(x: float) -> float:
-    return math.exp(x) if x < 700 else math.inf
-
-
-def _bounds(i: Interval) -> str:
-    return f"{i.low:.3g} to {i.high:.3g}"
+def _bounds(low: float, high: float) -> str:
+    return f" ({low:.3g} to {high:.3g})" if math.isfinite(high) else ""

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from . import claims, experiments, files
-from .claims import CANNOT_TELL, DOES_NOT, HOLDS, Verdict
+from .claims import CANNOT_TELL, DOES_NOT, HOLDS, Verdict, counted
 from .experiments import DAT, FIGURES, PLAIN, Figure
 from .results import Result, Series, score_name, settings
 
@@ -42,6 +42,7 @@ class Code:
 class Table:
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
+    prose: bool = False  # cells of text, which a narrow screen shows one below the other
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ def write(found: Sequence[Result], attack_steps: Mapping[str, Mapping[str, float
         Table(
             ("", "claim", "in the paper", "here", "verdict", "measured by"),
             [(v.name, v.claim, v.paper, v.ours, v.verdict, v.test) for v in verdicts],
+            prose=True,
         ),
         Paragraph(
             f"{HOLDS}: Student's {claims.LEVEL:.0%} interval for the mean over pairs (the same setting and seed, plain and "
@@ -87,12 +89,11 @@ def write(found: Sequence[Result], attack_steps: Mapping[str, Mapping[str, float
 def _what_was_run(found: Sequence[Result], finished: Sequence[Result]) -> str:
     configs = [r.experiment.config for r in found]
     datasets = ", ".join(sorted({c.dataset for c in configs}))
-    seeds = len({r.experiment.seed for r in finished})
     updates = [int(c.steps or 0) * int(c.n_dis or 1) for c in configs]
     length = f"{min(updates)}" if min(updates) == max(updates) else f"{min(updates)} to {max(updates)}"
     text = (
-        f"Li, Xia, Li (2020), Direct Adversarial Training for GANs: {len(finished)} runs on {datasets}, {seeds} seeds, "
-        f"{length} discriminator updates each."
+        f"Li, Xia, Li (2020), Direct Adversarial Training for GANs: {counted(len(finished), 'run')} on {datasets}, "
+        f"{_seeds(finished)}, {length} discriminator updates each."
     )
     if max(updates) < experiments.FULL.updates:
         text += f" These are shortened runs: at full length a run has {experiments.FULL.updates} updates."
@@ -121,7 +122,7 @@ def _figure(name: str, figure: Figure, found: Sequence[Result], outdir: Path) ->
     for number, (caption, panels) in enumerate(pictures, 1):
         path = outdir / f"figure-{name}-{number}.png"
         draw(found, panels, quantities, path)
-        blocks.append(Picture(path, f"{caption}: mean over {_seeds(found)} seeds, band of one standard deviation"))
+        blocks.append(Picture(path, f"{caption}: mean over {_seeds(found)}, band of one standard deviation"))
     if len(chosen) <= 2:
         for setting in chosen:
             samples = outdir / f"samples-{_slug(setting)}.png"
@@ -145,8 +146,8 @@ def _slug(text: str) -> str:
     return "".join(c if c.isalnum() else "-" for c in text).replace("--", "-")
 
 
-def _seeds(found: Sequence[Result]) -> int:
-    return len({r.experiment.seed for r in found})
+def _seeds(found: Sequence[Result]) -> str:
+    return counted(len({r.experiment.seed for r in found}), "seed")
 
 
 def _options(found: Sequence[Result]) -> str:
@@ -290,10 +291,10 @@ def _draw_samples(found: Sequence[Result], path: Path) -> bool:
             return False
         with Image.open(pictures[-1]) as image:
             grids.append(image.convert("L" if image.mode == "L" else "RGB"))
-    size = 300
+    size = grids[0].width // 2  # twice the pixels' own size for small images, which stay sharp and compress well
     both = Image.new("RGB", (2 * size + 20, size), "white")
     for i, grid in enumerate(grids):
-        both.paste(grid.resize((size, size), Image.Resampling.LANCZOS), (i * (size + 20), 0))
+        both.paste(grid.resize((size, size), Image.Resampling.NEAREST), (i * (size + 20), 0))
     _save_small(both, path)
     return True
 
@@ -336,8 +337,13 @@ table { border-collapse: collapse; font-size: 0.85rem; }
 th, td { text-align: left; vertical-align: top; padding: 0.3rem 0.6rem; border-bottom: 1px solid #ddd; min-width: 4rem; }
 img { max-width: 100%; height: auto; }
 figure { margin: 1rem 0; }
-figcaption, p.small { color: #555; font-size: 0.85rem; }
+figcaption { color: #555; font-size: 0.85rem; }
 pre { background: #f5f5f5; padding: 0.6rem; overflow-x: auto; }
+@media (max-width: 40rem) {
+  .prose th { display: none; }
+  .prose td { display: block; border: none; padding: 0.1rem 0; }
+  .prose tr { display: block; border-bottom: 1px solid #ddd; padding: 0.6rem 0; }
+}
 .holds { color: #fff; background: #2e7d32; } .does-not { color: #fff; background: #b3261e; }
 .cannot-tell { color: #222; background: #e0e0e0; }
 .holds, .does-not, .cannot-tell { padding: 0 0.4rem; border-radius: 0.3rem; white-space: nowrap; }
@@ -366,7 +372,8 @@ def page(blocks: Sequence[Block]) -> str:
                 return f"<pre>{html.escape(block.text)}</pre>"
             case Table():
                 rows = "\n".join([row(block.columns, "th"), *(row(r, "td") for r in block.rows)])
-                return f'<div class="wide"><table>\n{rows}\n</table></div>'
+                kind = "prose" if block.prose else "figures"
+                return f'<div class="wide"><table class="{kind}">\n{rows}\n</table></div>'
             case Picture():
                 data = base64.b64encode(block.path.read_bytes()).decode()
                 caption = html.escape(block.caption)
