@@ -51,14 +51,18 @@ class RunFolder:
                     break
                 except FileExistsError:  # another run took the number
                     continue
-            for folder in ("samples", "checkpoints"):
-                (path / folder).mkdir()
-            run = cls(path)
-            files.write_text(path / "env.json", json.dumps(environment(), indent=2) + "\n")
-            files.write_text(path / "config.yaml", yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
+            return cls.begin(path, config)
         except OSError as error:
             raise ConfigError(f"--outdir {outdir}: must be a folder that can be written ({error.strerror})") from None
-        return run
+
+    @classmethod
+    def begin(cls, path: Path, config: TrainConfig) -> RunFolder:
+        """A run at this very place, which may be there already; its config.yaml is written last. Raises OSError."""
+        for folder in ("samples", "checkpoints"):
+            (path / folder).mkdir(parents=True, exist_ok=True)
+        files.write_text(path / "env.json", json.dumps(environment(), indent=2) + "\n")
+        files.write_text(path / "config.yaml", yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
+        return cls(path)
 
     @classmethod
     def latest(cls, outdir: str, name: str | None = None) -> RunFolder | None:

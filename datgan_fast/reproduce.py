@@ -1,0 +1,280 @@
+"""python -m datgan_fast.reproduce: runs the paper's figures with and without DAT and reports what came out.
+
+Writes OUTDIR/runs (a run folder for each run), figure-*.png, report.md and report.html. Finished runs are not repeated and
+interrupted ones are continued, so that the same command can be given again at any time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from . import feature_network, files, inception, report, results
+from .command import Parser, TrainingStopped, run_command
+from .config import ConfigError, TrainConfig, resolve_device
+from .data import DATASETS, load_images
+from .evaluate import whole_number
+from .experiments import FIGURES, FULL, PAPER, QUICK, Experiment, experiments
+from .results import Result
+from .run_folder import RunFolder
+from .stop_signals import StopSignals
+from .trainer import Trainer, load_checkpoint
+
+JOBS_ON_A_GPU = 4  # one small network's iterations leave much of a GPU idle
+_SAME_TRAINING = ("outdir", "data_dir", "download", "device")  # options that may differ when a run is gone on with
+
+
+def attack_steps(found: list[Result]) -> dict[str, dict[str, float]]:
+    """Claim C1's measurement: run's name -> {"fake": mean steps, "real": mean steps}. Not connected yet."""
+    return {}
+
+
+# One run
+
+
+def remaining(todo: list[Experiment], folder: Path) -> list[Experiment]:
+    """The experiments whose runs are not finished. Raises ConfigError where a folder holds a run of other options."""
+    return [e for e in todo if not _finished(e, folder)]
+
+
+def _finished(experiment: Experiment, folder: Path) -> bool:
+    run = RunFolder(folder / experiment.name)
+    if not (run.path / "config.yaml").is_file():
+        return False
+    was, now = run.config("--outdir"), experiment.config
+    for f in dataclasses.fields(TrainConfig):
+        a, b = getattr(was, f.name), getattr(now, f.name)
+        if a != b and f.name not in _SAME_TRAINING:
+            raise ConfigError(
+                f"--outdir {folder.parent}: its run {experiment.name} has {f.name} {a} where this command asks for {b}; "
+                "use the same options to go on, or another folder"
+            )
+    return results.read_run(experiment, run.path).finished
+
+
+def train(experiment: Experiment, folder: Path) -> None:
+    """Trains one experiment in its folder, from its newest checkpoint if it was interrupted."""
+    trainer = Trainer(experiment.config)
+    path = folder / experiment.name
+    if (path / "config.yaml").is_file():
+        run = RunFolder(path)
+        if checkpoints := run.checkpoints():
+            trainer.load_state(load_checkpoint(checkpoints[-1], "--outdir"))
+        run.rewind(trainer.step)
+    else:
+        path.mkdir(parents=True, exist_ok=True)
+        place = {name: getattr(experiment, name) for name in ("figure", "setting", "variant", "seed")}
+        files.write_text(path / "experiment.json", json.dumps(place) + "\n")
+        run = RunFolder.begin(path, trainer.config)
+    trainer.fit(run)
+
+
+# Several runs
+
+
+def run_all(todo: list[Experiment], folder: Path, jobs: int) -> dict[str, str]:
+    """Trains them in `jobs` processes; returns the runs that failed, by name, and why.
+
+    Raises KeyboardInterrupt after Ctrl-C or SIGTERM, when every run in progress has saved a checkpoint.
+    """
+    failures: dict[str, str] = {}
+    waiting = deque(todo)
+    running: dict[Future[None], tuple[Experiment, float]] = {}
+    threads = max(1, _cores() // jobs)
+    context = multiprocessing.get_context("spawn")  # a forked process cannot use CUDA
+    log = str(folder.parent / "workers.log")
+    with StopSignals() as stop, _progress(len(todo)) as done:
+        pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_prepare_worker, initargs=(threads, log))
+        with pool:
+            while running or (waiting and not stop.requested):
+                while waiting and len(running) < jobs and not stop.requested:
+                    experiment = waiting.popleft()
+                    running[pool.submit(train, experiment, folder)] = experiment, time.perf_counter()
+                for future in wait(running, timeout=0.5, return_when=FIRST_COMPLETED).done:
+                    experiment, since = running.pop(future)
+                    seconds = time.perf_counter() - since
+                    if error := future.exception():
+                        if stop.requested and isinstance(error, TrainingStopped):
+                            continue
+                        if isinstance(error, BrokenProcessPool):
+                            raise TrainingStopped(
+                                f"a process died while it trained {experiment.name}, perhaps for want of memory; "
+                                "use a smaller --jobs; the same command goes on from here"
+                            )
+                        failures[experiment.name] = str(error) or type(error).__name__
+                        done(f"{experiment.name}: {failures[experiment.name]}")
+                    else:
+                        done(f"{experiment.name}: {_summary(experiment, folder)}{seconds:.0f} s")
+                if stop.requested:
+                    for process in multiprocessing.active_children():
+                        process.terminate()  # until it has been heard: a run that is only beginning does not listen
+    if stop.requested:
+        print("stopping; the same command goes on from here", file=sys.stderr)
+        raise KeyboardInterrupt
+    return failures
+
+
+def _prepare_worker(threads: int, log: str) -> None:
+    """In a new process: its share of threads; what runs print goes to a file, where no two progress bars meet."""
+    torch.set_num_threads(threads)
+    sys.stdout = sys.stderr = open(log, "a", buffering=1, encoding="utf-8")  # noqa: SIM115  for the process's life
+    for number in (signal.SIGINT, signal.SIGTERM):  # between runs; while one trains, StopSignals listens
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+
+
+def _die_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+@contextlib.contextmanager
+def _progress(total: int) -> Iterator[Any]:
+    """Gives done(text), to be called as runs end: a bar on a terminal, numbered lines elsewhere."""
+    on_terminal = sys.stderr.isatty()
+    with tqdm(total=total, unit="run", disable=not on_terminal, dynamic_ncols=True) as bar:
+        count = 0
+
+        def done(text: str) -> None:
+            nonlocal count
+            count += 1
+            if on_terminal:
+                bar.write(text, file=sys.stderr)
+                bar.update()
+            else:
+                print(f"{count}/{total} {text}", flush=True)
+
+        yield done
+
+
+def _summary(experiment: Experiment, folder: Path) -> str:
+    result = results.read_run(experiment, folder / experiment.name)
+    name = results.score_name([result])
+    return f"{name} {result.metric(name)[1][-1]:.4g}, " if name else ""
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+# The command
+
+
+def build_parser() -> Parser:
+    parser = Parser(prog="python -m datgan_fast.reproduce", description=__doc__)
+    parser.add_argument("--figure", default=",".join(PAPER), metavar="LIST", help=f"of {','.join(FIGURES)} "
+        "(default: all but the sweep); sweep is a grid of DAT's options over the baselines")  # fmt: skip
+    parser.add_argument("--quick", action="store_true", help="small networks and short runs, for a CPU")
+    parser.add_argument("--dataset", metavar="NAME", help="default: digits with --quick, else cifar10")
+    parser.add_argument("--data-dir", default="data", metavar="DIR", help="where its files are (default: data)")
+    parser.add_argument("--download", action="store_true", help="fetch missing files of the data set into --data-dir")
+    parser.add_argument("--steps", metavar="N", help="generator steps of each run (default: as many as make "
+        f"{FULL.updates} discriminator updates; {QUICK.updates} with --quick)")  # fmt: skip
+    parser.add_argument("--seeds", default="3", metavar="N", help="runs of each setting: seeds 0 to N-1 (default: 3)")
+    parser.add_argument("--jobs", metavar="N", help="runs at a time (default: as many as cores, "
+        f"or {JOBS_ON_A_GPU} that share a GPU)")  # fmt: skip
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:i (default: auto)")
+    parser.add_argument("--inception-weights", metavar="FILE", help="measure the Inception Score with these weights")
+    parser.add_argument("--outdir", default="runs/reproduction", metavar="DIR", help="default: runs/reproduction")
+    parser.add_argument("--report-only", action="store_true", help="report on the runs in --outdir and train nothing")
+    return parser
+
+
+def reproduce(arguments: Any) -> int:
+    outdir = Path(arguments.outdir)
+    if arguments.report_only:
+        if not results.read(outdir / "runs"):
+            raise ConfigError(f"--outdir {outdir}: must hold runs of datgan_fast.reproduce for --report-only")
+        return _report(outdir, {})
+
+    figures = _chosen_figures(arguments.figure)
+    dataset = arguments.dataset or ("digits" if arguments.quick else "cifar10")
+    if dataset not in DATASETS:
+        raise ConfigError(f"--dataset {dataset}: must be one of {', '.join(DATASETS)}")
+    seeds = whole_number("--seeds", arguments.seeds, 1, 1000)
+    steps = whole_number("--steps", arguments.steps, 1, 10**9) if arguments.steps is not None else None
+    device = resolve_device(arguments.device)
+    on_gpu = device.startswith("cuda")
+    jobs = whole_number("--jobs", arguments.jobs or str(JOBS_ON_A_GPU if on_gpu else _cores()), 1, 256)
+    shared = {
+        "dataset": dataset,
+        "data_dir": arguments.data_dir,
+        "download": arguments.download,
+        "device": device,
+        "outdir": str(outdir / "runs"),
+        "inception_weights": arguments.inception_weights,
+    }
+    if arguments.inception_weights:
+        inception.find_weights(arguments.inception_weights)
+    every = experiments(figures, range(seeds), QUICK if arguments.quick else FULL, shared, steps)
+    todo = remaining(every, outdir / "runs")
+    _load_data_once(every[0].config)
+    _make(outdir / "runs")
+    print(f"{outdir}: {len(every)} runs, {len(every) - len(todo)} of them finished, {jobs} at a time", flush=True)
+    failures = run_all(todo, outdir / "runs", min(jobs, len(todo))) if todo else {}
+    return _report(outdir, failures)
+
+
+def _chosen_figures(text: str) -> list[str]:
+    chosen = list(dict.fromkeys(name.strip() for name in text.split(",")))
+    for name in chosen:
+        if name not in FIGURES:
+            raise ConfigError(f"--figure {name}: must be of {', '.join(FIGURES)}, with commas between")
+    return chosen
+
+
+def _load_data_once(config: TrainConfig) -> None:
+    """Downloads the data and trains their feature network here, before several runs would do it at the same time."""
+    c = config
+    data = (c.dataset, c.data_dir, c.image_size, c.channels)
+    if c.dataset == "folder":
+        load_images(*data, download=c.download)
+    else:
+        feature_network.load(*data, device=c.device, download=c.download)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"--outdir {folder.parent}: must be a folder that can be written ({error.strerror})"
+        ) from None
+
+
+def _report(outdir: Path, failures: dict[str, str]) -> int:
+    found = results.read(outdir / "runs")
+    verdicts = report.write(found, attack_steps(found), outdir)
+    for v in verdicts:
+        print(f"{v.name} {v.verdict:11s} {v.claim}: {v.ours}")
+    print(f"report: {outdir / 'report.html'}, {outdir / 'report.md'}")
+    for name, reason in failures.items():
+        print(f"python -m datgan_fast.reproduce: {name} failed: {reason}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = build_parser()
+    return run_command(parser.prog, lambda: reproduce(parser.parse_args(argv)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

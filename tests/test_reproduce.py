@@ -1,0 +1,341 @@
+"""Reproducing the paper: verdicts on records whose answer is known, what is run and when, and the report."""
+
+import itertools
+import json
+import math
+import re
+import signal
+
+import pytest
+
+from datgan_fast import claims, reproduce, results
+from datgan_fast.claims import CANNOT_TELL, DOES_NOT, HOLDS
+from datgan_fast.config import ConfigError
+from datgan_fast.experiments import DAT, FIGURES, FULL, PAPER, PLAIN, QUICK, Size, experiments
+from datgan_fast.results import Result
+
+TINY = Size("tiny", 40, 4, {"width": 4, "z_dim": 8, "batch_size": 8})
+DIGITS = {"dataset": "digits", "device": "cpu"}
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+# Claims, on records made by hand
+
+
+def made(figure, dat, plain, seeds=3):
+    """Results of a figure's runs: each of `dat` and `plain` is a function (seed, part of training done) -> record."""
+    found = []
+    for e in experiments([figure], range(seeds), TINY, DIGITS):
+        record = {PLAIN: plain, DAT: dat}[e.variant]
+        steps = [e.config.steps * (i + 1) // 8 for i in range(8)]
+        lines = [{"step": step, **record(e.seed, step / e.config.steps)} for step in steps]
+        metrics = [
+            {"step": r["step"], "metric": "classifier_score", "value": r.pop("score"), "protocol": "made"}
+            for r in lines
+        ]
+        found.append(Result(e, lines, metrics))
+    return found
+
+
+def record(score=2.0, wasserstein=1.0, norm=1.0, added=0.0):
+    return {
+        "score": score,
+        "wasserstein": wasserstein,
+        "input_grad_norm": norm,
+        "loss_clean": -wasserstein,
+        "loss_adv": -wasserstein + added,
+    }
+
+
+def verdict(found, name, text, steps=None):
+    (line,) = [v for v in claims.judge(found, steps or {}) if v.name == name and text in v.claim]
+    return line.verdict
+
+
+def test_interval_is_students():
+    # By hand: mean 2, standard deviation 1, t(0.975, 2) = 4.302653
+    i = claims.interval([1.0, 2.0, 3.0, math.nan])
+    assert (i.n, i.mean) == (3, 2.0)
+    assert i.high - 2 == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)
+    assert 2 - i.low == pytest.approx(i.high - 2)
+    assert claims.interval([]).verdict(above=True) == CANNOT_TELL
+
+
+@pytest.mark.parametrize(
+    ("differences", "better", "worse"),
+    [
+        ((0.9, 1.0, 1.1), HOLDS, DOES_NOT),
+        ((-0.9, -1.0, -1.1), DOES_NOT, HOLDS),
+        ((-1.0, 0.1, 1.0), CANNOT_TELL, CANNOT_TELL),
+        ((1.0, 1.1), CANNOT_TELL, CANNOT_TELL),  # two seeds are too few
+    ],
+)
+@pytest.mark.parametrize(("figure", "name", "text"), [("4", "C3", "WGAN has a better"), ("5", "C4", "worse score")])
+def test_score_claims(figure, name, text, differences, better, worse):
+    def dat(seed, done):
+        return record(score=3 + seed + differences[seed])
+
+    found = made(figure, dat, lambda seed, done: record(score=3 + seed), seeds=len(differences))
+    assert verdict(found, name, text) == (better if figure == "4" else worse)
+
+
+@pytest.mark.parametrize(
+    ("factors", "expected"),
+    [((0.5, 0.5, 0.6), HOLDS), ((2.0, 2.0, 1.9), DOES_NOT), ((0.5, 1.0, 2.0), CANNOT_TELL)],
+)
+@pytest.mark.parametrize(("figure", "name", "where"), [("4", "C3", "WGAN"), ("6", "C4", "GP"), ("8", "C5", "LP")])
+def test_smaller_and_steadier_wasserstein_estimate(figure, name, where, factors, expected):
+    """An estimate that swings about its mean, both scaled by the factor; what it does at first must not count."""
+
+    def swing(seed, done):
+        return 5 + seed if done <= 0.5 else 1 + (-1) ** round(8 * done) * 0.3
+
+    def dat(seed, done):
+        return record(wasserstein=swing(seed, done) * (factors[seed] if done > 0.5 else 10))
+
+    found = made(figure, dat, lambda seed, done: record(wasserstein=swing(seed, done)))
+    assert verdict(found, name, "smaller") == expected
+    assert verdict(found, name, "steadier") == expected
+
+
+@pytest.mark.parametrize(
+    ("worse_settings", "noise", "expected"),
+    [(0, 0.0, HOLDS), (0, 5.0, CANNOT_TELL), (1, 0.0, DOES_NOT), (8, 0.0, DOES_NOT), (8, 5.0, CANNOT_TELL)],
+)
+def test_better_at_every_setting(worse_settings, noise, expected):
+    worse = {s.name for s in FIGURES["3"].settings[:worse_settings]}
+    wobble = itertools.cycle((-noise, 0.01, noise))  # over seeds, with mean about 0
+    found = []
+    for setting in FIGURES["3"].settings:
+        gain = -1.0 if setting.name in worse else 1.0
+        shifts = [next(wobble) for _ in range(3)]
+        both = made("3", lambda s, d, g=gain, w=shifts: record(score=5 + g + w[s]), lambda s, d: record(score=5))
+        found += [r for r in both if r.experiment.setting == setting.name]
+    assert verdict(found, "C2", "every setting") == expected
+
+
+@pytest.mark.parametrize(
+    ("norms", "expected"), [((0.4, 0.5, 0.6), HOLDS), ((1.5, 1.6, 1.7), DOES_NOT), ((0.5, 1, 2), CANNOT_TELL)]
+)
+def test_gradient_norm_counts_where_the_discriminator_is_ahead(norms, expected):
+    def ahead(done):
+        return round(8 * done) % 2 == 0  # every other log line
+
+    def dat(seed, done):
+        return record(wasserstein=2.0 + ahead(done), norm=norms[seed] if ahead(done) else 100.0)
+
+    found = made("4", dat, lambda seed, done: record(wasserstein=2.0 + ahead(done)))
+    assert verdict(found, "C6", "lowers") == expected
+
+
+@pytest.mark.parametrize(("sign", "expected"), [(1, HOLDS), (-1, DOES_NOT)])
+def test_penalty_that_grows_with_the_gradient(sign, expected):
+    def dat(seed, done):
+        return record(norm=done + 0.1 * seed, added=sign * (done + 0.1 * seed) ** 2)
+
+    assert verdict(made("4", dat, lambda s, d: record()), "C6", "grows") == expected
+    assert verdict(made("4", lambda s, d: record(), lambda s, d: record()), "C6", "grows") == CANNOT_TELL
+
+
+@pytest.mark.parametrize(("start", "expected"), [(0.25, HOLDS), (1.0, DOES_NOT), (0.5, CANNOT_TELL)])
+def test_faster_is_the_time_to_the_plain_runs_score(start, expected):
+    def since(when):
+        return lambda seed, done: record(score=5.0 if done >= when else 1.0)
+
+    assert verdict(made("4", since(start), since(0.5)), "C7", "faster") == expected
+
+
+@pytest.mark.parametrize(
+    ("factor", "expected"), [(5.0, HOLDS), (1.2, DOES_NOT), (2.0, CANNOT_TELL), (None, CANNOT_TELL)]
+)
+def test_attack_steps(factor, expected):
+    found = made("3", lambda s, d: record(), lambda s, d: record())
+    steps = {}
+    for r in found if factor else []:
+        noise = 1 + 0.01 * (r.experiment.seed - 1) * (r.experiment.variant == DAT)
+        steps[r.experiment.name] = {"fake": 3.0 * (factor * noise if r.experiment.variant == DAT else 1), "real": 4.0}
+    assert verdict(found, "C1", "generated", steps) == expected
+    assert verdict(found, "C1", "real", steps) == (DOES_NOT if factor else CANNOT_TELL)
+
+
+def test_unfinished_runs_are_left_out():
+    found = made("4", lambda s, d: record(score=9), lambda s, d: record())
+    del found[-1].stats[-1]
+    assert len(results.pairs(found)) == 2
+    assert verdict(found, "C3", "score") == CANNOT_TELL
+
+
+# What is run
+
+
+def test_the_papers_figures_are_run_in_pairs():
+    every = experiments(PAPER, range(3), FULL, DIGITS)
+    assert {e.figure for e in every} == {"3", "4", "5", "6", "7", "8", "alp"}
+    assert len({e.name for e in every}) == len(every)
+    for e in every:
+        assert e.config.steps * e.config.n_dis == FULL.updates
+        assert e.config.seed == e.seed
+    of_3 = [e.config for e in every if e.figure == "3"]
+    varied = [{getattr(c, name) for c in of_3} for name in ("lr", "beta1", "n_dis", "dat")]
+    assert [len(values) for values in varied] == [2, 2, 2, 2]
+    assert {(c.lr, c.beta1, c.n_dis, c.dat) for c in of_3} == set(itertools.product(*varied))
+    for figure, baseline, n_dis in (("5", "wgan-gp", 5), ("6", "wgan-gp", 1), ("7", "wgan-lp", 5), ("8", "wgan-lp", 1)):
+        configs = [e.config for e in every if e.figure == figure]
+        assert {(c.baseline, c.n_dis) for c in configs} == {(baseline, n_dis)}
+        assert sorted(c.dat for c in configs) == [False] * 3 + [True] * 3
+
+
+def test_steps_are_generator_steps():
+    assert {e.config.steps for e in experiments(PAPER, range(1), QUICK, DIGITS, steps=7)} == {7}
+
+
+def test_the_sweep_covers_every_baseline():
+    configs = [e.config for e in experiments(["sweep"], range(1), QUICK, DIGITS)]
+    assert {c.baseline for c in configs} == {"dcgan", "wgan", "wgan-gp", "wgan-lp", "wgan-alp"}
+    of_dcgan = [c for c in configs if c.baseline == "dcgan" and c.dat]
+    assert {c.formulation for c in of_dcgan} == {"eq10", "alg1", "batch_mean"}
+    assert len({c.eps for c in of_dcgan if c.formulation == "eq10"}) >= 3
+    assert len({c.lambda_adv for c in of_dcgan}) >= 2
+
+
+def one_run(steps=8):
+    return next(e for e in experiments(["4"], range(1), TINY, DIGITS, steps) if e.config.dat)
+
+
+def test_an_interrupted_run_goes_on_exactly(tmp_path, monkeypatch):
+    experiment = one_run()
+    reproduce.train(experiment, tmp_path / "whole")
+    step = reproduce.Trainer.train_step
+    taken = []
+
+    def interrupted(trainer):
+        step(trainer)
+        taken.append(trainer.step)
+        if len(taken) == 5:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(reproduce.Trainer, "train_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        reproduce.train(experiment, tmp_path / "parts")
+    assert reproduce.remaining([experiment], tmp_path / "parts") == [experiment]
+    reproduce.train(experiment, tmp_path / "parts")
+    assert taken == [1, 2, 3, 4, 5, 5, 6, 7, 8]  # checkpoints are made every second step
+    assert reproduce.remaining([experiment], tmp_path / "parts") == []
+
+    def measured(folder):
+        run = results.read_run(experiment, tmp_path / folder / experiment.name)
+        speed = ("seconds", "images_per_second")
+        return [{k: v for k, v in r.items() if k not in speed} for r in run.stats], run.metrics
+
+    assert measured("whole") == measured("parts")
+
+
+def test_a_folder_of_other_options_is_refused(tmp_path):
+    reproduce.train(one_run(steps=2), tmp_path)
+    with pytest.raises(ConfigError, match=r"--outdir .* has steps 2 where this command asks for 3"):
+        reproduce.remaining([one_run(steps=3)], tmp_path)
+
+
+# The command
+
+
+def run(outdir, *options):
+    tiny = ["--quick", "--figure", "4", "--steps", "2", "--seeds", "2", "--jobs", "1"]
+    return reproduce.main([*tiny, "--outdir", str(outdir), *options])
+
+
+def test_from_ctrl_c_to_the_report(tmp_path, monkeypatch, capsys):
+    outdir = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(reproduce, "_summary", lambda *_: signal.raise_signal(signal.SIGINT) or "")
+        assert run(outdir) == 130
+    finished = list(outdir.glob("runs/*/generator.safetensors"))
+    assert len(finished) == 1  # it stopped after the first
+    when = finished[0].stat().st_mtime_ns
+
+    capsys.readouterr()
+    assert run(outdir) == 0
+    said = capsys.readouterr().out
+    assert "4 runs, 1 of them finished" in said
+    assert "3/3 4-wgan-n_dis-5-dat-seed1: classifier_score" in said
+    assert len(list(outdir.glob("runs/*/generator.safetensors"))) == 4
+    assert finished[0].stat().st_mtime_ns == when
+
+    monkeypatch.setattr(reproduce, "run_all", lambda *_: pytest.fail("a finished run was repeated"))
+    assert run(outdir) == 0
+    page, text = ((outdir / name).read_text() for name in ("report.html", "report.md"))
+    for number in range(1, 8):
+        assert f"| C{number} |" in text
+        assert f"<td>C{number}</td>" in page
+    sources = re.findall(r'(?:src|href)="([^"]{0,30})', page)
+    assert len(sources) == 2  # the figure and its samples
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert "http" not in page
+    assert "url(" not in page
+    for picture in re.findall(r"\]\((.+?)\)", text):
+        assert (outdir / picture).read_bytes().startswith(b"\x89PNG")
+
+    (outdir / "report.html").unlink()
+    assert reproduce.main(["--report-only", "--outdir", str(outdir)]) == 0
+    assert (outdir / "report.html").read_text() == page
+
+
+def test_a_run_that_diverges_is_reported(tmp_path, monkeypatch, capsys):
+    def failed(todo, folder, jobs):
+        for e in todo[1:]:
+            reproduce.train(e, folder)
+        return {todo[0].name: "training diverged"}
+
+    monkeypatch.setattr(reproduce, "run_all", failed)
+    assert run(tmp_path / "out", "--seeds", "1") == 1
+    assert "4-wgan-n_dis-5-plain-seed0 failed: training diverged" in capsys.readouterr().err
+    assert (tmp_path / "out" / "report.md").is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--figure", "9"], "--figure 9"),
+        (["--figure", "3,,4"], "--figure"),
+        (["--dataset", "imagenet"], "--dataset imagenet"),
+        (["--dataset", "mnist", "--data-dir", "nowhere"], "--data-dir nowhere"),
+        (["--steps", "0"], "--steps 0"),
+        (["--steps", "many"], "--steps many"),
+        (["--seeds", "0"], "--seeds 0"),
+        (["--seeds", "1.5"], "--seeds 1.5"),
+        (["--jobs", "0"], "--jobs 0"),
+        (["--device", "tpu"], "--device tpu"),
+        (["--inception-weights", "nowhere.pth"], "--inception-weights nowhere.pth"),
+        (["--report-only"], "--outdir"),
+        (["--no-such-option"], "--no-such-option"),
+    ],
+)
+def test_options_that_cannot_be_followed(tmp_path, capsys, monkeypatch, options, named):
+    monkeypatch.setattr(reproduce, "run_all", lambda *_: pytest.fail("training began"))
+    try:
+        code = run(tmp_path / "out", *options)
+    except SystemExit as leaving:  # argparse
+        code = leaving.code
+    assert code == 2
+    complaint = capsys.readouterr().err
+    assert complaint.count("\n") == 1
+    assert named in complaint
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_outdir_that_is_a_file(tmp_path, capsys):
+    (tmp_path / "out").write_text("")
+    assert run(tmp_path / "out") == 2
+    assert "--outdir" in capsys.readouterr().err
+
+
+def test_the_place_of_a_run_is_recorded(tmp_path):
+    experiment = one_run(steps=1)
+    reproduce.train(experiment, tmp_path)
+    assert json.loads((tmp_path / experiment.name / "experiment.json").read_text()) == {
+        "figure": "4", "setting": "wgan, n_dis 5", "variant": "DAT", "seed": 0
+    }  # fmt: skip
+    (read,) = results.read(tmp_path)
+    assert read.experiment == experiment
+    assert read.finished
