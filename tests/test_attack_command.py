@@ -134,6 +134,29 @@ def test_batch_norm_in_training_mode_makes_images_depend_on_each_other():
     assert not torch.equal(together.images, torch.cat([half.images for half in halves]))
 
 
+def test_an_image_that_has_arrived_stays_though_the_others_move_its_score():
+    """The batch's own statistics, against a loop that looks at one image of the batch at a time."""
+    discriminator, images = networks.build("BatchNorm", torch.float64).train(), networks.images(6, 1, torch.float64)
+    targets = torch.linspace(0.3, 0.7, 6, dtype=torch.float64)
+    x, arrived, steps, left = images.clone(), [False] * 6, [0] * 6, False
+    for _ in range(40):
+        x.requires_grad_()
+        distances = (torch.sigmoid(discriminator(x).flatten()) - targets).abs()
+        left |= any(arrived[i] and distances[i] > 0.02 for i in range(6))
+        arrived = [arrived[i] or distances[i].item() <= 0.02 for i in range(6)]
+        (gradient,) = torch.autograd.grad(distances.sum(), x)
+        moved = x.detach().clone()
+        for i in range(6):
+            if not arrived[i]:
+                moved[i] -= 0.05 * gradient[i] / gradient[i].norm()
+                steps[i] += 1
+        x = moved.clamp(-1, 1)
+    assert left  # or the test would show nothing
+    found = attack_steps(discriminator, images, targets, rule="l2", step_size=0.05, cap=40, check_every=None)
+    assert found.steps.tolist() == steps
+    torch.testing.assert_close(found.images, x, rtol=0, atol=1e-9)
+
+
 @pytest.mark.parametrize("check_every", [None, 100])
 def test_the_host_reads_nothing_between_its_checks(check_every):
     discriminator, images = networks.build("conv"), networks.images(4, 1)
@@ -245,9 +268,12 @@ def test_what_is_measured(runs):
     training_images = {image.numpy().tobytes() for image in load_images("digits")}
     real = ((subject.real + 1) * 127.5).round().to(torch.uint8)
     assert all(image.numpy().tobytes() in training_images for image in real)
+    network = subject.discriminator.eval()
+    with torch.no_grad():
+        list(network.parameters())[-1].mul_(100)  # a tiny run tells no two images apart
     protocol = Protocol(rule="l2", step_size=0.01, target="mean", cap=7, batch_size=3, tolerance=0.001)
     found = measure(subject, protocol)
-    network = subject.discriminator.eval()
+    network.eval()
     with torch.no_grad():
         fake_scores, real_scores = (torch.sigmoid(network(x)) for x in (subject.fake, subject.real))
     for k in (0, 3):
