@@ -140,6 +140,8 @@ def load_subject(
             f"SOURCE {source}: was trained with --objective {config.objective}, whose scores are no probabilities "
             "to be 0.02 apart; name a run with --objective vanilla"
         )
+    if config.image_size is None:
+        raise ConfigError(f"SOURCE {source}: was trained on points of {config.dataset}; name a run on images")
     shape: dict[str, Any] = {"image_size": int(config.image_size or 0), "channels": int(config.channels or 0)}
     discriminator = build_discriminator(
         config.architecture,
@@ -199,10 +201,10 @@ def load_raw_generator(path: Path, option: str) -> tuple[nn.Module, int, int]:
         image_size=int(config.image_size or 0),
         channels=int(config.channels or 0),
         width=int(config.width or 0),
-        z_dim=config.z_dim,
+        z_dim=int(config.z_dim or 0),
     )
     _load(generator, state["generator"], path, option)
-    return generator, config.z_dim, state["step"]
+    return generator, int(config.z_dim or 0), state["step"]
 
 
 def checkpoint_of(path: Path, option: str) -> Path:

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from . import feature_network, files, inception, report, results
+from . import feature_network, figure1, files, inception, report, results
 from .command import Parser, TrainingStopped, run_command
 from .config import ConfigError, TrainConfig, resolve_device
 from .data import DATASETS, load_images
@@ -41,8 +41,16 @@ _SAME_TRAINING = ("outdir", "data_dir", "download", "device")  # options that ma
 
 
 def attack_steps(found: list[Result]) -> dict[str, dict[str, float]]:
-    """Claim C1's measurement: run's name -> {"fake": mean steps, "real": mean steps}. Not connected yet."""
-    return {}
+    """Claim C1's measurement, by Figure 1's protocol: name of a finished dcgan run -> {"fake": mean steps, "real": ...}."""
+    measured = {}
+    for result in tqdm(found, desc="attacks", unit="run", disable=not sys.stderr.isatty()):
+        config = result.experiment.config
+        if config.baseline != "dcgan" or result.experiment.figure == "sweep" or not result.finished or not result.path:
+            continue
+        subject = figure1.load_subject(result.path, data_dir=config.data_dir, device=str(config.device))
+        record = figure1.measure(subject, figure1.Protocol()).record()
+        measured[result.experiment.name] = {side: record[side]["mean"] for side in ("fake", "real")}
+    return measured
 
 
 # One run
