@@ -144,7 +144,7 @@ def load_subject(
         raise ConfigError(f"SOURCE {source}: was trained on points of {config.dataset}; name a run on images")
     shape: dict[str, Any] = {"image_size": int(config.image_size or 0), "channels": int(config.channels or 0)}
     discriminator = build_discriminator(
-        config.architecture,
+        str(config.architecture),
         width=int(config.width or 0),
         batch_norm=bool(config.batch_norm),
         spectral_norm=config.spectral_norm,
@@ -197,7 +197,7 @@ def load_raw_generator(path: Path, option: str) -> tuple[nn.Module, int, int]:
     path = checkpoint_of(path, option)
     state, config = _state_and_config(path, option)
     generator = build_generator(
-        config.architecture,
+        str(config.architecture),
         image_size=int(config.image_size or 0),
         channels=int(config.channels or 0),
         width=int(config.width or 0),

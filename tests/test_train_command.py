@@ -211,7 +211,8 @@ def test_run_folder(tmp_path):
         assert record["images_per_second"] > 0
         assert record["input_grad_norm"] > 0
     metrics = [json.loads(line) for line in (first / "metrics.jsonl").read_text().splitlines()]
-    assert [m["step"] for m in metrics] == [3, 5]
+    names = ["classifier_score", "classifier_frechet", "sliced_wasserstein"]
+    assert [(m["step"], m["metric"]) for m in metrics] == [(step, name) for step in (3, 5) for name in names]
     assert all(m["protocol"] and m["value"] > 0 for m in metrics)
     assert TrainConfig(**yaml.safe_load((first / "config.yaml").read_text())) == TrainConfig(
         width=4, z_dim=8, batch_size=8, log_every=2, eval_every=3, steps=5, sample_every=2, save_every=4, outdir=str(tmp_path)
