@@ -161,7 +161,7 @@ def _config(size: Size, steps: int | None, setting: dict[str, Any], run: dict[st
         "log_every": max(1, steps // 40),
         "eval_every": max(1, steps // size.evaluations),
         "sample_every": steps,
-        "save_every": max(1, steps // 4),
+        "save_every": max(1, steps // 2),
     }
     at_this_size = {**size.options, **size.baseline_options.get(baseline, {})}
     return TrainConfig(**{**at_this_size, **setting, **run, **recorded}).resolved()

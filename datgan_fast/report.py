@@ -224,7 +224,7 @@ def _how_it_was_run(found: Sequence[Result]) -> list[Block]:
                 [
                     ("date", first["started"]),
                     ("device", devices + ("".join(f", {gpu}" for gpu in first["gpu"]))),
-                    ("platform", f"{first['platform']}, {first['threads']} threads a run"),
+                    ("platform", f"{first['platform'].partition('-')[0]}, {counted(first['threads'], 'thread')} a run"),
                     ("versions", f"datgan-fast {first['datgan_fast']} ({first['commit'] or 'no commit'}), "
                      f"torch {first['torch']}, Python {first['python']}"),
                     ("training time", f"{seconds / 60:.1f} minutes in all runs together, without evaluations"),
@@ -342,6 +342,7 @@ pre { background: #f5f5f5; padding: 0.6rem; overflow-x: auto; }
 @media (max-width: 40rem) {
   .prose th { display: none; }
   .prose td { display: block; border: none; padding: 0.1rem 0; }
+  .prose td::before { content: attr(data-column) " "; color: #777; }
   .prose tr { display: block; border-bottom: 1px solid #ddd; padding: 0.6rem 0; }
 }
 .holds { color: #fff; background: #2e7d32; } .does-not { color: #fff; background: #b3261e; }
@@ -359,8 +360,9 @@ def page(blocks: Sequence[Block]) -> str:
             return f'<span class="{text.replace(" ", "-")}">{escaped}</span>'
         return escaped
 
-    def row(cells: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{cell(c)}</{tag}>" for c in cells) + "</tr>"
+    def row(columns: Sequence[str], cells: Sequence[str]) -> str:
+        labelled = zip(columns, cells, strict=True)
+        return "<tr>" + "".join(f'<td data-column="{html.escape(c)}">{cell(t)}</td>' for c, t in labelled) + "</tr>"
 
     def element(block: Block) -> str:
         match block:
@@ -371,7 +373,8 @@ def page(blocks: Sequence[Block]) -> str:
             case Code():
                 return f"<pre>{html.escape(block.text)}</pre>"
             case Table():
-                rows = "\n".join([row(block.columns, "th"), *(row(r, "td") for r in block.rows)])
+                header = "<tr>" + "".join(f"<th>{html.escape(c)}</th>" for c in block.columns) + "</tr>"
+                rows = "\n".join([header, *(row(block.columns, r) for r in block.rows)])
                 kind = "prose" if block.prose else "figures"
                 return f'<div class="wide"><table class="{kind}">\n{rows}\n</table></div>'
             case Picture():

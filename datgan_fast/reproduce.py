@@ -91,6 +91,8 @@ def train(experiment: Experiment, folder: Path) -> None:
         files.write_text(path / "experiment.json", json.dumps(place) + "\n")
         run = RunFolder.begin(path, trainer.config)
     trainer.fit(run)
+    for older in run.checkpoints()[:-1]:  # of many runs they would fill a disk
+        older.unlink()
 
 
 # Several runs
@@ -269,11 +271,10 @@ def _make(folder: Path) -> None:
 
 
 def _report(outdir: Path, failures: dict[str, str]) -> int:
-    found = results.read(outdir / "runs")
-    verdicts = report.write(found, attack_steps(found), outdir)
-    for v in verdicts:
-        print(f"{v.name} {v.verdict:11s} {v.claim}: {v.ours}")
-    print(f"report: {outdir / 'report.html'}, {outdir / 'report.md'}")
+    if found := results.read(outdir / "runs"):
+        for v in report.write(found, attack_steps(found), outdir):
+            print(f"{v.name} {v.verdict:11s} {v.claim}: {v.ours}")
+        print(f"report: {outdir / 'report.html'}, {outdir / 'report.md'}")
     for name, reason in failures.items():
         print(f"python -m datgan_fast.reproduce: {name} failed: {reason}", file=sys.stderr)
     return 1 if failures else 0

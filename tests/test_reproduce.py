@@ -8,7 +8,7 @@ import signal
 
 import pytest
 
-from datgan_fast import claims, reproduce, results
+from datgan_fast import claims, report, reproduce, results
 from datgan_fast.claims import CANNOT_TELL, DOES_NOT, HOLDS
 from datgan_fast.config import ConfigError
 from datgan_fast.experiments import DAT, FIGURES, FULL, PAPER, PLAIN, QUICK, Size, experiments
@@ -27,7 +27,7 @@ def made(figure, dat, plain, seeds=3):
     """Results of a figure's runs: each of `dat` and `plain` is a function (seed, part of training done) -> record."""
     found = []
     for e in experiments([figure], range(seeds), TINY, DIGITS):
-        record = {PLAIN: plain, DAT: dat}[e.variant]
+        record = plain if e.variant == PLAIN else dat
         steps = [e.config.steps * (i + 1) // 8 for i in range(8)]
         lines = [{"step": step, **record(e.seed, step / e.config.steps)} for step in steps]
         metrics = [
@@ -220,7 +220,7 @@ def test_an_interrupted_run_goes_on_exactly(tmp_path, monkeypatch):
         reproduce.train(experiment, tmp_path / "parts")
     assert reproduce.remaining([experiment], tmp_path / "parts") == [experiment]
     reproduce.train(experiment, tmp_path / "parts")
-    assert taken == [1, 2, 3, 4, 5, 5, 6, 7, 8]  # checkpoints are made every second step
+    assert taken == [1, 2, 3, 4, 5, 5, 6, 7, 8]  # a checkpoint is made half way
     assert reproduce.remaining([experiment], tmp_path / "parts") == []
 
     def measured(folder):
@@ -267,7 +267,7 @@ def test_from_ctrl_c_to_the_report(tmp_path, monkeypatch, capsys):
     page, text = ((outdir / name).read_text() for name in ("report.html", "report.md"))
     for number in range(1, 8):
         assert f"| C{number} |" in text
-        assert f"<td>C{number}</td>" in page
+        assert f">C{number}</td>" in page
     sources = re.findall(r'(?:src|href)="([^"]{0,30})', page)
     assert len(sources) == 2  # the figure and its samples
     assert all(source.startswith("data:image/png;base64,") for source in sources)
@@ -279,6 +279,22 @@ def test_from_ctrl_c_to_the_report(tmp_path, monkeypatch, capsys):
     (outdir / "report.html").unlink()
     assert reproduce.main(["--report-only", "--outdir", str(outdir)]) == 0
     assert (outdir / "report.html").read_text() == page
+
+
+def test_the_sweeps_table(tmp_path):
+    found = made("sweep", lambda seed, done: record(score=(3.0, 4.0, 5.0)[seed]), lambda seed, done: record(score=2.0))
+    report.write(found, {}, tmp_path)
+    rows = [[c.strip() for c in line.split("|")[1:-1]] for line in (tmp_path / "report.md").read_text().splitlines()]
+    of_dcgan = {row[1]: row[2:4] for row in rows if row[:1] == ["dcgan"]}
+    assert of_dcgan["plain"] == ["3", "2 ± 0"]
+    assert of_dcgan["alg1, eps 1, lambda_adv 0.3"] == ["3", "4 ± 1"]
+    assert len(of_dcgan) == 1 + 3 * 3 * 2
+
+
+def test_no_run_that_left_anything(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(reproduce, "run_all", lambda todo, *_: {todo[0].name: "out of memory"})
+    assert run(tmp_path / "out") == 1
+    assert capsys.readouterr().err.endswith("failed: out of memory\n")
 
 
 def test_a_run_that_diverges_is_reported(tmp_path, monkeypatch, capsys):
