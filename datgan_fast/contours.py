@@ -27,7 +27,7 @@ ATTACKED = 10  # the attack is drawn after this part of the steps, while the gen
 
 def contours(arguments: argparse.Namespace) -> int:
     given = {name: value for name, value in vars(arguments).items() if value is not None and name != "out"}
-    options = {"dataset": "ring", "steps": 1000, **typed(given, "command line")}
+    options = {"dataset": "ring", **typed(given, "command line")}
     if options["dataset"] not in TOY_DATASETS:
         raise ConfigError(f"--dataset {options['dataset']}: must be one of {', '.join(TOY_DATASETS)}")
     out = Path(arguments.out)

@@ -123,7 +123,8 @@ def describe(trainer: Trainer) -> None:
         print(f"{name} ({parameter_count(network):,} parameters): {network}\n")
     data = trainer.iteration.data
     where = "on" if data.resident else "streamed to"
-    print(f"data: {len(data.images)} images {tuple(data.images.shape[1:])}, {where} {trainer.device}")
+    kind = "points" if trainer.config.toy else "images"
+    print(f"data: {len(data.images)} {kind} {tuple(data.images.shape[1:])}, {where} {trainer.device}")
 
 
 def main(argv: list[str] | None = None) -> int:
