@@ -224,7 +224,7 @@ def _how_it_was_run(found: Sequence[Result]) -> list[Block]:
                 [
                     ("date", first["started"]),
                     ("device", devices + ("".join(f", {gpu}" for gpu in first["gpu"]))),
-                    ("platform", f"{first['platform']}, {first['threads']} threads a run"),
+                    ("platform", f"{first['platform'].partition('-')[0]}, {counted(first['threads'], 'thread')} a run"),
                     ("versions", f"datgan-fast {first['datgan_fast']} ({first['commit'] or 'no commit'}), "
                      f"torch {first['torch']}, Python {first['python']}"),
                     ("training time", f"{seconds / 60:.1f} minutes in all runs together, without evaluations"),
