@@ -22,6 +22,7 @@ from itertools import product
 from typing import Any
 
 from .config import BASELINES, TrainConfig
+from .toy_data import TOY_DATASETS
 
 PLAIN, DAT = "plain", "DAT"
 
@@ -163,5 +164,7 @@ def _config(size: Size, steps: int | None, setting: dict[str, Any], run: dict[st
         "sample_every": steps,
         "save_every": max(1, steps // 2),
     }
-    at_this_size = {**size.options, **size.baseline_options.get(baseline, {})}
+    # The toy data's own defaults are small and quick already.
+    toy = run.get("dataset") in TOY_DATASETS
+    at_this_size = {} if toy else {**size.options, **size.baseline_options.get(baseline, {})}
     return TrainConfig(**{**at_this_size, **setting, **run, **recorded}).resolved()

@@ -135,6 +135,7 @@ _SCORE_TITLES = {
     "is": "Inception Score",
     "classifier_score": "classifier score (for the Inception Score)",
     "sliced_wasserstein": "sliced Wasserstein distance",
+    "exact_wasserstein": "exact Wasserstein distance",
 }
 
 

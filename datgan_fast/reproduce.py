@@ -41,12 +41,14 @@ _SAME_TRAINING = ("outdir", "data_dir", "download", "device")  # options that ma
 
 
 def attack_steps(found: list[Result]) -> dict[str, dict[str, float]]:
-    """Claim C1's measurement, by Figure 1's protocol: name of a finished dcgan run -> {"fake": mean steps, "real": ...}."""
+    """Claim C1's measurement, by Figure 1's protocol: name of a finished run of figure 3 -> {"fake": mean steps, "real": ...}."""
     measured = {}
-    for result in tqdm(found, desc="attacks", unit="run", disable=not sys.stderr.isatty()):
+    attacked = [
+        r for r in found if r.finished and r.path and r.experiment.figure == "3" and not r.experiment.config.toy
+    ]
+    for result in tqdm(attacked, desc="attacks", unit="run", disable=not sys.stderr.isatty()):
         config = result.experiment.config
-        if config.baseline != "dcgan" or result.experiment.figure == "sweep" or not result.finished or not result.path:
-            continue
+        assert result.path is not None
         subject = figure1.load_subject(result.path, data_dir=config.data_dir, device=str(config.device))
         record = figure1.measure(subject, figure1.Protocol()).record()
         measured[result.experiment.name] = {side: record[side]["mean"] for side in ("fake", "real")}
@@ -255,7 +257,7 @@ def _load_data_once(config: TrainConfig) -> None:
     """Downloads the data and trains their feature network here, before several runs would do it at the same time."""
     c = config
     data = (c.dataset, c.data_dir, c.image_size, c.channels)
-    if c.dataset == "folder":
+    if c.dataset == "folder" or c.toy:
         load_images(*data, download=c.download)
     else:
         feature_network.load(*data, device=c.device, download=c.download)

@@ -15,7 +15,7 @@ from .experiments import DAT, FIGURES, PLAIN, Experiment
 from .run_folder import RunFolder
 
 # What can stand in for the paper's Inception Score, the best first, and whether more is better.
-SCORES = {"is": True, "classifier_score": True, "sliced_wasserstein": False}
+SCORES = {"is": True, "classifier_score": True, "sliced_wasserstein": False, "exact_wasserstein": False}
 
 Series = tuple[np.ndarray, np.ndarray]  # discriminator updates, values
 

@@ -355,3 +355,23 @@ def test_the_place_of_a_run_is_recorded(tmp_path):
     (read,) = results.read(tmp_path)
     assert read.experiment == experiment
     assert read.finished
+
+
+@pytest.mark.parametrize("dataset", ["digits", "ring"])
+def test_the_dcgan_runs_are_attacked(tmp_path, dataset):
+    options = {"dataset": dataset, "device": "cpu", "outdir": str(tmp_path)}
+    plain, trained, *_ = experiments(["3"], range(1), TINY, options, steps=2)
+    for e in (plain, trained):
+        reproduce.train(e, tmp_path)
+    found = [results.read_run(e, tmp_path / e.name) for e in (plain, trained)]
+    measured = reproduce.attack_steps(found)
+    if dataset == "ring":  # points: nothing to fool with a picture
+        assert measured == {}
+    else:
+        assert measured.keys() == {plain.name, trained.name}
+        assert all(0 <= steps <= 200 for sides in measured.values() for steps in (sides["fake"], sides["real"]))
+
+
+def test_toy_data_keeps_its_own_sizes():
+    (e, *_) = experiments(["3"], range(1), TINY, {"dataset": "ring", "device": "cpu"})
+    assert (e.config.width, e.config.batch_size) == (128, 256)
