@@ -1,5 +1,7 @@
 """What is run to reproduce the paper: for each of its figures the settings, each with and without DAT from the same seeds.
 
+The figures are run on each data set that is asked for, the paper's images or points in the plane.
+
 The paper states few hyper-parameters. What it leaves open is chosen here:
 
 - Networks, batch size, penalty weights, optimisers and learning rates are the baselines' (config.py), eps and the attack
@@ -8,8 +10,8 @@ The paper states few hyper-parameters. What it leaves open is chosen here:
   one and one that DCGAN is known to find harder.
 - Figures 5 and 7 have n_dis 5, figures 6 and 8 n_dis 1, as the paper has. WGAN-ALP, which the abstract names and the paper
   does not show, is run with both.
-- Every run of a size makes the same number of discriminator updates, the figures' horizontal axis: with n_dis 5 a fifth of
-  the generator steps.
+- Every run on a data set makes the same number of discriminator updates, the figures' horizontal axis: with n_dis 5 a fifth
+  of the generator steps.
 - The score is the averaged generator's.
 """
 
@@ -17,7 +19,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
@@ -65,10 +67,11 @@ def _sweep() -> tuple[Setting, ...]:
         variants: dict[str, dict[str, Any]] = {PLAIN: {"dat": False}}
         # For the Wasserstein objective alg1 is eq10.
         formulations = ("eq10", "batch_mean") if baseline.objective == "wasserstein" else ("eq10", "alg1", "batch_mean")
-        for formulation, eps, lambda_adv in product(formulations, (0.1, 1.0, 10.0), (0.3, 1.0)):
-            if formulation == "batch_mean":
-                eps *= 64  # the default batch size: this one's gradient is divided by it
-            label = f"{formulation}, eps {eps:g}, lambda_adv {lambda_adv:g}"
+        # Clamped weights leave a gradient of about a hundredth of the others'.
+        sizes = (10.0, 100.0, 1000.0) if baseline.lipschitz == "clamp" else (0.1, 1.0, 10.0)
+        for formulation, eps, lambda_adv in product(formulations, sizes, (0.3, 1.0)):
+            times = " x batch" if formulation == "batch_mean" else ""
+            label = f"{formulation}, eps {eps:g}{times}, lambda_adv {lambda_adv:g}"
             variants[label] = {"dat": True, "formulation": formulation, "eps": eps, "lambda_adv": lambda_adv}
         settings.append(Setting(name, {"baseline": name}, variants))
     return tuple(settings)
@@ -93,16 +96,18 @@ class Size:
 
     name: str
     updates: int  # of the discriminator
+    toy_updates: int  # likewise, on toy data
     evaluations: int
     options: dict[str, Any]
     baseline_options: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-FULL = Size("full", 20_000, 10, {})
+FULL = Size("full", 20_000, 20_000, 10, {})
 # A small network learns within so few updates only with larger learning rates than the papers'.
 QUICK = Size(
     "quick",
     600,
+    1500,
     8,
     {"width": 16, "batch_size": 32},
     {name: {"lr": 2e-3} for name, baseline in BASELINES.items() if baseline.objective == "wasserstein"},
@@ -120,22 +125,31 @@ class Experiment:
     config: TrainConfig
 
     @property
+    def dataset(self) -> str:
+        return self.config.dataset
+
+    @property
     def place(self) -> tuple[str, str, str]:
         return self.figure, self.setting, self.variant
 
     @property
     def name(self) -> str:
-        """Of its folder: 3-lr-0.0002-beta1-0.5-n_dis-1-plain-seed0."""
-        text = f"{self.figure} {self.setting} {self.variant} seed{self.seed}"
+        """Of its folder: digits-3-lr-0.0002-beta1-0.5-n_dis-1-plain-seed0."""
+        text = f"{self.dataset} {self.figure} {self.setting} {self.variant} seed{self.seed}"
         return re.sub(r"[^\w.]+", "-", text).lower()
 
 
 def experiments(
-    figures: Iterable[str], seeds: Sequence[int], size: Size, options: dict[str, Any], steps: int | None = None
+    datasets: Iterable[str],
+    figures: Iterable[str],
+    seeds: Sequence[int],
+    size: Size,
+    options: dict[str, Any],
+    steps: int | None = None,
 ) -> list[Experiment]:
     """The runs of these figures, seed by seed, so that an early look at the report has every setting.
 
-    options    TrainConfig's that all runs share: data set, device
+    options    TrainConfig's that all runs share, such as the device; an image size is for images only
     steps      generator steps of every run, in place of size's number of discriminator updates
     """
     return [
@@ -144,9 +158,10 @@ def experiments(
             setting.name,
             variant,
             seed,
-            _config(size, steps, setting.options, {**options, **chosen, "seed": seed}),
+            _config(size, steps, setting.options, {**options, **chosen, "dataset": dataset, "seed": seed}),
         )
         for seed in seeds
+        for dataset in datasets
         for name in figures
         for setting in FIGURES[name].settings
         for variant, chosen in setting.variants.items()
@@ -156,7 +171,9 @@ def experiments(
 def _config(size: Size, steps: int | None, setting: dict[str, Any], run: dict[str, Any]) -> TrainConfig:
     """Resolved options of a run: the size's, the baseline's at that size, the setting's, the run's own; later ones win."""
     baseline = setting["baseline"]
-    steps = steps or max(1, size.updates // setting.get("n_dis", BASELINES[baseline].n_dis))
+    toy = run["dataset"] in TOY_DATASETS
+    updates = size.toy_updates if toy else size.updates
+    steps = steps or max(1, updates // setting.get("n_dis", BASELINES[baseline].n_dis))
     recorded = {
         "steps": steps,
         "log_every": max(1, steps // 40),
@@ -164,7 +181,13 @@ def _config(size: Size, steps: int | None, setting: dict[str, Any], run: dict[st
         "sample_every": steps,
         "save_every": max(1, steps // 2),
     }
-    # The toy data's own defaults are small and quick already.
-    toy = run.get("dataset") in TOY_DATASETS
-    at_this_size = {} if toy else {**size.options, **size.baseline_options.get(baseline, {})}
-    return TrainConfig(**{**at_this_size, **setting, **run, **recorded}).resolved()
+    if toy:  # its own defaults are small and quick already
+        at_this_size: dict[str, Any] = {}
+        run = {**run, "image_size": None}
+    else:
+        at_this_size = {**size.options, **size.baseline_options.get(baseline, {})}
+    config = TrainConfig(**{**at_this_size, **setting, **run, **recorded}).resolved()
+    if "eps" in run and config.formulation == "batch_mean":  # whose gradient is divided by the batch's size
+        assert config.eps is not None and config.batch_size is not None
+        config = replace(config, eps=config.eps * config.batch_size)
+    return config

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -36,6 +36,7 @@ from .run_folder import RunFolder
 from .stop_signals import StopSignals
 from .trainer import Trainer, load_checkpoint
 
+QUICK_DATASETS = ("digits", "ring")
 JOBS_ON_A_GPU = 4  # one small network's iterations leave much of a GPU idle
 _SAME_TRAINING = ("outdir", "data_dir", "download", "device")  # options that may differ when a run is gone on with
 
@@ -195,11 +196,13 @@ def build_parser() -> Parser:
     parser.add_argument("--figure", default=",".join(PAPER), metavar="LIST", help=f"of {','.join(FIGURES)} "
         "(default: all but the sweep); sweep is a grid of DAT's options over the baselines")  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="small networks and short runs, for a CPU")
-    parser.add_argument("--dataset", metavar="NAME", help="default: digits with --quick, else cifar10")
+    parser.add_argument("--dataset", metavar="LIST", help=f"of {','.join(DATASETS)} (default: "
+        f"{','.join(QUICK_DATASETS)} with --quick, else cifar10)")  # fmt: skip
     parser.add_argument("--data-dir", default="data", metavar="DIR", help="where its files are (default: data)")
     parser.add_argument("--download", action="store_true", help="fetch missing files of the data set into --data-dir")
+    parser.add_argument("--image-size", metavar="N", help="side in pixels (default: the data set's)")
     parser.add_argument("--steps", metavar="N", help="generator steps of each run (default: as many as make "
-        f"{FULL.updates} discriminator updates; {QUICK.updates} with --quick)")  # fmt: skip
+        f"{FULL.updates} discriminator updates; {QUICK.updates} with --quick, {QUICK.toy_updates} on toy data)")  # fmt: skip
     parser.add_argument("--seeds", default="3", metavar="N", help="runs of each setting: seeds 0 to N-1 (default: 3)")
     parser.add_argument("--jobs", metavar="N", help="runs at a time (default: as many as cores, "
         f"or {JOBS_ON_A_GPU} that share a GPU)")  # fmt: skip
@@ -217,39 +220,39 @@ def reproduce(arguments: Any) -> int:
             raise ConfigError(f"--outdir {outdir}: must hold runs of datgan_fast.reproduce for --report-only")
         return _report(outdir, {})
 
-    figures = _chosen_figures(arguments.figure)
-    dataset = arguments.dataset or ("digits" if arguments.quick else "cifar10")
-    if dataset not in DATASETS:
-        raise ConfigError(f"--dataset {dataset}: must be one of {', '.join(DATASETS)}")
+    figures = _chosen("--figure", arguments.figure, FIGURES)
+    default = QUICK_DATASETS if arguments.quick else ("cifar10",)
+    datasets = _chosen("--dataset", arguments.dataset, DATASETS) if arguments.dataset else default
     seeds = whole_number("--seeds", arguments.seeds, 1, 1000)
     steps = whole_number("--steps", arguments.steps, 1, 10**9) if arguments.steps is not None else None
     device = resolve_device(arguments.device)
     on_gpu = device.startswith("cuda")
     jobs = whole_number("--jobs", arguments.jobs or str(JOBS_ON_A_GPU if on_gpu else _cores()), 1, 256)
     shared = {
-        "dataset": dataset,
         "data_dir": arguments.data_dir,
         "download": arguments.download,
         "device": device,
         "outdir": str(outdir / "runs"),
         "inception_weights": arguments.inception_weights,
+        "image_size": arguments.image_size,
     }
     if arguments.inception_weights:
         inception.find_weights(arguments.inception_weights)
-    every = experiments(figures, range(seeds), QUICK if arguments.quick else FULL, shared, steps)
+    every = experiments(datasets, figures, range(seeds), QUICK if arguments.quick else FULL, shared, steps)
     todo = remaining(every, outdir / "runs")
-    _load_data_once(every[0].config)
+    for dataset in datasets:
+        _load_data_once(next(e.config for e in every if e.dataset == dataset))
     _make(outdir / "runs")
     print(f"{outdir}: {len(every)} runs, {len(every) - len(todo)} of them finished, {jobs} at a time", flush=True)
     failures = run_all(todo, outdir / "runs", min(jobs, len(todo))) if todo else {}
     return _report(outdir, failures)
 
 
-def _chosen_figures(text: str) -> list[str]:
+def _chosen(option: str, text: str, known: Collection[str]) -> list[str]:
     chosen = list(dict.fromkeys(name.strip() for name in text.split(",")))
     for name in chosen:
-        if name not in FIGURES:
-            raise ConfigError(f"--figure {name}: must be of {', '.join(FIGURES)}, with commas between")
+        if name not in known:
+            raise ConfigError(f"{option} {name}: must be of {', '.join(known)}, with commas between")
     return chosen
 
 

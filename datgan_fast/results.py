@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from . import files
+from .data import DATASETS
 from .experiments import DAT, FIGURES, PLAIN, Experiment
 from .run_folder import RunFolder
 
@@ -52,7 +53,7 @@ class Result:
 
 
 def read(folder: Path) -> list[Result]:
-    """Every run in the folder that is one of the figures', finished or not, in their order."""
+    """Every run in the folder that is one of the figures', finished or not, in the order of data sets and figures."""
     results = []
     for path in sorted(folder.glob("*/experiment.json")):
         place = json.loads(path.read_text(encoding="utf-8"))
@@ -62,7 +63,9 @@ def read(folder: Path) -> list[Result]:
         results.append(read_run(experiment, path.parent))
     order = [(name, s.name, v) for name, figure in FIGURES.items() for s in figure.settings for v in s.variants]
     known = [r for r in results if r.experiment.place in order]
-    return sorted(known, key=lambda r: (order.index(r.experiment.place), r.experiment.seed))
+    return sorted(
+        known, key=lambda r: (DATASETS.index(r.experiment.dataset), order.index(r.experiment.place), r.experiment.seed)
+    )
 
 
 def read_run(experiment: Experiment, path: Path) -> Result:
@@ -71,14 +74,19 @@ def read_run(experiment: Experiment, path: Path) -> Result:
 
 
 def pairs(results: Iterable[Result]) -> list[tuple[Result, Result]]:
-    """(plain, DAT) of the same figure, setting and seed, where both finished."""
-    by_variant: dict[str, dict[tuple[str, str, int], Result]] = {PLAIN: {}, DAT: {}}
+    """(plain, DAT) of the same data set, figure, setting and seed, where both finished."""
+    by_variant: dict[str, dict[tuple[str, str, str, int], Result]] = {PLAIN: {}, DAT: {}}
     for r in results:
         e = r.experiment
         if r.finished and e.variant in by_variant:
-            by_variant[e.variant][e.figure, e.setting, e.seed] = r
+            by_variant[e.variant][e.dataset, e.figure, e.setting, e.seed] = r
     plain, dat = by_variant[PLAIN], by_variant[DAT]
     return [(plain[key], dat[key]) for key in plain if key in dat]
+
+
+def datasets(results: Iterable[Result]) -> list[str]:
+    """The data sets among these results, in their order there."""
+    return list(dict.fromkeys(r.experiment.dataset for r in results))
 
 
 def settings(results: Iterable[Result]) -> list[str]:

@@ -14,8 +14,9 @@ from datgan_fast.config import ConfigError
 from datgan_fast.experiments import DAT, FIGURES, FULL, PAPER, PLAIN, QUICK, Size, experiments
 from datgan_fast.results import Result
 
-TINY = Size("tiny", 40, 4, {"width": 4, "z_dim": 8, "batch_size": 8})
-DIGITS = {"dataset": "digits", "device": "cpu"}
+TINY = Size("tiny", 40, 80, 4, {"width": 4, "z_dim": 8, "batch_size": 8})
+DIGITS = ["digits"]
+CPU = {"device": "cpu"}
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -26,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def made(figure, dat, plain, seeds=3):
     """Results of a figure's runs: each of `dat` and `plain` is a function (seed, part of training done) -> record."""
     found = []
-    for e in experiments([figure], range(seeds), TINY, DIGITS):
+    for e in experiments(DIGITS, [figure], range(seeds), TINY, CPU):
         record = plain if e.variant == PLAIN else dat
         steps = [e.config.steps * (i + 1) // 8 for i in range(8)]
         lines = [{"step": step, **record(e.seed, step / e.config.steps)} for step in steps]
@@ -170,7 +171,7 @@ def test_unfinished_runs_are_left_out():
 
 
 def test_the_papers_figures_are_run_in_pairs():
-    every = experiments(PAPER, range(3), FULL, DIGITS)
+    every = experiments(DIGITS, PAPER, range(3), FULL, CPU)
     assert {e.figure for e in every} == {"3", "4", "5", "6", "7", "8", "alp"}
     assert len({e.name for e in every}) == len(every)
     for e in every:
@@ -187,11 +188,11 @@ def test_the_papers_figures_are_run_in_pairs():
 
 
 def test_steps_are_generator_steps():
-    assert {e.config.steps for e in experiments(PAPER, range(1), QUICK, DIGITS, steps=7)} == {7}
+    assert {e.config.steps for e in experiments(DIGITS, PAPER, range(1), QUICK, CPU, steps=7)} == {7}
 
 
 def test_the_sweep_covers_every_baseline():
-    configs = [e.config for e in experiments(["sweep"], range(1), QUICK, DIGITS)]
+    configs = [e.config for e in experiments(DIGITS, ["sweep"], range(1), QUICK, CPU)]
     assert {c.baseline for c in configs} == {"dcgan", "wgan", "wgan-gp", "wgan-lp", "wgan-alp"}
     of_dcgan = [c for c in configs if c.baseline == "dcgan" and c.dat]
     assert {c.formulation for c in of_dcgan} == {"eq10", "alg1", "batch_mean"}
@@ -200,7 +201,7 @@ def test_the_sweep_covers_every_baseline():
 
 
 def one_run(steps=8):
-    return next(e for e in experiments(["4"], range(1), TINY, DIGITS, steps) if e.config.dat)
+    return next(e for e in experiments(DIGITS, ["4"], range(1), TINY, CPU, steps) if e.config.dat)
 
 
 def test_an_interrupted_run_goes_on_exactly(tmp_path, monkeypatch):
@@ -241,7 +242,7 @@ def test_a_folder_of_other_options_is_refused(tmp_path):
 
 
 def run(outdir, *options):
-    tiny = ["--quick", "--figure", "4", "--steps", "2", "--seeds", "2", "--jobs", "1"]
+    tiny = ["--quick", "--dataset", "digits", "--figure", "4", "--steps", "2", "--seeds", "2", "--jobs", "1"]
     return reproduce.main([*tiny, "--outdir", str(outdir), *options])
 
 
@@ -258,7 +259,7 @@ def test_from_ctrl_c_to_the_report(tmp_path, monkeypatch, capsys):
     assert run(outdir) == 0
     said = capsys.readouterr().out
     assert "4 runs, 1 of them finished" in said
-    assert "3/3 4-wgan-n_dis-5-dat-seed1: classifier_score" in said
+    assert "3/3 digits-4-wgan-n_dis-5-dat-seed1: classifier_score" in said
     assert len(list(outdir.glob("runs/*/generator.safetensors"))) == 4
     assert finished[0].stat().st_mtime_ns == when
 
@@ -305,7 +306,7 @@ def test_a_run_that_diverges_is_reported(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(reproduce, "run_all", failed)
     assert run(tmp_path / "out", "--seeds", "1") == 1
-    assert "4-wgan-n_dis-5-plain-seed0 failed: training diverged" in capsys.readouterr().err
+    assert "digits-4-wgan-n_dis-5-plain-seed0 failed: training diverged" in capsys.readouterr().err
     assert (tmp_path / "out" / "report.md").is_file()
 
 
@@ -315,6 +316,9 @@ def test_a_run_that_diverges_is_reported(tmp_path, monkeypatch, capsys):
         (["--figure", "9"], "--figure 9"),
         (["--figure", "3,,4"], "--figure"),
         (["--dataset", "imagenet"], "--dataset imagenet"),
+        (["--dataset", "digits,,ring"], "--dataset"),
+        (["--image-size", "20"], "--image-size 20"),
+        (["--image-size", "small"], "--image-size small"),
         (["--dataset", "mnist", "--data-dir", "nowhere"], "--data-dir nowhere"),
         (["--steps", "0"], "--steps 0"),
         (["--steps", "many"], "--steps many"),
@@ -359,8 +363,8 @@ def test_the_place_of_a_run_is_recorded(tmp_path):
 
 @pytest.mark.parametrize("dataset", ["digits", "ring"])
 def test_the_dcgan_runs_are_attacked(tmp_path, dataset):
-    options = {"dataset": dataset, "device": "cpu", "outdir": str(tmp_path)}
-    plain, trained, *_ = experiments(["3"], range(1), TINY, options, steps=2)
+    options = {**CPU, "outdir": str(tmp_path)}
+    plain, trained, *_ = experiments([dataset], ["3"], range(1), TINY, options, steps=2)
     for e in (plain, trained):
         reproduce.train(e, tmp_path)
     found = [results.read_run(e, tmp_path / e.name) for e in (plain, trained)]
@@ -373,5 +377,19 @@ def test_the_dcgan_runs_are_attacked(tmp_path, dataset):
 
 
 def test_toy_data_keeps_its_own_sizes():
-    (e, *_) = experiments(["3"], range(1), TINY, {"dataset": "ring", "device": "cpu"})
-    assert (e.config.width, e.config.batch_size) == (128, 256)
+    of_images, of_points = (
+        next(e.config for e in experiments([name], ["3"], range(1), TINY, {**CPU, "image_size": 8}))
+        for name in ("digits", "ring")
+    )
+    assert (of_images.image_size, of_images.width, of_images.batch_size, of_images.steps) == (8, 4, 8, 40)
+    assert (of_points.image_size, of_points.width, of_points.batch_size, of_points.steps) == (None, 128, 256, 80)
+
+
+def test_a_batch_means_eps_is_multiplied_by_the_batch_size():
+    for e in experiments(["digits", "ring"], ["sweep"], range(1), TINY, CPU):
+        if found := re.fullmatch(r"(\w+), eps (\d+|0\.1)( x batch)?, lambda_adv .*", e.variant):
+            formulation, eps, times = found.groups()
+            assert bool(times) == (formulation == "batch_mean") == (e.config.formulation == "batch_mean")
+            assert e.config.eps == pytest.approx(float(eps) * (e.config.batch_size if times else 1))
+        else:
+            assert not e.config.dat
