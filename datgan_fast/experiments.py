@@ -27,6 +27,7 @@ from .config import BASELINES, TrainConfig
 from .toy_data import TOY_DATASETS
 
 PLAIN, DAT = "plain", "DAT"
+SWEEP = "sweep"
 
 
 @dataclass(frozen=True)
@@ -85,9 +86,9 @@ FIGURES = {
     "7": Figure("WGAN-LP, n_dis 5", _critic("wgan-lp", 5)),
     "8": Figure("WGAN-LP, n_dis 1", _critic("wgan-lp", 1)),
     "alp": Figure("WGAN-ALP", _critic("wgan-alp", 5, 1)),
-    "sweep": Figure("Sweep of DAT's options", _sweep()),
+    SWEEP: Figure("Sweep of DAT's options", _sweep()),
 }
-PAPER = tuple(name for name in FIGURES if name != "sweep")
+PAPER = tuple(name for name in FIGURES if name != SWEEP)
 
 
 @dataclass(frozen=True)

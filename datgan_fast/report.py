@@ -1,4 +1,4 @@
-"""The report of a reproduction: what it shows, its figures as PNGs, report.md and report.html."""
+"""The report of a reproduction: what it shows of which runs. Writes its figures as PNGs, report.md and report.html."""
 
 from __future__ import annotations
 
@@ -7,42 +7,38 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-import matplotlib
 import numpy as np
-from PIL import Image
 
-from . import claims, experiments, files
+from . import claims, experiments, files, sweep
 from .claims import CANNOT_TELL, DOES_NOT, HOLDS, Verdict, counted
-from .experiments import DAT, FIGURES, PLAIN, Figure
+from .experiments import FIGURES, SWEEP, Figure
 from .report_page import Block, Code, Heading, Paragraph, Picture, Table, markdown, page
-from .results import Result, Series, score_name, settings
+from .report_pictures import draw_curves, draw_samples, draw_sweep
+from .results import Result, Series, datasets, score_name, settings
 
-COLOURS = {PLAIN: "#4477aa", DAT: "#cc3311"}  # told apart by colour-blind eyes too
+Verdicts = dict[str, list[Verdict]]  # of each data set, the claims' in their order
 
 
-def write(found: Sequence[Result], attack_steps: Mapping[str, Mapping[str, float]], outdir: Path) -> list[Verdict]:
+def write(found: Sequence[Result], attack_steps: Mapping[str, Mapping[str, float]], outdir: Path) -> Verdicts:
     """Judges the claims and writes the figures and both reports into outdir; returns the verdicts."""
     finished = [r for r in found if r.finished]
-    verdicts = claims.judge(finished, attack_steps)
+    of_paper = [r for r in finished if r.experiment.figure != SWEEP]
+    of_sweep = [r for r in finished if r.experiment.figure == SWEEP]
+    by_dataset = {name: [r for r in of_paper if r.experiment.dataset == name] for name in datasets(of_paper)}
+    verdicts = {name: claims.judge(runs, attack_steps) for name, runs in by_dataset.items()}
     blocks: list[Block] = [
         Heading("Direct adversarial training, reproduced", 1),
         Paragraph(_what_was_run(found, finished)),
-        Heading("Claims"),
-        Table(
-            ("", "claim", "in the paper", "here", "verdict", "measured by"),
-            [(v.name, v.claim, v.paper, v.ours, v.verdict, v.test) for v in verdicts],
-            prose=True,
-        ),
-        Paragraph(
-            f"{HOLDS}: Student's {claims.LEVEL:.0%} interval for the mean over pairs (the same setting and seed, plain and "
-            f"with DAT) lies wholly on the claimed side; {DOES_NOT}: wholly on the other side; {CANNOT_TELL}: neither, or "
-            f"fewer than {claims.FEWEST} pairs. Intervals are in brackets. Verdicts are of this report's runs: their data, "
-            "networks and lengths are stated below and are not the paper's."
-        ),
     ]
-    for name, figure in FIGURES.items():
-        if of_figure := [r for r in finished if r.experiment.figure == name]:
-            blocks += _sweep(figure, of_figure) if name == "sweep" else _figure(name, figure, of_figure, outdir)
+    if verdicts:
+        blocks += _claims(verdicts)
+    for dataset, runs in by_dataset.items():
+        blocks.append(Heading(f"On {dataset}"))
+        for name, figure in FIGURES.items():
+            if of_figure := [r for r in runs if r.experiment.figure == name]:
+                blocks += _figure(name, figure, of_figure, outdir)
+    if of_sweep:
+        blocks += _sweep(of_sweep, outdir)
     blocks += _how_it_was_run(found)
     files.write_text(outdir / "report.md", markdown(blocks))
     files.write_text(outdir / "report.html", page(blocks))
@@ -54,12 +50,11 @@ def write(found: Sequence[Result], attack_steps: Mapping[str, Mapping[str, float
 
 def _what_was_run(found: Sequence[Result], finished: Sequence[Result]) -> str:
     configs = [r.experiment.config for r in found]
-    datasets = ", ".join(sorted({c.dataset for c in configs}))
     updates = [int(c.steps or 0) * int(c.n_dis or 1) for c in configs]
     length = f"{min(updates)}" if min(updates) == max(updates) else f"{min(updates)} to {max(updates)}"
     text = (
-        f"Li, Xia, Li (2020), Direct Adversarial Training for GANs: {counted(len(finished), 'run')} on {datasets}, "
-        f"{_seeds(finished)}, {length} discriminator updates each."
+        f"Li, Xia, Li (2020), Direct Adversarial Training for GANs: {counted(len(finished), 'run')} on "
+        f"{', '.join(datasets(found))}, {_seeds(finished)}, {length} discriminator updates each."
     )
     if max(updates) < experiments.FULL.updates:
         text += f" These are shortened runs: at full length a run has {experiments.FULL.updates} updates."
@@ -69,8 +64,28 @@ def _what_was_run(found: Sequence[Result], finished: Sequence[Result]) -> str:
     return text
 
 
+def _claims(verdicts: Verdicts) -> list[Block]:
+    """One table, a claim's verdicts on the data sets below each other."""
+    rows = []
+    for of_claim in zip(*verdicts.values(), strict=True):
+        for i, (dataset, v) in enumerate(zip(verdicts, of_claim, strict=True)):
+            said_once = (v.name, v.claim, v.paper) if i == 0 else ("", "", "")
+            rows.append((*said_once, dataset, v.ours, v.verdict, v.test if i == 0 else ""))
+    return [
+        Heading("Claims"),
+        Table(("", "claim", "in the paper", "data", "here", "verdict", "measured by"), rows, prose=True),
+        Paragraph(
+            f"{HOLDS}: Student's {claims.LEVEL:.0%} interval for the mean over pairs (the same setting and seed, plain and "
+            f"with DAT) lies wholly on the claimed side; {DOES_NOT}: wholly on the other side; {CANNOT_TELL}: neither, or "
+            f"fewer than {claims.FEWEST} pairs. Intervals are in brackets. Verdicts are of this report's runs: their data, "
+            "networks and lengths are stated below and are not the paper's."
+        ),
+    ]
+
+
 def _figure(name: str, figure: Figure, found: Sequence[Result], outdir: Path) -> list[Block]:
-    blocks: list[Block] = [Heading(_title(name, figure)), Paragraph(_options(found))]
+    blocks: list[Block] = [Heading(_title(name, figure), 3), Paragraph(_options(found))]
+    dataset = found[0].experiment.dataset
     score = score_name(found)
     quantities: dict[str, Callable[[Result], Series]] = {
         "Wasserstein estimate": lambda r: r.statistic("wasserstein"),
@@ -86,14 +101,15 @@ def _figure(name: str, figure: Figure, found: Sequence[Result], outdir: Path) ->
     else:
         pictures = [(setting, [(setting, title) for title in quantities]) for setting in chosen]
     for number, (caption, panels) in enumerate(pictures, 1):
-        path = outdir / f"figure-{name}-{number}.png"
-        draw(found, panels, quantities, path)
+        path = outdir / f"{dataset}-figure-{name}-{number}.png"
+        draw_curves(found, panels, quantities, path)
         blocks.append(Picture(path, f"{caption}: mean over {_seeds(found)}, band of one standard deviation"))
+    drawn = "points and the critics' contour lines" if found[0].experiment.config.toy else "images"
     if len(chosen) <= 2:
         for setting in chosen:
-            samples = outdir / f"samples-{_slug(setting)}.png"
-            if _draw_samples([r for r in found if r.experiment.setting == setting], samples):
-                blocks.append(Picture(samples, f"{setting}: images of the averaged generators, plain left, DAT right"))
+            samples = outdir / f"{dataset}-samples-{_slug(setting)}.png"
+            if draw_samples([r for r in found if r.experiment.setting == setting], samples):
+                blocks.append(Picture(samples, f"{setting}: {drawn} of the averaged generators, plain left, DAT right"))
     return [*blocks, _final_values(found, "setting", lambda r: r.experiment.setting)]
 
 
@@ -163,14 +179,47 @@ def mean_and_spread(values: Sequence[float]) -> str:
     return f"{x.mean():.3g}" + (f" ± {x.std(ddof=1):.2g}" if len(x) > 1 else "")
 
 
-def _sweep(figure: Figure, found: Sequence[Result]) -> list[Block]:
-    return [
-        Heading(figure.title),
-        Paragraph(
-            _options(found) + " Values: mean over the last quarter of training, ± standard deviation over seeds."
-        ),
-        _final_values(found, "baseline", lambda r: r.experiment.setting),
-    ]
+def _sweep(found: Sequence[Result], outdir: Path) -> list[Block]:
+    blocks: list[Block] = [Heading(FIGURES[SWEEP].title), Paragraph(sweep.EXPLANATION)]
+    # Points have distances of their own, and other sizes of perturbation suit them.
+    for kind, toy in (("images", False), ("points", True)):
+        of_kind = [r for r in found if r.experiment.config.toy == toy]
+        if not (options := sweep.options(of_kind)):
+            continue
+        chosen = {baseline: sweep.choose(of_baseline) for baseline, of_baseline in options.items()}
+        path = outdir / f"sweep-{kind}.png"
+        draw_sweep(options, chosen, datasets(of_kind), path)
+        caption = (
+            f"Distance with DAT, times that of plain training with the same seed: geometric mean over {_seeds(of_kind)}; "
+            "below 1 (blue) DAT is better; the chosen option in bold"
+        )
+        blocks += [Heading(f"Options for {kind}", 3), Picture(path, caption), _chosen_options(options, chosen)]
+    for name in datasets(found):
+        of_dataset = [r for r in found if r.experiment.dataset == name]
+        measured = "Final values: mean over the last quarter of training, ± standard deviation over seeds."
+        blocks += [
+            Heading(f"Final values on {name}", 3),
+            Paragraph(f"{_options(of_dataset)} {measured}"),
+            _final_values(of_dataset, "baseline", lambda r: r.experiment.setting),
+        ]
+    return blocks
+
+
+def _chosen_options(options: Mapping[str, Sequence[sweep.Option]], chosen: Mapping[str, sweep.Option]) -> Table:
+    rows = []
+    for baseline, of_baseline in options.items():
+        best = sweep.best(of_baseline)
+        low, high = np.exp(chosen[baseline].interval.low), np.exp(chosen[baseline].interval.high)
+        rows.append(
+            (
+                baseline,
+                best.variant,
+                f"{best.overall:.2f}",
+                chosen[baseline].variant,
+                f"{chosen[baseline].overall:.2f} ({low:.2f} to {high:.2f})",
+            )
+        )
+    return Table(("baseline", "lowest distance", "times plain", "chosen", "times plain"), rows)
 
 
 def _how_it_was_run(found: Sequence[Result]) -> list[Block]:
@@ -199,73 +248,3 @@ def _how_it_was_run(found: Sequence[Result]) -> list[Block]:
             ),
         ]  # fmt: skip
     return blocks
-
-
-# Pictures
-
-
-def draw(
-    found: Sequence[Result],
-    panels: Sequence[tuple[str, str]],
-    quantities: Mapping[str, Callable[[Result], Series]],
-    path: Path,
-) -> None:
-    """A grid of panels (setting, quantity), two a row: mean lines and their spread, plain and DAT."""
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    rows = -(-len(panels) // 2)
-    figure, axes = pyplot.subplots(rows, 2, figsize=(8, 2.6 * rows), dpi=90, squeeze=False, layout="constrained")
-    several = len({setting for setting, _ in panels}) > 1
-    for axis, (setting, title) in zip(axes.flat, panels, strict=False):
-        for variant, colour in COLOURS.items():
-            runs = [r for r in found if (r.experiment.setting, r.experiment.variant) == (setting, variant)]
-            series = [quantities[title](r) for r in runs]
-            series = [s for s in series if np.isfinite(s[1]).any()]
-            if not series or (variant == PLAIN and quantities[title] is Result.penalty_added):
-                continue
-            updates, mean, spread = over_seeds(series)
-            axis.plot(updates, mean, color=colour, label=variant, linewidth=1.4)
-            axis.fill_between(updates, mean - spread, mean + spread, color=colour, alpha=0.2, linewidth=0)
-        axis.set_title(setting if several else title, fontsize=9)
-        axis.tick_params(labelsize=8)
-        axis.grid(alpha=0.3)
-    for axis in list(axes.flat)[len(panels) :]:
-        axis.remove()
-    axes[0, 0].legend(fontsize=8)
-    for axis in axes[-1]:
-        axis.set_xlabel("discriminator updates", fontsize=8)
-    figure.canvas.draw()
-    picture = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB")  # type: ignore[attr-defined]
-    pyplot.close(figure)
-    _save_small(picture, path)
-
-
-def over_seeds(series: Sequence[Series]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(updates, mean, standard deviation) over the seeds' series, which stand at the same updates."""
-    values = np.stack([s[1] for s in series])
-    spread = values.std(0, ddof=1) if len(series) > 1 else np.zeros(values.shape[1])
-    return series[0][0], values.mean(0), spread
-
-
-def _draw_samples(found: Sequence[Result], path: Path) -> bool:
-    """The last sample grids of the first seed, plain and DAT side by side; False if they are not there."""
-    grids = []
-    for variant in (PLAIN, DAT):
-        runs = [r for r in found if r.experiment.variant == variant and r.path is not None]
-        pictures = sorted((runs[0].path / "samples").glob("step-*.png")) if runs and runs[0].path else []
-        if not pictures:
-            return False
-        with Image.open(pictures[-1]) as image:
-            grids.append(image.convert("L" if image.mode == "L" else "RGB"))
-    size = grids[0].width // 2  # twice the pixels' own size for small images, which stay sharp and compress well
-    both = Image.new("RGB", (2 * size + 20, size), "white")
-    for i, grid in enumerate(grids):
-        both.paste(grid.resize((size, size), Image.Resampling.NEAREST), (i * (size + 20), 0))
-    _save_small(both, path)
-    return True
-
-
-def _save_small(picture: Image.Image, path: Path) -> None:
-    with files.atomic(path) as temporary:
-        picture.quantize(64).save(temporary, optimize=True)

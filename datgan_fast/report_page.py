@@ -67,7 +67,7 @@ def markdown(blocks: Sequence[Block]) -> str:
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 62rem; margin: 0 auto; padding: 1rem; }
-h1, h2 { line-height: 1.2; margin-top: 2rem; }
+h1, h2, h3 { line-height: 1.2; margin-top: 2rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 0.85rem; }
 th, td { text-align: left; vertical-align: top; padding: 0.3rem 0.6rem; border-bottom: 1px solid #ddd; min-width: 4rem; }
@@ -78,6 +78,7 @@ pre { background: #f5f5f5; padding: 0.6rem; overflow-x: auto; }
 @media (max-width: 40rem) {
   .prose th { display: none; }
   .prose td { display: block; border: none; padding: 0.1rem 0; }
+  .prose td:empty { display: none; }
   .prose td::before { content: attr(data-column) " "; color: #777; }
   .prose tr { display: block; border-bottom: 1px solid #ddd; padding: 0.6rem 0; }
 }

@@ -1,6 +1,6 @@
 """python -m datgan_fast.reproduce: runs the paper's figures with and without DAT and reports what came out.
 
-Writes OUTDIR/runs (a run folder for each run), figure-*.png, report.md and report.html. Finished runs are not repeated and
+Writes OUTDIR/runs (a run folder for each run), the figures as PNGs, report.md and report.html. Finished runs are not repeated and
 interrupted ones are continued, so that the same command can be given again at any time.
 """
 
@@ -277,8 +277,9 @@ def _make(folder: Path) -> None:
 
 def _report(outdir: Path, failures: dict[str, str]) -> int:
     if found := results.read(outdir / "runs"):
-        for v in report.write(found, attack_steps(found), outdir):
-            print(f"{v.name} {v.verdict:11s} {v.claim}: {v.ours}")
+        for dataset, verdicts in report.write(found, attack_steps(found), outdir).items():
+            for v in verdicts:
+                print(f"{dataset} {v.name} {v.verdict:11s} {v.claim}: {v.ours}")
         print(f"report: {outdir / 'report.html'}, {outdir / 'report.md'}")
     for name, reason in failures.items():
         print(f"python -m datgan_fast.reproduce: {name} failed: {reason}", file=sys.stderr)

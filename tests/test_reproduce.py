@@ -1,5 +1,6 @@
 """Reproducing the paper: verdicts on records whose answer is known, what is run and when, and the report."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -8,7 +9,7 @@ import signal
 
 import pytest
 
-from datgan_fast import claims, report, reproduce, results
+from datgan_fast import claims, report, reproduce, results, sweep
 from datgan_fast.claims import CANNOT_TELL, DOES_NOT, HOLDS
 from datgan_fast.config import ConfigError
 from datgan_fast.experiments import DAT, FIGURES, FULL, PAPER, PLAIN, QUICK, Size, experiments
@@ -24,10 +25,10 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 # Claims, on records made by hand
 
 
-def made(figure, dat, plain, seeds=3):
+def made(figure, dat, plain, seeds=3, dataset="digits"):
     """Results of a figure's runs: each of `dat` and `plain` is a function (seed, part of training done) -> record."""
     found = []
-    for e in experiments(DIGITS, [figure], range(seeds), TINY, CPU):
+    for e in experiments([dataset], [figure], range(seeds), TINY, CPU):
         record = plain if e.variant == PLAIN else dat
         steps = [e.config.steps * (i + 1) // 8 for i in range(8)]
         lines = [{"step": step, **record(e.seed, step / e.config.steps)} for step in steps]
@@ -160,6 +161,19 @@ def test_attack_steps(factor, expected):
     assert verdict(found, "C1", "real", steps) == (DOES_NOT if factor else CANNOT_TELL)
 
 
+def test_data_sets_are_judged_apart(tmp_path):
+    for_it = made("4", lambda s, d: record(score=3 + d), lambda s, d: record(score=2))
+    against_it = made("4", lambda s, d: record(score=1 + d), lambda s, d: record(score=5), dataset="ring")
+    report.write([*for_it, *against_it], {}, tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    rows = [[c.strip() for c in line.split("|")[1:-1]] for line in text.splitlines()]
+    (at,) = [i for i, row in enumerate(rows) if row[1:2] == ["WGAN has a better score with DAT"]]
+    assert (rows[at][3], rows[at][5]) == ("digits", HOLDS)
+    assert (rows[at + 1][:4], rows[at + 1][5]) == (["", "", "", "ring"], DOES_NOT)
+    assert text.index("## On digits") < text.index("digits-figure-4-1.png") < text.index("## On ring")
+    assert text.index("## On ring") < text.index("ring-figure-4-1.png")
+
+
 def test_unfinished_runs_are_left_out():
     found = made("4", lambda s, d: record(score=9), lambda s, d: record())
     del found[-1].stats[-1]
@@ -282,14 +296,79 @@ def test_from_ctrl_c_to_the_report(tmp_path, monkeypatch, capsys):
     assert (outdir / "report.html").read_text() == page
 
 
-def test_the_sweeps_table(tmp_path):
-    found = made("sweep", lambda seed, done: record(score=(3.0, 4.0, 5.0)[seed]), lambda seed, done: record(score=2.0))
-    report.write(found, {}, tmp_path)
-    rows = [[c.strip() for c in line.split("|")[1:-1]] for line in (tmp_path / "report.md").read_text().splitlines()]
-    of_dcgan = {row[1]: row[2:4] for row in rows if row[:1] == ["dcgan"]}
-    assert of_dcgan["plain"] == ["3", "2 ± 0"]
-    assert of_dcgan["alg1, eps 1, lambda_adv 0.3"] == ["3", "4 ± 1"]
-    assert len(of_dcgan) == 1 + 3 * 3 * 2
+# The sweep
+
+
+def swept(distances, datasets=("digits", "mnist")):
+    """Results of dcgan's sweep: `distances` is a function (variant, data set, seed) -> distance of all evaluations."""
+    found = []
+    for dataset, e in itertools.product(datasets, experiments(DIGITS, ["sweep"], range(3), TINY, CPU)):
+        if e.setting == "dcgan":
+            e = dataclasses.replace(e, config=dataclasses.replace(e.config, dataset=dataset))
+            line = {"step": e.config.steps, "wasserstein": 1.0, "input_grad_norm": 1.0, "loss_clean": 1, "loss_adv": 1}
+            value = distances(e.variant, dataset, e.seed)
+            metric = {"step": e.config.steps, "metric": "classifier_frechet", "value": value, "protocol": "made"}
+            found.append(Result(e, [line], [metric]))
+    return found
+
+
+def test_an_options_ratio_is_of_the_same_seed_and_data_set():
+    scale = {"digits": (1.0, 10.0, 100.0), "mnist": (7.0, 0.1, 3.0)}
+
+    def distances(variant, dataset, seed):
+        gain = {PLAIN: 1.0, "eq10, eps 1, lambda_adv 1": {"digits": 0.5, "mnist": 2.0}[dataset]}.get(variant, 4.0)
+        return scale[dataset][seed] * gain
+
+    found = {o.variant: o for o in sweep.options(swept(distances))["dcgan"]}
+    assert len(found) == 3 * 3 * 2
+    option = found["eq10, eps 1, lambda_adv 1"]
+    assert (option.ratio("digits"), option.ratio("mnist")) == (pytest.approx(0.5), pytest.approx(2.0))
+    assert option.overall == pytest.approx(1.0)
+    assert option.standard_error == pytest.approx(0, abs=1e-9)  # the seeds agree; that the data sets do not is no noise
+    assert math.isnan(option.ratio("cifar10"))
+
+
+@pytest.mark.parametrize(
+    ("noise", "chosen"),
+    # log ratios -noise, 0, noise around the best's on two data sets: standard error sqrt(4 noise^2 / 4 / 6)
+    [(0.0, "batch_mean, eps 1 x batch, lambda_adv 0.3"), (0.2, "eq10, eps 10, lambda_adv 1")],
+)
+def test_the_simplest_option_within_a_standard_error_is_chosen(noise, chosen):
+    logs = {
+        PLAIN: 0.0,
+        "batch_mean, eps 1 x batch, lambda_adv 0.3": -0.5,
+        "eq10, eps 1, lambda_adv 0.3": -0.45,
+        "eq10, eps 1, lambda_adv 1": -0.43,
+        "eq10, eps 10, lambda_adv 1": -0.44,
+        "eq10, eps 0.1, lambda_adv 1": -0.40,
+    }
+
+    def distances(variant, dataset, seed):
+        return math.exp(logs.get(variant, 1.0) + (noise * (seed - 1) if "batch_mean" in variant else 0))
+
+    of_dcgan = sweep.options(swept(distances))["dcgan"]
+    assert sweep.best(of_dcgan).variant == "batch_mean, eps 1 x batch, lambda_adv 0.3"
+    assert sweep.best(of_dcgan).standard_error == pytest.approx(noise / math.sqrt(6))
+    assert sweep.choose(of_dcgan).variant == chosen
+
+
+def test_the_sweeps_report(tmp_path):
+    logs = {PLAIN: 2.0, "alg1, eps 1, lambda_adv 0.3": 1.0}
+    report.write(swept(lambda variant, dataset, seed: logs.get(variant, 3.0) * (1 + seed)), {}, tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "## Claims" not in text  # nothing of the paper was run
+    assert (tmp_path / "sweep-images.png").is_file()
+    assert not (tmp_path / "sweep-points.png").exists()
+    rows = [[c.strip() for c in line.split("|")[1:-1]] for line in text.splitlines()]
+    assert [
+        "dcgan",
+        "alg1, eps 1, lambda_adv 0.3",
+        "0.50",
+        "alg1, eps 1, lambda_adv 0.3",
+        "0.50 (0.50 to 0.50)",
+    ] in rows
+    finals = [row for row in rows if row[:2] == ["dcgan", PLAIN]]
+    assert [row[2:4] for row in finals] == [["3", "4 ± 2"]] * 2  # digits and mnist
 
 
 def test_no_run_that_left_anything(tmp_path, monkeypatch, capsys):

@@ -1,0 +1,103 @@
+"""What a sweep of DAT's options shows: how far each option's images are from real ones, relative to plain training.
+
+A run's distance is the Frechet distance of classifier features (images) or the exact Wasserstein distance (points), its mean
+over the last quarter of training. An option's value is the logarithm of distance with DAT / distance of the plain run of the
+same seed, which has no unit, so that data sets can be averaged. Of the options of a baseline the one-standard-error rule
+(Breiman et al., 1984, Classification and Regression Trees, section 3.4.3) chooses the simplest of those that cannot well be
+told from the best.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .claims import Interval, final, interval
+from .experiments import PLAIN
+from .results import Result
+
+DISTANCES = ("fid", "classifier_frechet", "exact_wasserstein", "sliced_wasserstein")  # the best first
+EXPLANATION = (
+    "Each option's distance to the real data, divided by that of plain training with the same seed: the Frechet distance of "
+    "classifier features, for points the exact Wasserstein distance, mean over the last quarter of training. Of the options "
+    "whose mean over the data sets is within one standard error of the lowest, the chosen one is the first by: eq10 before "
+    "alg1 before batch_mean, a larger lambda_adv before a smaller one (1 is Equation 11's), then the lowest mean."
+)
+
+
+@dataclass(frozen=True)
+class Option:
+    """A variant of the sweep for one baseline, against plain training."""
+
+    variant: str
+    formulation: str
+    lambda_adv: float
+    log_ratios: dict[str, list[float]]  # data set -> its seeds'
+
+    def ratio(self, dataset: str) -> float:
+        """Geometric mean over seeds; NaN where nothing was measured."""
+        values = self.log_ratios.get(dataset)
+        return math.exp(np.mean(values)) if values else math.nan
+
+    @property
+    def interval(self) -> Interval:
+        """Of the mean log ratio, all data sets' seeds together."""
+        return interval([value for values in self.log_ratios.values() for value in values])
+
+    @property
+    def overall(self) -> float:
+        return math.exp(self.interval.mean)
+
+    @property
+    def standard_error(self) -> float:
+        values = np.concatenate([np.subtract(v, np.mean(v)) for v in self.log_ratios.values()])
+        freedom = len(values) - len(self.log_ratios)  # data sets differ by more than noise
+        return math.sqrt(float((values**2).sum()) / freedom / len(values)) if freedom > 0 else math.inf
+
+
+def options(found: Sequence[Result]) -> dict[str, list[Option]]:
+    """Baseline -> its options, in the sweep's order, from the finished runs that have a plain run of the same seed."""
+    plain = {_pair(r): r for r in found if r.experiment.variant == PLAIN}
+    grouped: dict[tuple[str, str], list[Result]] = {}
+    for r in found:
+        if r.experiment.variant != PLAIN and _pair(r) in plain:
+            grouped.setdefault((r.experiment.setting, r.experiment.variant), []).append(r)
+    by_baseline: dict[str, list[Option]] = {}
+    for (baseline, variant), runs in grouped.items():
+        ratios: dict[str, list[float]] = {}
+        for r in runs:
+            ratio = distance(r) / distance(plain[_pair(r)])
+            if ratio > 0 and math.isfinite(ratio):
+                ratios.setdefault(r.experiment.dataset, []).append(math.log(ratio))
+        config = runs[0].experiment.config
+        if ratios:
+            option = Option(variant, str(config.formulation), float(config.lambda_adv or 0), ratios)
+            by_baseline.setdefault(baseline, []).append(option)
+    return by_baseline
+
+
+def _pair(r: Result) -> tuple[str, str, int]:
+    return r.experiment.dataset, r.experiment.setting, r.experiment.seed
+
+
+def distance(r: Result) -> float:
+    """A run's distance to the real data; NaN if it measured none."""
+    measured = {m["metric"] for m in r.metrics}
+    name = next((name for name in DISTANCES if name in measured), None)
+    return final(r.metric(name)) if name else math.nan
+
+
+def best(of_baseline: Sequence[Option]) -> Option:
+    return min(of_baseline, key=lambda o: o.overall)
+
+
+def choose(of_baseline: Sequence[Option]) -> Option:
+    """By the one-standard-error rule; EXPLANATION says what counts as simpler."""
+    lowest = best(of_baseline)
+    bound = lowest.interval.mean + (lowest.standard_error if math.isfinite(lowest.standard_error) else 0.0)
+    near = [o for o in of_baseline if o.interval.mean <= bound]
+    formulations = ("eq10", "alg1", "batch_mean")
+    return min(near, key=lambda o: (formulations.index(o.formulation), -o.lambda_adv, o.overall))
