@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from . import claims, experiments, files, sweep
+from . import claims, experiments, figure1_picture, files, sweep
 from .claims import CANNOT_TELL, DOES_NOT, HOLDS, Verdict, counted
-from .experiments import FIGURES, SWEEP, Figure
+from .experiments import ATTACK, DAT, FIGURES, PLAIN, SWEEP, Figure
+from .figure1 import Measurement
 from .report_page import Block, Code, Heading, Paragraph, Picture, Table, markdown, page
 from .report_pictures import draw_curves, draw_samples, draw_sweep
 from .results import Result, Series, datasets, score_name, settings
@@ -19,13 +20,16 @@ from .results import Result, Series, datasets, score_name, settings
 Verdicts = dict[str, list[Verdict]]  # of each data set, the claims' in their order
 
 
-def write(found: Sequence[Result], attack_steps: Mapping[str, Mapping[str, float]], outdir: Path) -> Verdicts:
-    """Judges the claims and writes the figures and both reports into outdir; returns the verdicts."""
+def write(found: Sequence[Result], attacks: Mapping[str, Measurement], outdir: Path) -> Verdicts:
+    """Judges the claims and writes the figures and both reports into outdir; returns the verdicts.
+
+    attacks    name of a run of figure 1 -> its discriminator under attack
+    """
     finished = [r for r in found if r.finished]
     of_paper = [r for r in finished if r.experiment.figure != SWEEP]
     of_sweep = [r for r in finished if r.experiment.figure == SWEEP]
     by_dataset = {name: [r for r in of_paper if r.experiment.dataset == name] for name in datasets(of_paper)}
-    verdicts = {name: claims.judge(runs, attack_steps) for name, runs in by_dataset.items()}
+    verdicts = {name: claims.judge(runs, _mean_steps(attacks)) for name, runs in by_dataset.items()}
     blocks: list[Block] = [
         Heading("Direct adversarial training, reproduced", 1),
         Paragraph(_what_was_run(found, finished)),
@@ -37,6 +41,8 @@ def write(found: Sequence[Result], attack_steps: Mapping[str, Mapping[str, float
         for name, figure in FIGURES.items():
             if of_figure := [r for r in runs if r.experiment.figure == name]:
                 blocks += _figure(name, figure, of_figure, outdir)
+                if name == ATTACK:
+                    blocks += _attacked(of_figure, attacks, outdir)
     if of_sweep:
         blocks += _sweep(of_sweep, outdir)
     blocks += _how_it_was_run(found)
@@ -111,6 +117,30 @@ def _figure(name: str, figure: Figure, found: Sequence[Result], outdir: Path) ->
             if draw_samples([r for r in found if r.experiment.setting == setting], samples):
                 blocks.append(Picture(samples, f"{setting}: {drawn} of the averaged generators, plain left, DAT right"))
     return [*blocks, _final_values(found, "setting", lambda r: r.experiment.setting)]
+
+
+def _attacked(found: Sequence[Result], attacks: Mapping[str, Measurement], outdir: Path) -> list[Block]:
+    """The first seed's images and every seed's steps."""
+    shown = [attacks[r.experiment.name] for r in found if r.experiment.seed == found[0].experiment.seed]
+    path = outdir / f"{found[0].experiment.dataset}-figure-{ATTACK}-attack.png"
+    figure1_picture.draw(shown, path)
+    rows = []
+    for variant, paper in ((PLAIN, ("3.2", "3.88")), (DAT, ("37.36", "7.44"))):
+        steps = [_mean_steps(attacks)[r.experiment.name] for r in found if r.experiment.variant == variant]
+        rows.append((variant, str(len(steps)), *(mean_and_spread([s[side] for s in steps]) for side in SIDES), *paper))
+    caption = "Images before and after the attack, the steps it took above them; below, how many steps all of them took"
+    return [
+        Picture(path, f"{caption} (seed {found[0].experiment.seed})"),
+        Table(("training", "runs", "steps, generated", "steps, real", "paper, generated", "paper, real"), rows),
+        Paragraph("What the paper leaves open of the attack is discussed in docs/reproduction/figure1.md."),
+    ]
+
+
+SIDES = ("fake", "real")
+
+
+def _mean_steps(attacks: Mapping[str, Measurement]) -> dict[str, dict[str, float]]:
+    return {name: {side: m.record()[side]["mean"] for side in SIDES} for name, m in attacks.items()}
 
 
 _SCORE_TITLES = {

@@ -30,7 +30,7 @@ from .command import Parser, TrainingStopped, run_command
 from .config import ConfigError, TrainConfig, resolve_device
 from .data import DATASETS, load_images
 from .evaluate import whole_number
-from .experiments import FIGURES, FULL, PAPER, QUICK, Experiment, experiments
+from .experiments import ATTACK, FIGURES, FULL, PAPER, QUICK, Experiment, experiments
 from .results import Result
 from .run_folder import RunFolder
 from .stop_signals import StopSignals
@@ -41,18 +41,17 @@ JOBS_ON_A_GPU = 4  # one small network's iterations leave much of a GPU idle
 _SAME_TRAINING = ("outdir", "data_dir", "download", "device")  # options that may differ when a run is gone on with
 
 
-def attack_steps(found: list[Result]) -> dict[str, dict[str, float]]:
-    """Claim C1's measurement, by Figure 1's protocol: name of a finished run of figure 3 -> {"fake": mean steps, "real": ...}."""
+def attacks(found: list[Result]) -> dict[str, figure1.Measurement]:
+    """The finished runs of figure 1 by name, attacked by its protocol."""
     measured = {}
-    attacked = [
-        r for r in found if r.finished and r.path and r.experiment.figure == "3" and not r.experiment.config.toy
-    ]
+    attacked = [r for r in found if r.finished and r.experiment.figure == ATTACK]
     for result in tqdm(attacked, desc="attacks", unit="run", disable=not sys.stderr.isatty()):
-        config = result.experiment.config
+        e = result.experiment
         assert result.path is not None
-        subject = figure1.load_subject(result.path, data_dir=config.data_dir, device=str(config.device))
-        record = figure1.measure(subject, figure1.Protocol()).record()
-        measured[result.experiment.name] = {side: record[side]["mean"] for side in ("fake", "real")}
+        subject = figure1.load_subject(
+            result.path, label=e.variant, data_dir=e.config.data_dir, device=str(e.config.device)
+        )
+        measured[e.name] = figure1.measure(subject, figure1.Protocol())
     return measured
 
 
@@ -277,7 +276,7 @@ def _make(folder: Path) -> None:
 
 def _report(outdir: Path, failures: dict[str, str]) -> int:
     if found := results.read(outdir / "runs"):
-        for dataset, verdicts in report.write(found, attack_steps(found), outdir).items():
+        for dataset, verdicts in report.write(found, attacks(found), outdir).items():
             for v in verdicts:
                 print(f"{dataset} {v.name} {v.verdict:11s} {v.claim}: {v.ours}")
         print(f"report: {outdir / 'report.html'}, {outdir / 'report.md'}")
