@@ -40,9 +40,8 @@ def write(found: Sequence[Result], attacks: Mapping[str, Measurement], outdir: P
         blocks.append(Heading(f"On {dataset}"))
         for name, figure in FIGURES.items():
             if of_figure := [r for r in runs if r.experiment.figure == name]:
-                blocks += _figure(name, figure, of_figure, outdir)
-                if name == ATTACK:
-                    blocks += _attacked(of_figure, attacks, outdir)
+                blocks += [Heading(_title(name, figure), 3), Paragraph(_options(of_figure))]
+                blocks += _attacked(of_figure, attacks, outdir) if name == ATTACK else _curves(name, of_figure, outdir)
     if of_sweep:
         blocks += _sweep(of_sweep, outdir)
     blocks += _how_it_was_run(found)
@@ -89,8 +88,8 @@ def _claims(verdicts: Verdicts) -> list[Block]:
     ]
 
 
-def _figure(name: str, figure: Figure, found: Sequence[Result], outdir: Path) -> list[Block]:
-    blocks: list[Block] = [Heading(_title(name, figure), 3), Paragraph(_options(found))]
+def _curves(name: str, found: Sequence[Result], outdir: Path) -> list[Block]:
+    blocks: list[Block] = []
     dataset = found[0].experiment.dataset
     score = score_name(found)
     quantities: dict[str, Callable[[Result], Series]] = {
@@ -122,7 +121,7 @@ def _figure(name: str, figure: Figure, found: Sequence[Result], outdir: Path) ->
 def _attacked(found: Sequence[Result], attacks: Mapping[str, Measurement], outdir: Path) -> list[Block]:
     """The first seed's images and every seed's steps."""
     shown = [attacks[r.experiment.name] for r in found if r.experiment.seed == found[0].experiment.seed]
-    path = outdir / f"{found[0].experiment.dataset}-figure-{ATTACK}-attack.png"
+    path = outdir / f"{found[0].experiment.dataset}-figure-{ATTACK}.png"
     figure1_picture.draw(shown, path)
     rows = []
     for variant, paper in ((PLAIN, ("3.2", "3.88")), (DAT, ("37.36", "7.44"))):

@@ -459,7 +459,7 @@ def test_figure_1_is_attacked(tmp_path):
         means = [attacks[e.name].fake.steps.double().mean().item() for e in todo if e.variant == variant]
         (row,) = [row for row in rows if row[:2] == [variant, "2"] and row[4:] == paper]
         assert float(row[2].split(" ")[0]) == pytest.approx(sum(means) / 2, rel=0.01)
-    assert (tmp_path / "digits-figure-1-attack.png").is_file()
+    assert (tmp_path / "digits-figure-1.png").is_file()
 
 
 def test_points_have_no_figure_1():
