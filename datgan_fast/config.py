@@ -39,14 +39,16 @@ class Baseline:
     betas: tuple[float, float]
     n_dis: int
     batch_norm: bool
+    formulation: str  # DAT's, on images; this and eps were chosen by a sweep (docs/reproduction/sweep)
+    eps: float
 
 
 BASELINES = {
-    "dcgan": Baseline("vanilla", "none", "adam", 2e-4, (0.5, 0.999), 1, True),
-    "wgan": Baseline("wasserstein", "clamp", "rmsprop", 5e-5, (0.0, 0.99), 5, False),
-    "wgan-gp": Baseline("wasserstein", "gp", "adam", 1e-4, (0.5, 0.9), 5, False),
-    "wgan-lp": Baseline("wasserstein", "lp", "adam", 1e-4, (0.5, 0.9), 5, False),
-    "wgan-alp": Baseline("wasserstein", "alp", "adam", 2e-4, (0.0, 0.9), 5, False),
+    "dcgan": Baseline("vanilla", "none", "adam", 2e-4, (0.5, 0.999), 1, True, "alg1", 1.0),
+    "wgan": Baseline("wasserstein", "clamp", "rmsprop", 5e-5, (0.0, 0.99), 5, False, "eq10", 1.0),
+    "wgan-gp": Baseline("wasserstein", "gp", "adam", 1e-4, (0.5, 0.9), 5, False, "eq10", 1.0),
+    "wgan-lp": Baseline("wasserstein", "lp", "adam", 1e-4, (0.5, 0.9), 5, False, "eq10", 1.0),
+    "wgan-alp": Baseline("wasserstein", "alp", "adam", 2e-4, (0.0, 0.9), 5, False, "eq10", 1.0),
 }
 
 # data set -> image size, channels, width, steps
@@ -59,6 +61,7 @@ _DATASET_DEFAULTS: dict[str, tuple[int | None, int | None, int, int]] = {
     **dict.fromkeys(TOY_DATASETS, (None, None, 128, 1000)),
 }
 _TOY_LR = 2e-3
+_TOY_FORMULATION, _TOY_EPS = "eq10", 0.1  # from the same sweep
 
 
 def _option(default: Any, help: str, **check: Any) -> Any:
@@ -78,9 +81,11 @@ class TrainConfig:
     saturating: bool = _option(False, "the original minimax generator loss of the vanilla objective")
 
     # direct adversarial training
-    formulation: str = _option("eq10", "attack loss", choices=FORMULATIONS)
+    formulation: str | None = _option(None, "attack loss; default: the baseline's", choices=FORMULATIONS)
     eps: float | None = _option(
-        None, "size of the perturbation, images being in [-1, 1]; default: 1, for toy data 0.1", at_least=0
+        None,
+        "size of the perturbation, images being in [-1, 1]; default: the baseline's, times the batch size for batch_mean",
+        at_least=0,
     )
     norm: str = _option("none", "how the attack gradient is normalised per image", choices=NORMS)
     steps_attack: int = _option(1, "steps of the attack; more than 1 is PGD", at_least=1)
@@ -185,6 +190,9 @@ class TrainConfig:
         )  # raises here rather than in the middle of the run
         toy = given["dataset"] in TOY_DATASETS
         lr = (_TOY_LR if toy else baseline.lr) if given["lr"] is None else given["lr"]
+        batch_size = (256 if toy else 64) if given["batch_size"] is None else given["batch_size"]
+        formulation = given["formulation"] or (_TOY_FORMULATION if toy else baseline.formulation)
+        eps = _TOY_EPS if toy else baseline.eps
         defaults = {
             "objective": baseline.objective,
             "optimizer": baseline.optimizer,
@@ -194,11 +202,12 @@ class TrainConfig:
             "beta1": baseline.betas[0],
             "beta2": baseline.betas[1],
             "n_dis": baseline.n_dis,
-            "eps": 0.1 if toy else 1.0,
+            "formulation": formulation,
+            "eps": eps * batch_size if formulation == "batch_mean" else eps,  # whose gradient is divided by it
             "architecture": "mlp" if toy else "dcgan",
             "penalty_weight": 0.1 if toy and baseline.lipschitz in ("gp", "lp") else 10.0,
             "z_dim": 4 if toy else 128,
-            "batch_size": 256 if toy else 64,
+            "batch_size": batch_size,
             "batch_norm": baseline.batch_norm and not toy,
             "image_size": image_size,
             "channels": channels,

@@ -92,7 +92,7 @@ def draw_attack(axis: Any, trainer: Trainer) -> None:
         fake,
         eps=float(c.eps or 0.0),
         objective=objective,
-        formulation=c.formulation,
+        formulation=str(c.formulation),
         norm=c.norm,
     )
     with torch.no_grad():

@@ -103,7 +103,7 @@ class Iteration:
                 x_fake.detach(),
                 eps=float(c.eps or 0.0),
                 objective=str(c.objective),
-                formulation=c.formulation,
+                formulation=str(c.formulation),
                 norm=c.norm,
                 lambda_clean=c.lambda_clean if c.dat else 1.0,
                 lambda_adv=c.lambda_adv if c.dat else 0.0,

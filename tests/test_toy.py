@@ -135,9 +135,10 @@ def test_network_shapes(spectral_norm):
 def test_defaults(baseline):
     toy, images = (dat.TrainConfig(baseline=baseline, dataset=d).resolved() for d in ("swissroll", "digits"))
     assert (toy.architecture, toy.image_size, toy.channels, toy.batch_norm) == ("mlp", None, None, False)
-    assert (toy.eps, toy.z_dim, toy.batch_size, toy.channels_last) == (0.1, 4, 256, False)
+    assert (toy.formulation, toy.eps, toy.lambda_adv) == ("eq10", 0.1, 1.0)
+    assert (toy.z_dim, toy.batch_size, toy.channels_last) == (4, 256, False)
     assert toy.penalty_weight == (0.1 if baseline in ("wgan-gp", "wgan-lp") else 10.0)
-    assert (images.architecture, images.eps, images.z_dim, images.batch_size) == ("dcgan", 1.0, 128, 64)
+    assert (images.architecture, images.z_dim, images.batch_size) == ("dcgan", 128, 64)
     assert (images.penalty_weight, images.channels_last) == (10.0, True)
     assert dat.TrainConfig(dataset="ring", eps=0.0, penalty_weight=0.0, lr=0.5).resolved().lr_d == 0.5
     assert dat.TrainConfig(dataset="ring", eps=0.0).resolved().eps == 0.0
@@ -316,7 +317,7 @@ def test_contours_command(tmp_path, capsys, monkeypatch):
 
 
 def test_contours_draw_the_runs_own_attack(monkeypatch):
-    made = steps(trainer(eps=0.05), 2)
+    made = steps(trainer(eps=0.05, formulation="alg1"), 2)
     asked = []
     plain = contours.adversarial_batch
 
@@ -329,18 +330,18 @@ def test_contours_draw_the_runs_own_attack(monkeypatch):
     contours.draw_attack(axis, made)
     arrows = [drawn for drawn in axis.collections if isinstance(drawn, Quiver)]
     pyplot.close(figure)
-    # Down the gradient of each point's distance to the other batch's mean score, and clipped to the square.
+    # Down the gradient of each point's distance to the score of the other batch's mean, and clipped to the square.
     real, fake = load_images("ring")[:16].double(), made.sample_grid()[:16].double()
     critic = copy.deepcopy(made.discriminator).double()
-    sides = [(real, lambda t: -torch.log1p(torch.exp(-t)), fake), (fake, lambda t: -torch.log1p(torch.exp(t)), real)]
+    sides = [(real, lambda t: -torch.log1p(torch.exp(t)), fake), (fake, lambda t: -torch.log1p(torch.exp(-t)), real)]
     assert len(arrows) == 2
     for drawn, (points, score, others) in zip(arrows, sides, strict=True):
         start, way = (torch.from_numpy(np.stack(pair, 1)) for pair in ((drawn.X, drawn.Y), (drawn.U, drawn.V)))
         torch.testing.assert_close(start.double(), points)
-        distance = (score(critic(points.requires_grad_())) - score(critic(others)).mean().detach()).abs().sum()
+        distance = (score(critic(points.requires_grad_())) - score(critic(others).mean()).detach()).abs().sum()
         expected = (points - 0.05 * torch.autograd.grad(distance, points)[0]).clamp(-1, 1) - points
         torch.testing.assert_close(way.double(), expected, rtol=1e-3, atol=1e-5)
-    assert asked == [{"eps": 0.05, "objective": "vanilla", "formulation": "eq10", "norm": "none"}]
+    assert asked == [{"eps": 0.05, "objective": "vanilla", "formulation": "alg1", "norm": "none"}]
 
 
 @pytest.mark.parametrize(
