@@ -10,6 +10,7 @@ from kernel_cases import FLOATS, laid_out, name
 from oracle import array, assert_close
 
 import datgan_fast as dat
+from datgan_fast.attack_arguments import Attack, AttackInputs
 from datgan_fast.ops import attack_step_into
 
 LAYOUTS = ("contiguous", "channels_last", "every second pixel", "transposed", "expanded", "misaligned")
@@ -399,9 +400,9 @@ def test_l2_floor_and_range(impl, scale):
 def test_norms_of_the_gradients_handed_in(norm, impl, shape):
     x, v = images(3, 2, *shape)
     norms = torch.full((3,), math.nan), torch.full((2,), math.nan)
-    method = {"objective": "vanilla", "formulation": "eq10", "norm": norm, "clip_min": -1.0, "clip_max": 1.0}
+    attack = Attack(0.3, "vanilla", "eq10", norm, -1.0, 1.0)
     adv = tuple(torch.empty_like(t) for t in x)
-    attack_step_into(x, v, logits(3, 2), 0.3, adv=adv, norms=norms, impl=impl, **method)
+    attack_step_into(AttackInputs(x, v, logits(3, 2), logits(3, 2)), attack, adv, norms=norms, impl=impl)
     for out, gradient in zip(norms, v, strict=True):
         assert_close(out, oracle.image_norm(array(gradient)))
 

@@ -472,6 +472,7 @@ def test_wrong_outputs_raise(answer, got, fused):
         ({"objective": "wgan"}, "objective must be one of"),
         ({"formulation": "eq11"}, "formulation must be one of"),
         ({"norm": "l1"}, "norm must be one of"),
+        ({"clip_min": 0.5, "clip_max": -0.5}, "clip_min must not exceed clip_max"),
         ({"steps": 0}, "steps must be at least 1"),
         ({"random_start": True}, "random_start needs an eps-ball"),
         ({"lambda_clean": -1.0}, "lambda_clean must be a finite number, 0 or more"),
