@@ -16,6 +16,7 @@ import torch
 
 import datgan_fast as dat
 from datgan_fast import reference
+from datgan_fast.attack_arguments import Attack, AttackInputs
 from datgan_fast.ops import attack_step_into
 from floor import copy_bandwidth
 from measure import DEVICE, FULL, synchronise
@@ -32,7 +33,6 @@ if DEVICE == "cuda" or FULL:
 DTYPES = {"float32": torch.float32}
 if DEVICE == "cuda" or FULL:
     DTYPES |= {"bfloat16": torch.bfloat16, "float16": torch.float16}
-ATTACK = {"objective": "vanilla", "formulation": "eq10", "clip_min": -1.0, "clip_max": 1.0}
 PROVIDERS = ("cuda", "triton", "eager") if DEVICE == "cuda" else ("cpu", "eager")
 if DEVICE == "cuda" or FULL:
     PROVIDERS += ("compile",)  # the C++ compiler takes a quarter of a minute for each
@@ -64,7 +64,10 @@ def operation(op, provider, norm):
         "attack_loss": with_gradient(partial(dat.attack_loss, impl=provider)),
         "perturb": lambda x, v, logits, out: torch.ops.datgan_fast.perturb(x, v, 0.1, norm, -1.0, 1.0, provider, out),
         "attack_step": lambda x, v, logits, out: attack_step_into(
-            *(sides(x), sides(v), logits, 0.1), **ATTACK, norm=norm, adv=sides(out), impl=provider
+            AttackInputs(sides(x), sides(v), logits, logits),
+            Attack(0.1, "vanilla", "eq10", norm, -1.0, 1.0),
+            sides(out),
+            impl=provider,
         ),
     }[op]
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from . import native, reference
+from .attack_arguments import Attack, AttackInputs, OptionalPair, Pair
 
 BACKENDS = ("reference", "cpu", "cuda", "triton")
 _BEST_FIRST = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
@@ -184,32 +185,14 @@ class ReferenceBackend:
 
     @staticmethod
     def attack_step(
-        x: tuple[Tensor, Tensor],
-        v: tuple[Tensor, Tensor],
-        logits: tuple[Tensor, Tensor],
-        references: tuple[Tensor, Tensor],
-        weights: tuple[Tensor | None, Tensor | None],
-        eps: float,
-        objective: str,
-        formulation: str,
-        norm: str,
-        clip_min: float | None,
-        clip_max: float | None,
-        adv: tuple[Tensor, Tensor],
-        grads: tuple[Tensor | None, Tensor | None],
-        norms: tuple[Tensor | None, Tensor | None],
-        losses: Tensor,
+        inputs: AttackInputs, attack: Attack, adv: Pair, grads: OptionalPair, norms: OptionalPair, losses: Tensor
     ) -> None:
+        x, v, logits, references, weights = inputs
         step = reference.attack_step(
             *x,
             *v,
             *logits,
-            eps,
-            objective=objective,
-            formulation=formulation,
-            norm=norm,
-            clip_min=clip_min,
-            clip_max=clip_max,
+            **attack._asdict(),
             reference_real_logits=references[0],
             reference_fake_logits=references[1],
             grad_weight_real=weights[0],

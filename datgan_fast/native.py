@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .attack_arguments import Attack, AttackInputs, OptionalPair, Pair
 from .reference import FORMULATIONS, NORMS, OBJECTIVES
 
 DTYPES = {torch.float64: 0, torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}
@@ -127,7 +128,7 @@ class CpuBackend:
         getattr(extension, f"cpu_{operation}")(*arguments)
 
     @staticmethod
-    def workspace(logits: tuple[Tensor, Tensor]) -> tuple[Any, ...]:
+    def workspace(logits: Pair) -> tuple[Any, ...]:
         """What attack_step takes beyond the common arguments."""
         return ()
 
@@ -162,23 +163,9 @@ class CpuBackend:
 
     @classmethod
     def attack_step(
-        cls,
-        x: tuple[Tensor, Tensor],
-        v: tuple[Tensor, Tensor],
-        logits: tuple[Tensor, Tensor],
-        references: tuple[Tensor, Tensor],
-        weights: tuple[Tensor | None, Tensor | None],
-        eps: float,
-        objective: str,
-        formulation: str,
-        norm: str,
-        clip_min: float | None,
-        clip_max: float | None,
-        adv: tuple[Tensor, Tensor],
-        grads: tuple[Tensor | None, Tensor | None],
-        norms: tuple[Tensor | None, Tensor | None],
-        losses: Tensor,
+        cls, inputs: AttackInputs, attack: Attack, adv: Pair, grads: OptionalPair, norms: OptionalPair, losses: Tensor
     ) -> None:
+        x, v, logits, references, weights = inputs
         sides = [
             extension.Images(*map(_view, side))  # type: ignore[union-attr]
             for side in zip(x, v, adv, grads, norms, weights, strict=True)
@@ -186,9 +173,9 @@ class CpuBackend:
         cls.run(
             "attack_step",
             x[0].device,
-            _logits(*logits, *references, objective, formulation),
+            _logits(*logits, *references, attack.objective, attack.formulation),
             *sides,
-            _perturbation(eps, norm, clip_min, clip_max),
+            _perturbation(attack.eps, attack.norm, attack.clip_min, attack.clip_max),
             _view(losses),
             *cls.workspace(logits),
         )
@@ -204,7 +191,7 @@ class CudaBackend(CpuBackend):
             getattr(extension, f"cuda_{operation}")(*arguments, device.index, stream)
 
     @staticmethod
-    def workspace(logits: tuple[Tensor, Tensor]) -> tuple[Any, ...]:
+    def workspace(logits: Pair) -> tuple[Any, ...]:
         """Room for the coefficients of large batches. It may be freed while the launch is still queued: torch's
         allocator hands it out again on the same stream only, behind the launch.
         """

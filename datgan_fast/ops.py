@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from . import dispatch
+from .attack_arguments import Attack, AttackInputs, OptionalPair, Pair
 from .reference import FORMULATIONS, NORMS, OBJECTIVES, AttackStep
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -109,23 +110,16 @@ def _attack_step(
     norm_fake: Tensor | None,
     losses: Tensor,
 ) -> None:
-    dispatch.backend(x_real.device, impl).attack_step(
-        x=(x_real, x_fake),
-        v=(v_real, v_fake),
-        logits=(real_logits, fake_logits),
-        references=(reference_real, reference_fake),
-        weights=(weight_real, weight_fake),
-        eps=eps,
-        objective=objective,
-        formulation=formulation,
-        norm=norm,
-        clip_min=clip_min,
-        clip_max=clip_max,
-        adv=(adv_real, adv_fake),
-        grads=(grad_real, grad_fake),
-        norms=(norm_real, norm_fake),
-        losses=losses,
+    inputs = AttackInputs(
+        (x_real, x_fake),
+        (v_real, v_fake),
+        (real_logits, fake_logits),
+        (reference_real, reference_fake),
+        (weight_real, weight_fake),
     )
+    attack = Attack(eps, objective, formulation, norm, clip_min, clip_max)
+    outputs = (adv_real, adv_fake), (grad_real, grad_fake), (norm_real, norm_fake), losses
+    dispatch.backend(x_real.device, impl).attack_step(inputs, attack, *outputs)
 
 
 for _name, _implementation, _fake in (
@@ -221,6 +215,12 @@ def _check_perturbation(eps: float, norm: str, clip_min: float | None, clip_max:
     _check_choice("norm", norm, NORMS)
     if clip_min is not None and clip_max is not None and clip_min > clip_max:
         raise ValueError(f"clip_min must not exceed clip_max; got {clip_min} and {clip_max}")
+
+
+def check_attack(attack: Attack) -> None:
+    _check_choice("objective", attack.objective, OBJECTIVES)
+    _check_choice("formulation", attack.formulation, FORMULATIONS)
+    _check_perturbation(attack.eps, attack.norm, attack.clip_min, attack.clip_max)
 
 
 def attack_loss(
@@ -353,64 +353,48 @@ def attack_step(
 
     Source: Li, Xia, Li (2020), Algorithm 1, lines 5-8.
     """
-    x, v, logits = (x_real, x_fake), (input_grad_real, input_grad_fake), (real_logits, fake_logits)
-    references, weights = (reference_real_logits, reference_fake_logits), (grad_weight_real, grad_weight_fake)
-    method = (eps, objective, formulation, norm, clip_min, clip_max)
-    _check_step(x, v, logits, references, weights, *method)
+    reference_real = real_logits if reference_real_logits is None else reference_real_logits
+    reference_fake = fake_logits if reference_fake_logits is None else reference_fake_logits
+    inputs = AttackInputs(
+        (x_real, x_fake),
+        (input_grad_real, input_grad_fake),
+        (real_logits, fake_logits),
+        (reference_real, reference_fake),
+        (grad_weight_real, grad_weight_fake),
+    )
+    attack = Attack(eps, objective, formulation, norm, clip_min, clip_max)
+    _check_step(inputs, attack)
     adv = torch.empty_like(x_real, requires_grad=False), torch.empty_like(x_fake, requires_grad=False)
-    grads: tuple[Tensor | None, Tensor | None] = (None, None)
+    grads: OptionalPair = (None, None)
     if return_grad:
         grads = (
             torch.empty_like(input_grad_real, requires_grad=False),
             torch.empty_like(input_grad_fake, requires_grad=False),
         )
-    losses = _run_step(x, v, logits, references, weights, *method, impl, *adv, *grads, None, None)
+    losses = _run_step(inputs, attack, impl, *adv, *grads, None, None)
     return AttackStep(*adv, *grads, losses[0], losses[1])
 
 
 def attack_step_into(
-    x: tuple[Tensor, Tensor],
-    v: tuple[Tensor, Tensor],
-    logits: tuple[Tensor, Tensor],
-    eps: float,
+    inputs: AttackInputs,
+    attack: Attack,
+    adv: Pair,
     *,
-    objective: str,
-    formulation: str,
-    norm: str,
-    clip_min: float | None,
-    clip_max: float | None,
-    adv: tuple[Tensor, Tensor],
-    grads: tuple[Tensor | None, Tensor | None] = (None, None),
-    norms: tuple[Tensor | None, Tensor | None] = (None, None),
-    references: tuple[Tensor | None, Tensor | None] = (None, None),
-    weights: tuple[Tensor | None, Tensor | None] = (None, None),
+    grads: OptionalPair = (None, None),
+    norms: OptionalPair = (None, None),
     impl: str | None = None,
 ) -> Tensor:
-    """`attack_step` on (real, fake) pairs into the caller's buffers; returns the two losses, [2].
+    """`attack_step` into the caller's buffers; returns the two losses, [2].
 
     norms, [m] and [n], receive ||v_i|| of the gradients handed in.
     """
-    method = (eps, objective, formulation, norm, clip_min, clip_max)
-    _check_step(x, v, logits, references, weights, *method)
-    return _run_step(x, v, logits, references, weights, *method, impl, *adv, *grads, *norms)
+    _check_step(inputs, attack)
+    return _run_step(inputs, attack, impl, *adv, *grads, *norms)
 
 
-def _check_step(
-    x: tuple[Tensor, Tensor],
-    v: tuple[Tensor, Tensor],
-    logits: tuple[Tensor, Tensor],
-    references: tuple[Tensor | None, Tensor | None],
-    weights: tuple[Tensor | None, Tensor | None],
-    eps: float,
-    objective: str,
-    formulation: str,
-    norm: str,
-    clip_min: float | None,
-    clip_max: float | None,
-) -> None:
-    _check_choice("objective", objective, OBJECTIVES)
-    _check_choice("formulation", formulation, FORMULATIONS)
-    _check_perturbation(eps, norm, clip_min, clip_max)
+def _check_step(inputs: AttackInputs, attack: Attack) -> None:
+    check_attack(attack)
+    x, v, logits, references, weights = inputs
     for side, images, gradient in zip(("real", "fake"), x, v, strict=True):
         _check_images(f"x_{side}", images, gradient)
     device = x[0].device
@@ -420,8 +404,7 @@ def _check_step(
         _check_logits(f"{side}_logits", t, device)
         if len(t) != len(images):
             raise ValueError(f"{side}_logits must have one logit for each of the {len(images)} images; got {len(t)}")
-        if reference is not None:
-            _check_logits(f"reference_{side}_logits", reference, device)
+        _check_logits(f"reference_{side}_logits", reference, device)
         if weight is not None:
             _check_logits(f"grad_weight_{side}", weight, device)
             if len(weight) != len(images):
@@ -430,28 +413,15 @@ def _check_step(
                 )
 
 
-def _run_step(
-    x: tuple[Tensor, Tensor],
-    v: tuple[Tensor, Tensor],
-    logits: tuple[Tensor, Tensor],
-    references: tuple[Tensor | None, Tensor | None],
-    weights: tuple[Tensor | None, Tensor | None],
-    eps: float,
-    objective: str,
-    formulation: str,
-    norm: str,
-    clip_min: float | None,
-    clip_max: float | None,
-    impl: str | None,
-    *outputs: Tensor | None,
-) -> Tensor:
+def _run_step(inputs: AttackInputs, attack: Attack, impl: str | None, *outputs: Tensor | None) -> Tensor:
     """The operation itself, on checked arguments; returns the losses."""
-    targets = (own if given is None else given for own, given in zip(logits, references, strict=True))
+    x, v, logits, references, weights = inputs
     losses = torch.empty(2, dtype=_loss_dtype(*logits), device=x[0].device)
     torch.ops.datgan_fast.attack_step(
-        *map(_detached, (*x, *v, *logits, *targets)),
+        *map(_detached, (*x, *v, *logits, *references)),
         *(None if w is None else _detached(w) for w in weights),
-        *(eps, objective, formulation, norm, clip_min, clip_max, impl or ""),
+        *attack,
+        impl or "",
         *outputs,
         losses,
     )

@@ -13,37 +13,27 @@ import torch
 from torch import Tensor, nn
 
 from . import reference
+from .attack_arguments import Attack, AttackInputs, Pair
 from .independence import treats_images_independently
 from .memory import keep_freed_memory
 from .module_state import one_power_iteration, unchanged_state
-from .ops import attack_loss, attack_step_into, perturb
-from .reference import FORMULATIONS, NORMS, OBJECTIVES, DiscriminatorStep, Penalty, image_norm, logits_of
+from .ops import attack_loss, attack_step_into, check_attack, perturb
+from .reference import DiscriminatorStep, Penalty, image_norm, logits_of
 
 
 def _check(
     discriminator: nn.Module,
     x_real: Tensor,
     x_fake: Tensor,
-    eps: float,
-    objective: str,
-    formulation: str,
-    norm: str,
+    attack: Attack,
     steps: int,
     alpha: float | None,
     random_start: bool,
 ) -> None:
-    for name, value, choices in (
-        ("objective", objective, OBJECTIVES),
-        ("formulation", formulation, FORMULATIONS),
-        ("norm", norm, NORMS),
-    ):
-        if value not in choices:
-            raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
-    if not math.isfinite(eps):
-        raise ValueError(f"eps must be a finite number; got {eps}")
+    check_attack(attack)
     if steps < 1:
         raise ValueError(f"steps must be at least 1; got {steps}")
-    if random_start and norm == "none":
+    if random_start and attack.norm == "none":
         raise ValueError("random_start needs an eps-ball; use norm 'l2' or 'linf' instead of 'none'")
     if alpha is not None and not math.isfinite(alpha):
         raise ValueError(f"alpha must be a finite number; got {alpha}")
@@ -108,13 +98,8 @@ def _attack(
     batches: _Batches,
     x: list[Tensor],
     logits: list[Tensor],
-    step: float,
-    objective: str,
-    formulation: str,
-    norm: str,
-    clip_min: float | None,
-    clip_max: float | None,
-    target: tuple[Tensor, Tensor] | None = None,
+    attack: Attack,
+    target: Pair | None = None,
     retain_graph: bool = False,
 ) -> list[Tensor]:
     """One attack step by a backward of its own, from the graph of `logits` to the leaves `x`."""
@@ -123,33 +108,22 @@ def _attack(
     if batches.independent:  # each image's gradient is its own, so the coefficients can come after the backward
         v = torch.autograd.grad(logits, x, [torch.ones_like(t) for t in logits], retain_graph=retain_graph)
         adv = [torch.empty_like(t, requires_grad=False) for t in x]
-        attack_step_into(
-            batches.sides(x),
-            batches.sides(list(v)),
-            (r, f),
-            step,
-            objective=objective,
-            formulation=formulation,
-            norm=norm,
-            clip_min=clip_min,
-            clip_max=clip_max,
-            references=references,
-            adv=batches.sides(adv),
-        )
+        inputs = AttackInputs(batches.sides(x), batches.sides(list(v)), (r, f), references)
+        attack_step_into(inputs, attack, batches.sides(adv))
         return adv
     r, f = _leaves([r, f])
     losses = attack_loss(
         r,
         f,
-        objective=objective,
-        formulation=formulation,
+        objective=attack.objective,
+        formulation=attack.formulation,
         reference_real_logits=references[0],
         reference_fake_logits=references[1],
     )
     coefficients = torch.autograd.grad(losses[0] + losses[1], (r, f))
     gradients = torch.autograd.grad(logits, x, coefficients, retain_graph=retain_graph)
     return [
-        perturb(images, gradient, step, norm=norm, clip_min=clip_min, clip_max=clip_max)
+        perturb(images, gradient, attack.eps, norm=attack.norm, clip_min=attack.clip_min, clip_max=attack.clip_max)
         for images, gradient in zip(x, gradients, strict=True)
     ]
 
@@ -189,16 +163,19 @@ def adversarial_batch(
 
     Source: Li, Xia, Li (2020), Eq. 9 and 10, Algorithm 1 lines 5-8.
     """
-    _check(discriminator, x_real, x_fake, eps, objective, formulation, norm, steps, alpha, random_start)
+    attack = Attack(eps, objective, formulation, norm, clip_min, clip_max)
+    _check(discriminator, x_real, x_fake, attack, steps, alpha, random_start)
     x_real, x_fake = _detached(x_real), _detached(x_fake)
     alpha = reference.default_alpha(eps, steps, norm) if alpha is None else alpha
     single = steps == 1 and not random_start and alpha == eps
+    # Several steps are projected first and clipped then.
+    step = attack if single else Attack(alpha, objective, formulation, norm, None, None)
     clean = _Batches(discriminator, x_real, x_fake)
     adv = clean.x
     if random_start:
         starts = (reference.clip(reference.random_point(x, eps, norm), clip_min, clip_max) for x in (x_real, x_fake))
         adv = clean.join(*starts)
-    target: tuple[Tensor, Tensor] | None = None  # the clean batches' logits
+    target: Pair | None = None  # the clean batches' logits
     with unchanged_state(discriminator), torch.enable_grad():
         if random_start:
             with torch.no_grad():
@@ -208,8 +185,7 @@ def adversarial_batch(
             logits = [logits_of(discriminator, images) for images in x]
             if target is None or formulation == "batch_mean":  # whose scalar has both batches' means in it
                 target = clean.sides([t.detach() for t in logits])
-            bounds = (clip_min, clip_max) if single else (None, None)
-            adv = _attack(clean, x, logits, alpha, objective, formulation, norm, *bounds, target)
+            adv = _attack(clean, x, logits, step, target)
             if not single:
                 adv = [
                     reference.clip(reference.project(a, c, eps, norm), clip_min, clip_max)
@@ -265,7 +241,8 @@ def discriminator_step(
 
     Source: Li, Xia, Li (2020), Algorithm 1, lines 5-10.
     """
-    _check(discriminator, x_real, x_fake, eps, objective, formulation, norm, steps, alpha, random_start)
+    attack = Attack(eps, objective, formulation, norm, clip_min, clip_max)
+    _check(discriminator, x_real, x_fake, attack, steps, alpha, random_start)
     for name, value in (("lambda_clean", lambda_clean), ("lambda_adv", lambda_adv)):
         if not (math.isfinite(value) and value >= 0):
             raise ValueError(f"{name} must be a finite number, 0 or more; got {value}")
@@ -277,18 +254,13 @@ def discriminator_step(
             discriminator,
             x_real,
             x_fake,
-            eps=eps,
-            objective=objective,
-            formulation=formulation,
-            norm=norm,
+            **attack._asdict(),
             lambda_clean=lambda_clean,
             lambda_adv=lambda_adv,
             penalty=penalty,
             steps=steps,
             alpha=alpha,
             random_start=random_start,
-            clip_min=clip_min,
-            clip_max=clip_max,
             grad_scale=grad_scale,
         )
     single = steps == 1 and not random_start and (alpha is None or alpha == eps)
@@ -304,15 +276,10 @@ def discriminator_step(
                 discriminator,
                 x_real,
                 x_fake,
-                eps=eps,
-                objective=objective,
-                formulation=formulation,
-                norm=norm,
+                **attack._asdict(),
                 steps=steps,
                 alpha=alpha,
                 random_start=random_start,
-                clip_min=clip_min,
-                clip_max=clip_max,
             )
             adv = clean.join(*adversarial)
 
@@ -332,7 +299,7 @@ def discriminator_step(
                 graphs.append(graph)
             del graph  # before the next one is built
         if graphs:
-            adv = _attack(clean, x, graphs, eps, objective, formulation, norm, clip_min, clip_max, retain_graph=True)
+            adv = _attack(clean, x, graphs, attack, retain_graph=True)
             while graphs:
                 k = len(v)
                 v.append(_image_gradient(graphs.pop(0), x[k], weights[k], bool(lambda_clean)))
@@ -343,17 +310,9 @@ def discriminator_step(
             norms = [torch.empty(len(t), dtype=loss_clean.dtype, device=t.device) for t in x]
             adv = [torch.empty_like(t) for t in x]
             attack_step_into(
-                clean.sides(x),
-                clean.sides(v),
-                (r, f),
-                eps,
-                objective=objective,
-                formulation=formulation,
-                norm=norm,
-                clip_min=clip_min,
-                clip_max=clip_max,
-                weights=clean.sides(weights),
-                adv=clean.sides(adv),
+                AttackInputs(clean.sides(x), clean.sides(v), (r, f), (r, f), clean.sides(weights)),
+                attack,
+                clean.sides(adv),
                 norms=clean.sides(norms),
             )
             norms = [a / w.to(a.dtype).abs() for a, w in zip(norms, weights, strict=True)]

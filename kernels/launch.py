@@ -15,6 +15,7 @@ import torch
 import triton
 from torch import Tensor
 
+from ..attack_arguments import Attack, AttackInputs, OptionalPair, Pair
 from .attack import Images, Operand, Side, Vector, attack_loss_kernel, attack_step_kernel, perturb_kernel
 
 INTERPRETED: bool = triton.knobs.runtime.interpret  # TRITON_INTERPRET was set when this module was imported
@@ -171,27 +172,14 @@ class TritonBackend:
 
     @staticmethod
     def attack_step(
-        x: tuple[Tensor, Tensor],
-        v: tuple[Tensor, Tensor],
-        logits: tuple[Tensor, Tensor],
-        references: tuple[Tensor, Tensor],
-        weights: tuple[Tensor | None, Tensor | None],
-        eps: float,
-        objective: str,
-        formulation: str,
-        norm: str,
-        clip_min: float | None,
-        clip_max: float | None,
-        adv: tuple[Tensor, Tensor],
-        grads: tuple[Tensor | None, Tensor | None],
-        norms: tuple[Tensor | None, Tensor | None],
-        losses: Tensor,
+        inputs: AttackInputs, attack: Attack, adv: Pair, grads: OptionalPair, norms: OptionalPair, losses: Tensor
     ) -> None:
+        x, v, logits, references, weights = inputs
         logits_read = len(references[0]) + len(references[1])
         both = len(references[0]) > 0 and len(references[1]) > 0
         sides, blocks = [], []
         for k in range(2):
-            images, work = _images(x[k], v[k], adv[k], norm, grads[k], norms[k], weights[k], logits_read)
+            images, work = _images(x[k], v[k], adv[k], attack.norm, grads[k], norms[k], weights[k], logits_read)
             # The loss is written even where there are no images.
             sides.append(
                 Side(_vector(logits[k]), _vector(references[k]), None, images, max(1, work.programs), int(both))
@@ -201,11 +189,11 @@ class TritonBackend:
             attack_step_kernel[(sides[0].programs + sides[1].programs,)](
                 *sides,
                 losses,
-                float(eps),
-                *_bounds(clip_min, clip_max),
-                objective=objective,
-                formulation=formulation,
-                norm=norm,
+                float(attack.eps),
+                *_bounds(attack.clip_min, attack.clip_max),
+                objective=attack.objective,
+                formulation=attack.formulation,
+                norm=attack.norm,
                 **_shape(max(blocks)),
                 enable_fp_fusion=True,
             )

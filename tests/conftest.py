@@ -40,3 +40,18 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def poisoned_outputs():
+    """torch.empty gives NaN, so that an element no kernel wrote shows."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(params=[False, True], ids=["apart", "merged"])
+def merging(request, monkeypatch):
+    """Whether real and generated images go through an independent discriminator as one batch, as on a GPU."""
+    monkeypatch.setattr("datgan_fast.step._merging_pays", lambda device: request.param)
+    return request.param

@@ -143,7 +143,8 @@ class EmulatedCuda:
         options = self._options(norm=norm, eps=eps, clip_min=clip_min, clip_max=clip_max)
         self._call("perturb", tensors(x, grad, out, None, None, None), options)
 
-    def attack_step(self, x, v, logits, references, weights, adv, grads, norms, losses, **options) -> None:
+    def attack_step(self, inputs, attack, adv, grads, norms, losses) -> None:
+        x, v, logits, references, weights = inputs
         m, n = map(len, logits)
         workspace = None
         if self.two_launches or self.library.workspace_numel(m, n):
@@ -151,7 +152,7 @@ class EmulatedCuda:
         sides = [tensors(*side) for side in zip(x, v, adv, grads, norms, weights, strict=True)]
         room = None if workspace is None else tensors(workspace)
         arguments = (tensors(*logits, *references), *sides, tensors(losses), room)
-        self._call("attack_step", *arguments, self._options(**options))
+        self._call("attack_step", *arguments, self._options(**attack._asdict()))
 
     def plan(
         self, images, slots, *, reduce, depth=4, slot_bytes=16, threads=1024, cluster=8, shared=227 * 1024

@@ -14,6 +14,7 @@ import torch
 from oracle import array
 
 import datgan_fast as dat
+from datgan_fast.attack_arguments import Attack, AttackInputs
 from datgan_fast.ops import attack_step_into
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -119,19 +120,11 @@ def check_step(
     adv = [unwritten(t, out_layout) for t in x]
     grads = [unwritten(t, out_layout) if optional else None for t in v]
     norms = [unwritten(t.float()) if optional else None for t in logits]
+    targets = tuple(own if given is None else given for own, given in zip(logits, references, strict=True))
     losses = attack_step_into(
-        x,
-        v,
-        logits,
-        eps,
-        objective=objective,
-        formulation=formulation,
-        norm=norm,
-        clip_min=low,
-        clip_max=high,
-        references=references,
-        weights=weights,
-        adv=tuple(adv),
+        AttackInputs(x, v, logits, targets, weights),
+        Attack(eps, objective, formulation, norm, low, high),
+        tuple(adv),
         grads=tuple(grads),
         norms=tuple(norms),
         impl=target.impl,

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from datgan_fast import native
+from datgan_fast.attack_arguments import Attack, AttackInputs
 
 extension = native.extension
 needs_extension = pytest.mark.skipif(extension is None, reason=str(native.problem))
@@ -120,12 +121,13 @@ def test_without_a_gpu_every_operation_says_so(monkeypatch, images):
         staticmethod(lambda name, device, *arguments: getattr(extension, f"cuda_{name}")(*arguments, 0, 0)),
     )
     x, logits = torch.zeros(images, 3), torch.zeros(images)
-    pair, logit_pair, nothing = (x, x), (logits, logits), (None, None)
+    pair, logit_pair = (x, x), (logits, logits)
     calls = {
         "attack_loss": (logits, logits, logits, logits, "vanilla", "eq10", torch.zeros(2), logits, logits),
         "perturb": (x, x, 1.0, "l2", None, 1.0, x),
         "attack_step": (
-            *(pair, pair, logit_pair, logit_pair, nothing, 1.0, "vanilla", "eq10", "l2", -1.0, None),
+            AttackInputs(pair, pair, logit_pair, logit_pair),
+            Attack(1.0, "vanilla", "eq10", "l2", -1.0, None),
             *(pair, pair, logit_pair, torch.zeros(2)),
         ),
     }

@@ -9,6 +9,7 @@ from oracle import array
 
 import datgan_fast as dat
 from datgan_fast import dispatch, native
+from datgan_fast.attack_arguments import Attack, AttackInputs
 from datgan_fast.ops import attack_step_into
 
 pytestmark = pytest.mark.gpu
@@ -26,36 +27,20 @@ class Step:
     """attack_step on fixed buffers, as a captured training step runs it."""
 
     def __init__(self, target, norm="l2", m=5, n=3, shape=(3, 32, 32)):
-        self.impl, self.norm = target.impl, norm
+        self.impl, self.attack = target.impl, Attack(0.3, "vanilla", "eq10", norm, -1.0, 1.0)
         self.x = pair(target, m, n, *shape, seed=3, scale=0.5)
         self.v = pair(target, m, n, *shape, seed=5)
         self.logits = logits_of(target, m, n)
+        self.inputs = AttackInputs(self.x, self.v, self.logits, self.logits)
         self.adv = tuple(torch.full_like(t, torch.nan) for t in self.x)
         self.grads = tuple(torch.full_like(t, torch.nan) for t in self.v)
 
     def run(self):
-        self.losses = attack_step_into(
-            self.x,
-            self.v,
-            self.logits,
-            0.3,
-            objective="vanilla",
-            formulation="eq10",
-            norm=self.norm,
-            clip_min=-1.0,
-            clip_max=1.0,
-            adv=self.adv,
-            grads=self.grads,
-            impl=self.impl,
-        )
+        self.losses = attack_step_into(self.inputs, self.attack, self.adv, grads=self.grads, impl=self.impl)
 
     def check(self, target):
         expected = oracle.attack_step(
-            *([array(t) for t in both] for both in (self.x, self.v, self.logits)),
-            0.3,
-            "vanilla",
-            "eq10",
-            self.norm,
+            *([array(t) for t in both] for both in (self.x, self.v, self.logits)), *self.attack
         )
         for what, outputs, values in zip(
             ("adv", "grad", "loss"), (self.adv, self.grads, self.losses), expected, strict=True
@@ -110,23 +95,7 @@ def test_a_launch_neither_allocates_nor_synchronises(target, norm):
     backend = dispatch.backend(torch.device("cuda"), target.impl)
 
     def launch():
-        backend.attack_step(
-            x=step.x,
-            v=step.v,
-            logits=step.logits,
-            references=step.logits,
-            weights=(None, None),
-            eps=0.3,
-            objective="vanilla",
-            formulation="eq10",
-            norm=norm,
-            clip_min=-1.0,
-            clip_max=1.0,
-            adv=step.adv,
-            grads=step.grads,
-            norms=(None, None),
-            losses=losses,
-        )
+        backend.attack_step(step.inputs, step.attack, step.adv, step.grads, (None, None), losses)
 
     launch()
     torch.cuda.synchronize()

@@ -5,6 +5,7 @@ import torch
 from torch._subclasses import FakeTensorMode
 
 import datgan_fast as dat
+from datgan_fast.attack_arguments import Attack, AttackInputs
 from datgan_fast.ops import attack_step_into
 
 OPS = torch.ops.datgan_fast
@@ -137,18 +138,8 @@ def test_attack_step_into_parts_of_one_buffer_compiles(device, compile_whole):
 
     def function(x, v, logits):
         adv = torch.zeros(7, 3, 5, 5, device=device)
-        losses = attack_step_into(
-            x,
-            v,
-            logits,
-            0.1,
-            objective="hinge",
-            formulation="eq10",
-            norm="none",
-            clip_min=None,
-            clip_max=1.0,
-            adv=(adv[:4], adv[4:]),
-        )
+        attack = Attack(0.1, "hinge", "eq10", "none", None, 1.0)
+        losses = attack_step_into(AttackInputs(x, v, logits, logits), attack, (adv[:4], adv[4:]))
         return adv * 2, losses
 
     assert_same(compile_whole(function)(*batches(device)), function(*batches(device)))

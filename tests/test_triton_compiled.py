@@ -17,6 +17,7 @@ from datgan_fast.kernels import attack, launch
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from datgan_fast.attack_arguments import Attack, AttackInputs
 from datgan_fast.reference import FORMULATIONS, NORMS, OBJECTIVES
 
 ARCHITECTURES = (80, 90, 100, 120)
@@ -110,17 +111,8 @@ def launch_attack_step(
     logits = torch.zeros(64), torch.zeros(48)
     optional = (torch.zeros(64), torch.zeros(48)) if extras else (None, None)
     launch.TritonBackend.attack_step(
-        x=batches,
-        v=gradients,
-        logits=logits,
-        references=logits,
-        weights=optional,
-        eps=0.1,
-        objective=objective,
-        formulation=formulation,
-        norm=norm,
-        clip_min=-1.0,
-        clip_max=None,
+        AttackInputs(batches, gradients, logits, logits, optional),
+        Attack(0.1, objective, formulation, norm, -1.0, None),
         adv=batches,
         grads=gradients if extras else (None, None),
         norms=optional,
