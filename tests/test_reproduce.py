@@ -337,7 +337,7 @@ def test_an_options_ratio_is_of_the_same_seed_and_data_set():
 @pytest.mark.parametrize(
     ("noise", "chosen"),
     # log ratios -noise, 0, noise around the best's on two data sets: standard error sqrt(4 noise^2 / 4 / 6)
-    [(0.0, "batch_mean, eps 1 x batch, lambda_adv 0.3"), (0.2, "eq10, eps 10, lambda_adv 1")],
+    [(0.0, "batch_mean, eps 1 x batch, lambda_adv 0.3"), (0.2, "eq10, eps 1, lambda_adv 1")],
 )
 def test_the_simplest_option_within_a_standard_error_is_chosen(noise, chosen):
     logs = {
@@ -346,7 +346,7 @@ def test_the_simplest_option_within_a_standard_error_is_chosen(noise, chosen):
         "eq10, eps 1, lambda_adv 0.3": -0.45,
         "eq10, eps 1, lambda_adv 1": -0.43,
         "eq10, eps 10, lambda_adv 1": -0.44,
-        "eq10, eps 0.1, lambda_adv 1": -0.40,
+        "eq10, eps 0.1, lambda_adv 1": -0.41,  # just beyond
     }
 
     def distances(variant, dataset, seed):
