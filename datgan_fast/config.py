@@ -39,15 +39,16 @@ class Baseline:
     betas: tuple[float, float]
     n_dis: int
     batch_norm: bool
-    formulation: str  # DAT's
+    formulation: str  # DAT's, on images; this and eps were chosen by a sweep: docs/reproduction/sweep
+    eps: float
 
 
 BASELINES = {
-    "dcgan": Baseline("vanilla", "none", "adam", 2e-4, (0.5, 0.999), 1, True, "alg1"),
-    "wgan": Baseline("wasserstein", "clamp", "rmsprop", 5e-5, (0.0, 0.99), 5, False, "eq10"),
-    "wgan-gp": Baseline("wasserstein", "gp", "adam", 1e-4, (0.5, 0.9), 5, False, "eq10"),
-    "wgan-lp": Baseline("wasserstein", "lp", "adam", 1e-4, (0.5, 0.9), 5, False, "eq10"),
-    "wgan-alp": Baseline("wasserstein", "alp", "adam", 2e-4, (0.0, 0.9), 5, False, "eq10"),
+    "dcgan": Baseline("vanilla", "none", "adam", 2e-4, (0.5, 0.999), 1, True, "alg1", 1.0),
+    "wgan": Baseline("wasserstein", "clamp", "rmsprop", 5e-5, (0.0, 0.99), 5, False, "eq10", 10.0),
+    "wgan-gp": Baseline("wasserstein", "gp", "adam", 1e-4, (0.5, 0.9), 5, False, "eq10", 1.0),
+    "wgan-lp": Baseline("wasserstein", "lp", "adam", 1e-4, (0.5, 0.9), 5, False, "eq10", 1.0),
+    "wgan-alp": Baseline("wasserstein", "alp", "adam", 2e-4, (0.0, 0.9), 5, False, "eq10", 1.0),
 }
 
 # data set -> image size, channels, width, steps
@@ -60,10 +61,7 @@ _DATASET_DEFAULTS: dict[str, tuple[int | None, int | None, int, int]] = {
     **dict.fromkeys(TOY_DATASETS, (None, None, 128, 1000)),
 }
 _TOY_LR = 2e-3
-
-# DAT's defaults, here and in BASELINES, were chosen by a sweep: docs/reproduction/sweep.
-_EPS = 1.0
-_TOY_FORMULATION, _TOY_EPS = "eq10", 0.1
+_TOY_FORMULATION, _TOY_EPS = "eq10", 0.1  # from the same sweep
 
 
 def _option(default: Any, help: str, **check: Any) -> Any:
@@ -86,7 +84,7 @@ class TrainConfig:
     formulation: str | None = _option(None, "attack loss; default: the baseline's", choices=FORMULATIONS)
     eps: float | None = _option(
         None,
-        "size of the perturbation, images being in [-1, 1]; default: 1, for toy data 0.1, times the batch size for batch_mean",
+        "size of the perturbation, images being in [-1, 1]; default: the baseline's, times the batch size for batch_mean",
         at_least=0,
     )
     norm: str = _option("none", "how the attack gradient is normalised per image", choices=NORMS)
@@ -194,7 +192,7 @@ class TrainConfig:
         lr = (_TOY_LR if toy else baseline.lr) if given["lr"] is None else given["lr"]
         batch_size = (256 if toy else 64) if given["batch_size"] is None else given["batch_size"]
         formulation = given["formulation"] or (_TOY_FORMULATION if toy else baseline.formulation)
-        eps = _TOY_EPS if toy else _EPS
+        eps = _TOY_EPS if toy else baseline.eps
         defaults = {
             "objective": baseline.objective,
             "optimizer": baseline.optimizer,

@@ -167,28 +167,28 @@ def test_flags_win_over_the_config_file(tmp_path, capsys, name, text):
     assert not (tmp_path / "runs").exists()
 
 
-# The README's table: objective, optimiser, learning rate, beta1, beta2, n_dis, BatchNorm, formulation
+# The README's table: objective, optimiser, learning rate, beta1, beta2, n_dis, BatchNorm, formulation, eps
 BASELINES = {
-    "dcgan": ("vanilla", "adam", 2e-4, 0.5, 0.999, 1, True, "alg1"),
-    "wgan": ("wasserstein", "rmsprop", 5e-5, None, None, 5, False, "eq10"),
-    "wgan-gp": ("wasserstein", "adam", 1e-4, 0.5, 0.9, 5, False, "eq10"),
-    "wgan-lp": ("wasserstein", "adam", 1e-4, 0.5, 0.9, 5, False, "eq10"),
-    "wgan-alp": ("wasserstein", "adam", 2e-4, 0.0, 0.9, 5, False, "eq10"),
+    "dcgan": ("vanilla", "adam", 2e-4, 0.5, 0.999, 1, True, "alg1", 1.0),
+    "wgan": ("wasserstein", "rmsprop", 5e-5, None, None, 5, False, "eq10", 10.0),
+    "wgan-gp": ("wasserstein", "adam", 1e-4, 0.5, 0.9, 5, False, "eq10", 1.0),
+    "wgan-lp": ("wasserstein", "adam", 1e-4, 0.5, 0.9, 5, False, "eq10", 1.0),
+    "wgan-alp": ("wasserstein", "adam", 2e-4, 0.0, 0.9, 5, False, "eq10", 1.0),
 }
 
 
 @pytest.mark.parametrize("baseline", BASELINES)
 def test_baselines(baseline):
     c = TrainConfig(baseline=baseline).resolved()
-    objective, optimizer, lr, beta1, beta2, n_dis, batch_norm, formulation = BASELINES[baseline]
+    objective, optimizer, lr, beta1, beta2, n_dis, batch_norm, formulation, eps = BASELINES[baseline]
     assert (c.objective, c.optimizer, c.lr_g, c.lr_d, c.n_dis, c.batch_norm) == (
         objective, optimizer, lr, lr, n_dis, batch_norm,
     )  # fmt: skip
     if beta1 is not None:
         assert (c.beta1, c.beta2) == (beta1, beta2)
-    assert (c.formulation, c.eps, c.lambda_adv) == (formulation, 1.0, 1.0)
+    assert (c.formulation, c.eps, c.lambda_adv) == (formulation, eps, 1.0)
     of_the_mean = TrainConfig(baseline=baseline, formulation="batch_mean", batch_size=10).resolved()
-    assert of_the_mean.eps == 10.0  # its gradient is divided by the batch's size
+    assert of_the_mean.eps == 10 * eps  # its gradient is divided by the batch's size
     assert TrainConfig(baseline=baseline, formulation="batch_mean", eps=3).resolved().eps == 3
     changed = TrainConfig(baseline=baseline, lr=0.5, lr_d=0.25, n_dis=3, objective="hinge").resolved()
     assert (changed.lr_g, changed.lr_d, changed.n_dis, changed.objective) == (0.5, 0.25, 3, "hinge")
