@@ -139,9 +139,7 @@ def _c2_dcgan_score(paired: Pairs) -> Verdict:
     if not by_setting:
         verdict, ours = CANNOT_TELL, "not measured"
     else:
-        ours = (
-            f"better on average in {better} of {len(by_setting)} settings; over all of them {_difference(pooled, name)}"
-        )
+        ours = f"better on average in {better} of {len(by_setting)} settings; over all of them {_improvement(pooled, name)}"
         # "At every setting" is refuted by the mean over all, or by one setting when that many are looked at.
         strict = 1 - (1 - LEVEL) / len(by_setting)
         if all(interval(values).verdict(True) == HOLDS for values in by_setting):
@@ -168,7 +166,7 @@ def _score(number: str, claim: str, paper: str, paired: Pairs, better: bool = Tr
         number,
         claim,
         f"{paper} Inception Score",
-        _difference(found, name),
+        _improvement(found, name),
         found.verdict(above=better),
         f"{'' if sign > 0 else 'minus '}DAT - plain of {name}, mean over the last quarter of training",
     )
@@ -305,6 +303,13 @@ def _difference(i: Interval, name: str) -> str:
     if not i.n:
         return "not measured"
     return f"{name} {i.mean:+.3g} with DAT{_bounds(i.low, i.high)}, {counted(i.n, 'pair')}"
+
+
+def _improvement(i: Interval, name: str) -> str:
+    """Of a score, of which more or less may be better."""
+    if not i.n:
+        return "not measured"
+    return f"{name} better by {i.mean:.3g} with DAT{_bounds(i.low, i.high)}, {counted(i.n, 'pair')}"
 
 
 def _ratio(i: Interval) -> str:

@@ -86,7 +86,7 @@ def draw_sweep(
     for axis, (baseline, options) in zip(axes.flat, found.items(), strict=False):
         ratios = np.array([[*(o.ratio(name) for name in datasets), o.overall][: len(columns)] for o in options])
         axis.imshow(np.log(ratios), cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
-        for row, column in np.ndindex(ratios.shape):
+        for row, column in zip(*np.nonzero(np.isfinite(ratios)), strict=True):
             strong = abs(np.log(ratios[row, column])) > 0.7
             axis.text(
                 column, row, f"{ratios[row, column]:.2f}", ha="center", va="center", fontsize=7,

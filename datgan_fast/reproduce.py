@@ -194,6 +194,9 @@ def build_parser() -> Parser:
     parser = Parser(prog="python -m datgan_fast.reproduce", description=__doc__)
     parser.add_argument("--figure", default=",".join(PAPER), metavar="LIST", help=f"of {','.join(FIGURES)} "
         "(default: all but the sweep); sweep is a grid of DAT's options over the baselines")  # fmt: skip
+    parser.add_argument(
+        "--setting", metavar="NAME", help="only this one of the figures' settings, named as in the report"
+    )
     parser.add_argument("--quick", action="store_true", help="small networks and short runs, for a CPU")
     parser.add_argument("--dataset", metavar="LIST", help=f"of {','.join(DATASETS)} (default: "
         f"{','.join(QUICK_DATASETS)} with --quick, else cifar10)")  # fmt: skip
@@ -238,8 +241,15 @@ def reproduce(arguments: Any) -> int:
     if arguments.inception_weights:
         inception.find_weights(arguments.inception_weights)
     every = experiments(datasets, figures, range(seeds), QUICK if arguments.quick else FULL, shared, steps)
+    if arguments.setting is not None:
+        known = dict.fromkeys(setting.name for name in figures for setting in FIGURES[name].settings)
+        if arguments.setting not in known:
+            raise ConfigError(f"--setting {arguments.setting}: must be one of {'; '.join(known)}")
+        every = [e for e in every if e.setting == arguments.setting]
+    if not every:
+        raise ConfigError(f"--figure {ATTACK}: attacks images, of which --dataset {','.join(datasets)} has none")
     todo = remaining(every, outdir / "runs")
-    for dataset in datasets:
+    for dataset in dict.fromkeys(e.dataset for e in every):
         _load_data_once(next(e.config for e in every if e.dataset == dataset))
     _make(outdir / "runs")
     print(f"{outdir}: {len(every)} runs, {len(every) - len(todo)} of them finished, {jobs} at a time", flush=True)

@@ -82,6 +82,14 @@ def test_score_claims(figure, name, text, differences, better, worse):
     assert verdict(found, name, text) == (better if figure == "4" else worse)
 
 
+def test_a_distance_is_better_when_it_is_smaller():
+    found = made("4", lambda seed, done: record(score=2 + seed), lambda seed, done: record(score=2.5 + seed))
+    for line in (line for r in found for line in r.metrics):
+        line["metric"] = "exact_wasserstein"
+    (score,) = [v for v in claims.judge(found, {}) if "WGAN has a better score" in v.claim]
+    assert (score.verdict, score.ours) == (HOLDS, "exact_wasserstein better by 0.5 with DAT (0.5 to 0.5), 3 pairs")
+
+
 @pytest.mark.parametrize(
     ("factors", "expected"),
     [((0.5, 0.5, 0.6), HOLDS), ((2.0, 2.0, 1.9), DOES_NOT), ((0.5, 1.0, 2.0), CANNOT_TELL)],
@@ -377,6 +385,17 @@ def test_the_sweeps_report(tmp_path):
     assert [row[2:4] for row in finals] == [["3", "4 ± 2"]] * 2  # digits and mnist
 
 
+def test_one_setting_is_run(tmp_path, monkeypatch):
+    chosen = []
+    monkeypatch.setattr(reproduce, "run_all", lambda todo, *_: chosen.extend(todo) or {})
+    options = ["--figure", "1,5,alp", "--setting", "wgan-alp, n_dis 1", "--dataset", "digits,ring", "--steps", "1"]
+    assert run(tmp_path / "out", *options) == 0
+    assert {(e.dataset, e.config.baseline, e.config.n_dis) for e in chosen} == {
+        ("digits", "wgan-alp", 1), ("ring", "wgan-alp", 1),
+    }  # fmt: skip
+    assert len(chosen) == 2 * 2 * 2  # data sets, variants, seeds
+
+
 def test_no_run_that_left_anything(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(reproduce, "run_all", lambda todo, *_: {todo[0].name: "out of memory"})
     assert run(tmp_path / "out") == 1
@@ -400,6 +419,8 @@ def test_a_run_that_diverges_is_reported(tmp_path, monkeypatch, capsys):
     [
         (["--figure", "9"], "--figure 9"),
         (["--figure", "3,,4"], "--figure"),
+        (["--figure", "1", "--dataset", "ring"], "--dataset ring"),
+        (["--setting", "wgan, n_dis 1"], "--setting wgan, n_dis 1"),
         (["--dataset", "imagenet"], "--dataset imagenet"),
         (["--dataset", "digits,,ring"], "--dataset"),
         (["--image-size", "20"], "--image-size 20"),
