@@ -15,12 +15,13 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from .experiments import ATTACK, PAPER
+from .experiments import ATTACK, DAT, PAPER, PLAIN
 from .results import SCORES, Result, Series, pairs, score_name, settings
 
 HOLDS, DOES_NOT, CANNOT_TELL = "holds", "does not", "cannot tell"
 LEVEL = 0.95
 FEWEST = 3  # pairs
+PAPER_STEPS = {(PLAIN, "fake"): "3.2", (PLAIN, "real"): "3.88", (DAT, "fake"): "37.36", (DAT, "real"): "7.44"}
 
 Pairs = list[tuple[Result, Result]]  # (plain, DAT)
 
@@ -98,13 +99,13 @@ def judge(results: Sequence[Result], attack_steps: Mapping[str, Mapping[str, flo
 
 
 def _c1_attack_steps(paired: Pairs, steps: Mapping[str, Mapping[str, float]]) -> list[Verdict]:
-    paper = {
-        "fake": "3.2 steps become 37.36 (DCGAN, MNIST)",
-        "real": "3.88 steps become 7.44 (DCGAN, MNIST)",
-    }
-    test = f"log of DAT / plain per pair; several-fold is read as twice or more: {LEVEL:.0%} interval against log 2"
+    test = (
+        "log of DAT / plain per pair, of mean steps, an image that never arrives counting with the cap; several-fold is read "
+        f"as twice or more: {LEVEL:.0%} interval against log 2"
+    )
     verdicts = []
-    for side, printed in paper.items():
+    for side in ("fake", "real"):
+        printed = f"{PAPER_STEPS[PLAIN, side]} steps become {PAPER_STEPS[DAT, side]} (DCGAN, MNIST)"
         both = [
             (steps[p.experiment.name][side], steps[d.experiment.name][side])
             for p, d in paired

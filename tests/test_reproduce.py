@@ -476,10 +476,18 @@ def test_figure_1_is_attacked(tmp_path):
     assert list(attacks) == [e.name for e in sorted(todo, key=lambda e: (e.config.dat, e.seed))]
     report.write(found, attacks, tmp_path)
     rows = [[c.strip() for c in line.split("|")[1:-1]] for line in (tmp_path / "report.md").read_text().splitlines()]
-    for variant, paper in ((PLAIN, ["3.2", "3.88"]), (DAT, ["37.36", "7.44"])):
-        means = [attacks[e.name].fake.steps.double().mean().item() for e in todo if e.variant == variant]
-        (row,) = [row for row in rows if row[:2] == [variant, "2"] and row[4:] == paper]
-        assert float(row[2].split(" ")[0]) == pytest.approx(sum(means) / 2, rel=0.01)
+    for variant, paper in ((PLAIN, ("3.2", "3.88")), (DAT, ("37.36", "7.44"))):
+        measured = [attacks[e.name] for e in todo if e.variant == variant]
+        for kind, sides, printed in (
+            ("generated", [m.fake for m in measured], paper[0]),
+            ("real", [m.real for m in measured], paper[1]),
+        ):
+            (row,) = [row for row in rows if row[:3] == [variant, "2", kind]]
+            mean = sum(side.steps.double().mean().item() for side in sides) / 2
+            assert float(row[3].split(" ")[0]) == pytest.approx(mean, rel=0.01)
+            arrived = sum(side.reached.double().mean().item() for side in sides) / 2
+            assert float(row[5].rstrip("%")) == pytest.approx(100 * arrived, abs=0.5)
+            assert row[6] == printed
     assert (tmp_path / "digits-figure-1.png").is_file()
 
 
