@@ -1,0 +1,33 @@
+"""Small experiments, and results of runs that nobody made, for the tests of the reproduction."""
+
+from datgan_fast.experiments import PLAIN, Size, experiments
+from datgan_fast.results import Result
+
+TINY = Size("tiny", 40, 80, 4, {"width": 4, "z_dim": 8, "batch_size": 8})
+DIGITS = ["digits"]
+CPU = {"device": "cpu"}
+
+
+def made(figure, dat, plain, seeds=3, dataset="digits"):
+    """Results of a figure's runs: each of `dat` and `plain` is a function (seed, part of training done) -> record."""
+    found = []
+    for e in experiments([dataset], [figure], range(seeds), TINY, CPU):
+        record = plain if e.variant == PLAIN else dat
+        steps = [e.config.steps * (i + 1) // 8 for i in range(8)]
+        lines = [{"step": step, **record(e.seed, step / e.config.steps)} for step in steps]
+        metrics = [
+            {"step": r["step"], "metric": "classifier_score", "value": r.pop("score"), "protocol": "made"}
+            for r in lines
+        ]
+        found.append(Result(e, lines, metrics))
+    return found
+
+
+def record(score=2.0, wasserstein=1.0, norm=1.0, added=0.0):
+    return {
+        "score": score,
+        "wasserstein": wasserstein,
+        "input_grad_norm": norm,
+        "loss_clean": -wasserstein,
+        "loss_adv": -wasserstein + added,
+    }
