@@ -89,10 +89,16 @@ def judge(results: Sequence[Result], attack_steps: Mapping[str, Mapping[str, flo
         *_wasserstein("C4", "WGAN-GP with n_dis 1", of("6")),
         _score("C5", "WGAN-LP with n_dis 5 has a worse score with DAT", "worse", of("7"), better=False),
         *_wasserstein("C5", "WGAN-LP with n_dis 1", of("8")),
-        _c6_gradient_norm(curves),
+        *(_c6_gradient_norm(kind, of_kind) for kind, of_kind in _by_kind(curves)),
         _c6_penalty(curves),
-        _c7_faster(curves),
+        *(_c7_faster(kind, of_kind) for kind, of_kind in _by_kind(curves)),
     ]
+
+
+def _by_kind(paired: Pairs) -> list[tuple[str, Pairs]]:
+    """Pairs of unlike discriminators are no one sample: without Lipschitz control, clamped, with a penalty of their own."""
+    kinds = {"DCGAN": ("none",), "WGAN": ("clamp",), "WGAN-GP, -LP, -ALP": ("gp", "lp", "alp")}
+    return [(kind, [p for p in paired if p[0].experiment.config.lipschitz in of]) for kind, of in kinds.items()]
 
 
 # The claims
@@ -169,7 +175,7 @@ def _score(number: str, claim: str, paper: str, paired: Pairs, better: bool = Tr
         f"{paper} Inception Score",
         _improvement(found, name),
         found.verdict(above=better),
-        f"{'' if sign > 0 else 'minus '}DAT - plain of {name}, mean over the last quarter of training",
+        f"{'DAT - plain' if sign > 0 else 'plain - DAT'} of {name}, mean over the last quarter of training",
     )
 
 
@@ -196,11 +202,11 @@ def _wasserstein(number: str, where: str, paired: Pairs) -> list[Verdict]:
     ]
 
 
-def _c6_gradient_norm(paired: Pairs) -> Verdict:
+def _c6_gradient_norm(kind: str, paired: Pairs) -> Verdict:
     found = interval([_log_ratio(_norm_when_ahead(d), _norm_when_ahead(p)) for p, d in paired])
     return Verdict(
         "C6",
-        "DAT lowers the discriminator's gradient norm when it is ahead",
+        f"{kind}: DAT lowers the discriminator's gradient norm when it is ahead",
         "DAT acts as a zero-centred gradient penalty (theory)",
         _ratio(found),
         found.verdict(above=False),
@@ -223,12 +229,12 @@ def _c6_penalty(paired: Pairs) -> Verdict:
     )
 
 
-def _c7_faster(paired: Pairs) -> Verdict:
+def _c7_faster(kind: str, paired: Pairs) -> Verdict:
     name, sign, _ = _score_measure(paired)
     found = interval([_log_ratio(*_updates_to_reach(p, d, name, sign)) for p, d in paired])
     return Verdict(
         "C7",
-        "The generator converges faster with DAT",
+        f"{kind}: the generator converges faster with DAT",
         "faster in its figures",
         _ratio(found),
         found.verdict(above=False),

@@ -30,7 +30,7 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True)
 class Baseline:
-    """A row of the table of baselines (docs/architecture.md)."""
+    """A row of the README's table of baselines."""
 
     objective: str
     lipschitz: str  # "none", "clamp", "gp", "lp" or "alp"
@@ -62,6 +62,7 @@ _DATASET_DEFAULTS: dict[str, tuple[int | None, int | None, int, int]] = {
 }
 _TOY_LR = 2e-3
 _TOY_FORMULATION, _TOY_EPS = "eq10", 0.1  # from the same sweep
+_EPS_OF_NORM = {"l2": 1.0, "linf": 0.03}  # lengths whatever the gradient's; not from the sweep
 
 
 def _option(default: Any, help: str, **check: Any) -> Any:
@@ -84,7 +85,8 @@ class TrainConfig:
     formulation: str | None = _option(None, "attack loss; default: the baseline's", choices=FORMULATIONS)
     eps: float | None = _option(
         None,
-        "size of the perturbation, images being in [-1, 1]; default: the baseline's, times the batch size for batch_mean",
+        "size of the perturbation, images being in [-1, 1]; default: the baseline's (times the batch size for batch_mean), "
+        "0.1 for toy data, 1 for norm l2 and 0.03 for linf",
         at_least=0,
     )
     norm: str = _option("none", "how the attack gradient is normalised per image", choices=NORMS)
@@ -192,7 +194,9 @@ class TrainConfig:
         lr = (_TOY_LR if toy else baseline.lr) if given["lr"] is None else given["lr"]
         batch_size = (256 if toy else 64) if given["batch_size"] is None else given["batch_size"]
         formulation = given["formulation"] or (_TOY_FORMULATION if toy else baseline.formulation)
-        eps = _TOY_EPS if toy else baseline.eps
+        eps = _TOY_EPS if toy else _EPS_OF_NORM.get(given["norm"], baseline.eps)
+        if formulation == "batch_mean" and given["norm"] == "none":
+            eps *= batch_size  # which the gradient is divided by
         defaults = {
             "objective": baseline.objective,
             "optimizer": baseline.optimizer,
@@ -203,7 +207,7 @@ class TrainConfig:
             "beta2": baseline.betas[1],
             "n_dis": baseline.n_dis,
             "formulation": formulation,
-            "eps": eps * batch_size if formulation == "batch_mean" else eps,  # whose gradient is divided by it
+            "eps": eps,
             "architecture": "mlp" if toy else "dcgan",
             "penalty_weight": 0.1 if toy and baseline.lipschitz in ("gp", "lp") else 10.0,
             "z_dim": 4 if toy else 128,

@@ -4,8 +4,8 @@ The figures are run on each data set that is asked for, the paper's images or po
 
 The paper states few hyper-parameters. What it leaves open is chosen here:
 
-- Networks, batch size, penalty weights, optimisers and learning rates are the baselines' (config.py), eps and the attack
-  loss TrainConfig's defaults, unless a setting says otherwise.
+- Networks, batch size, penalty weights, optimisers, learning rates, eps and the attack loss are the baselines' defaults
+  (config.py), unless a setting says otherwise.
 - Figure 1 attacks the discriminator of the DCGAN baseline; points in the plane have no such figure.
 - Figure 3 varies learning rate, Adam's beta1 and n_dis, which the paper names without values: two values of each, the usual
   one and one that DCGAN is known to find harder.
@@ -63,7 +63,10 @@ def _critic(baseline: str, *n_dis: int) -> tuple[Setting, ...]:
 
 
 def _sweep() -> tuple[Setting, ...]:
-    """For each baseline DAT's eps, lambda_adv and attack loss: what the defaults were chosen from."""
+    """For each baseline DAT's eps, lambda_adv and attack loss: what the defaults were chosen from, at the quick size.
+
+    The last setting is for images: other data sets' networks and the full size have a width of their own.
+    """
     settings = []
     for name, baseline in BASELINES.items():
         # For the Wasserstein objective alg1 is eq10.

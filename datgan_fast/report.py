@@ -11,7 +11,7 @@ import numpy as np
 
 from . import claims, experiments, figure1_picture, files, sweep
 from .claims import CANNOT_TELL, DOES_NOT, HOLDS, Verdict, counted
-from .experiments import ATTACK, DAT, FIGURES, PLAIN, SWEEP, Figure
+from .experiments import ATTACK, FIGURES, SWEEP, Figure
 from .figure1 import Measurement
 from .report_page import Block, Code, Heading, Paragraph, Picture, Table, markdown, page
 from .report_pictures import draw_curves, draw_samples, draw_sweep
@@ -73,9 +73,11 @@ def _claims(verdicts: Verdicts) -> list[Block]:
     """One table, a claim's verdicts on the data sets below each other."""
     rows = []
     for of_claim in zip(*verdicts.values(), strict=True):
+        test = ""
         for i, (dataset, v) in enumerate(zip(verdicts, of_claim, strict=True)):
             said_once = (v.name, v.claim, v.paper) if i == 0 else ("", "", "")
-            rows.append((*said_once, dataset, v.ours, v.verdict, v.test if i == 0 else ""))
+            rows.append((*said_once, dataset, v.ours, v.verdict, "" if v.test == test else v.test))
+            test = v.test
     return [
         Heading("Claims"),
         Table(("", "claim", "in the paper", "data", "here", "verdict", "measured by"), rows, prose=True),
@@ -125,7 +127,7 @@ def _attacked(found: Sequence[Result], attacks: Mapping[str, Measurement], outdi
     figure1_picture.draw(shown, path)
     measures = {"mean": mean_and_spread, "median": mean_and_spread, "share_reached": lambda v: f"{np.mean(v):.0%}"}
     rows = []
-    for variant in (PLAIN, DAT):
+    for variant in dict.fromkeys(r.experiment.variant for r in found):
         records = [attacks[r.experiment.name].record() for r in found if r.experiment.variant == variant]
         for side, kind in SIDES.items():
             values = (of([record[side][name] for record in records]) for name, of in measures.items())
@@ -243,18 +245,11 @@ def _sweep(found: Sequence[Result], outdir: Path) -> list[Block]:
 def _chosen_options(options: Mapping[str, Sequence[sweep.Option]], chosen: Mapping[str, sweep.Option]) -> Table:
     rows = []
     for baseline, of_baseline in options.items():
-        best = sweep.best(of_baseline)
-        low, high = np.exp(chosen[baseline].interval.low), np.exp(chosen[baseline].interval.high)
-        rows.append(
-            (
-                baseline,
-                best.variant,
-                f"{best.overall:.2f}",
-                chosen[baseline].variant,
-                f"{chosen[baseline].overall:.2f} ({low:.2f} to {high:.2f})",
-            )
-        )
-    return Table(("baseline", "lowest distance", "times plain", "chosen", "times plain"), rows)
+        best, choice = sweep.best(of_baseline), chosen[baseline]
+        lowest = (best.variant, f"{best.overall:.2f}", f"{best.standard_error:.2f}")
+        rows.append((baseline, *lowest, choice.variant, f"{choice.overall:.2f}"))
+    columns = ("lowest distance", "times plain", "standard error of its logarithm", "chosen", "times plain")
+    return Table(("baseline", *columns), rows)
 
 
 def _how_it_was_run(found: Sequence[Result]) -> list[Block]:

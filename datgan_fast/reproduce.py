@@ -48,9 +48,8 @@ def attacks(found: list[Result]) -> dict[str, figure1.Measurement]:
     for result in tqdm(attacked, desc="attacks", unit="run", disable=not sys.stderr.isatty()):
         e = result.experiment
         assert result.path is not None
-        subject = figure1.load_subject(
-            result.path, label=e.variant, data_dir=e.config.data_dir, device=str(e.config.device)
-        )
+        device = e.config.device if e.config.device == "cpu" else resolve_device("auto")  # its GPU may not be here
+        subject = figure1.load_subject(result.path, label=e.variant, data_dir=e.config.data_dir, device=device)
         measured[e.name] = figure1.measure(subject, figure1.Protocol())
     return measured
 
@@ -229,7 +228,7 @@ def reproduce(arguments: Any) -> int:
     steps = whole_number("--steps", arguments.steps, 1, 10**9) if arguments.steps is not None else None
     device = resolve_device(arguments.device)
     on_gpu = device.startswith("cuda")
-    jobs = whole_number("--jobs", arguments.jobs or str(JOBS_ON_A_GPU if on_gpu else _cores()), 1, 256)
+    jobs = whole_number("--jobs", arguments.jobs or str(JOBS_ON_A_GPU if on_gpu else min(_cores(), 256)), 1, 256)
     shared = {
         "data_dir": arguments.data_dir,
         "download": arguments.download,

@@ -15,16 +15,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .claims import Interval, final, interval
+from .claims import final
 from .experiments import PLAIN
 from .results import Result
 
 DISTANCES = ("fid", "classifier_frechet", "exact_wasserstein", "sliced_wasserstein")  # the best first
 EXPLANATION = (
     "Each option's distance to the real data, divided by that of plain training with the same seed: the Frechet distance of "
-    "classifier features, for points the exact Wasserstein distance, mean over the last quarter of training. Of the options "
-    "whose mean over the data sets is within one standard error of the lowest, the chosen one is the first by: eq10 before "
-    "alg1 before batch_mean, lambda_adv 1 before 0.3, a smaller eps before a larger one."
+    "classifier features (or the FID, where it was measured), for points the exact Wasserstein distance, mean over the last "
+    "quarter of training. Of the options whose geometric mean over all runs is within one standard error of the lowest, the "
+    "chosen one is the first by: eq10 before alg1 before batch_mean, lambda_adv 1 before 0.3, a smaller eps before a larger "
+    "one. Options with which some runs did not finish are not chosen. The lowest of many is lower than it would be again."
 )
 
 
@@ -44,23 +45,28 @@ class Option:
         return math.exp(np.mean(values)) if values else math.nan
 
     @property
-    def interval(self) -> Interval:
-        """Of the mean log ratio, all data sets' seeds together."""
-        return interval([value for values in self.log_ratios.values() for value in values])
+    def runs(self) -> int:
+        return sum(map(len, self.log_ratios.values()))
+
+    @property
+    def log_overall(self) -> float:
+        """Mean of all runs' log ratios."""
+        return sum(map(sum, self.log_ratios.values())) / self.runs
 
     @property
     def overall(self) -> float:
-        return math.exp(self.interval.mean)
+        return math.exp(self.log_overall)
 
     @property
     def standard_error(self) -> float:
+        """Of log_overall, from the spread of the seeds within data sets; 0 for one seed, which says nothing of it."""
         values = np.concatenate([np.subtract(v, np.mean(v)) for v in self.log_ratios.values()])
-        freedom = len(values) - len(self.log_ratios)  # data sets differ by more than noise
-        return math.sqrt(float((values**2).sum()) / freedom / len(values)) if freedom > 0 else math.inf
+        freedom = self.runs - len(self.log_ratios)  # data sets differ by more than noise
+        return math.sqrt(float((values**2).sum()) / freedom / self.runs) if freedom > 0 else 0.0
 
 
 def options(found: Sequence[Result]) -> dict[str, list[Option]]:
-    """Baseline -> its options, in the sweep's order, from the finished runs that have a plain run of the same seed."""
+    """Setting -> its options, in the sweep's order, from those of these finished runs that have a plain run of the same seed."""
     plain = {_pair(r): r for r in found if r.experiment.variant == PLAIN}
     grouped: dict[tuple[str, str], list[Result]] = {}
     for r in found:
@@ -92,13 +98,15 @@ def distance(r: Result) -> float:
 
 
 def best(of_baseline: Sequence[Option]) -> Option:
-    return min(of_baseline, key=lambda o: o.overall)
+    """The lowest mean of those that the most runs finished with: one that diverges with some seeds is not a choice."""
+    most = max(o.runs for o in of_baseline)
+    return min((o for o in of_baseline if o.runs == most), key=lambda o: o.log_overall)
 
 
 def choose(of_baseline: Sequence[Option]) -> Option:
     """By the one-standard-error rule; EXPLANATION says what counts as simpler."""
     lowest = best(of_baseline)
-    bound = lowest.interval.mean + (lowest.standard_error if math.isfinite(lowest.standard_error) else 0.0)
-    near = [o for o in of_baseline if o.interval.mean <= bound]
+    bound = lowest.log_overall + lowest.standard_error
+    near = [o for o in of_baseline if o.runs == lowest.runs and o.log_overall <= bound]
     formulations = ("eq10", "alg1", "batch_mean")
     return min(near, key=lambda o: (formulations.index(o.formulation), -o.lambda_adv, o.eps))

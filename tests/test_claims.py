@@ -97,7 +97,7 @@ def test_gradient_norm_counts_where_the_discriminator_is_ahead(norms, expected):
         return record(wasserstein=2.0 + ahead(done), norm=norms[seed] if ahead(done) else 100.0)
 
     found = made("4", dat, lambda seed, done: record(wasserstein=2.0 + ahead(done)))
-    assert verdict(found, "C6", "lowers") == expected
+    assert verdict(found, "C6", "WGAN: DAT lowers") == expected
 
 
 @pytest.mark.parametrize(("sign", "expected"), [(1, HOLDS), (-1, DOES_NOT)])
@@ -114,7 +114,7 @@ def test_faster_is_the_time_to_the_plain_runs_score(start, expected):
     def since(when):
         return lambda seed, done: record(score=5.0 if done >= when else 1.0)
 
-    assert verdict(made("4", since(start), since(0.5)), "C7", "faster") == expected
+    assert verdict(made("4", since(start), since(0.5)), "C7", "WGAN: the generator converges faster") == expected
 
 
 @pytest.mark.parametrize(
@@ -145,8 +145,21 @@ def test_data_sets_are_judged_apart(tmp_path):
 
 def test_figure_1s_runs_are_not_counted_twice():
     found = [r for figure in ("1", "3") for r in made(figure, *[lambda seed, done: record(wasserstein=done)] * 2)]
-    (line,) = [v for v in claims.judge(found, {}) if "lowers" in v.claim]
+    (line,) = [v for v in claims.judge(found, {}) if "DCGAN: DAT lowers" in v.claim]
     assert f"{8 * 3} pairs" in line.ours
+
+
+def test_discriminators_of_different_kinds_are_judged_apart():
+    def ahead(norm):
+        return lambda seed, done: record(wasserstein=done, norm=norm + 0.01 * seed * done)
+
+    falls = made("3", ahead(1), ahead(2))
+    rises = [r for figure in ("5", "8", "alp") for r in made(figure, ahead(2), ahead(1))]
+    verdicts = {v.claim.partition(":")[0]: v for v in claims.judge([*falls, *rises], {}) if "lowers" in v.claim}
+    assert {kind: v.verdict for kind, v in verdicts.items()} == {
+        "DCGAN": HOLDS, "WGAN": CANNOT_TELL, "WGAN-GP, -LP, -ALP": DOES_NOT
+    }  # fmt: skip
+    assert verdicts["WGAN-GP, -LP, -ALP"].ours.endswith("12 pairs")
 
 
 def test_unfinished_runs_are_left_out():

@@ -223,6 +223,10 @@ def test_figure_1_is_attacked(tmp_path):
             assert row[6] == printed
     assert (tmp_path / "digits-figure-1.png").is_file()
 
+    (tmp_path / "half").mkdir()
+    report.write([r for r in found if r.experiment.variant == PLAIN], attacks, tmp_path / "half")
+    assert "nan" not in (tmp_path / "half" / "report.md").read_text()
+
 
 def test_points_have_no_figure_1():
     assert {e.figure for e in experiments(["ring"], PAPER, range(1), TINY, CPU)} == set(PAPER) - {"1"}

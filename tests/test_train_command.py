@@ -189,6 +189,8 @@ def test_baselines(baseline):
     assert (c.formulation, c.eps, c.lambda_adv) == (formulation, eps, 1.0)
     of_the_mean = TrainConfig(baseline=baseline, formulation="batch_mean", batch_size=10).resolved()
     assert of_the_mean.eps == 10 * eps  # its gradient is divided by the batch's size
+    for norm, length in (("l2", 1.0), ("linf", 0.03)):  # which divide it out again
+        assert TrainConfig(baseline=baseline, formulation="batch_mean", norm=norm).resolved().eps == length
     assert TrainConfig(baseline=baseline, formulation="batch_mean", eps=3).resolved().eps == 3
     changed = TrainConfig(baseline=baseline, lr=0.5, lr_d=0.25, n_dis=3, objective="hinge").resolved()
     assert (changed.lr_g, changed.lr_d, changed.n_dis, changed.objective) == (0.5, 0.25, 3, "hinge")
