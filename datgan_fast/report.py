@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -260,7 +261,11 @@ def _how_it_was_run(found: Sequence[Result]) -> list[Block]:
     ]
     if environments:
         first = environments[0]
-        commands = dict.fromkeys(" ".join(["python -m datgan_fast.reproduce", *e["command"][2:]]) for e in environments)
+        commands = dict.fromkeys("python -m datgan_fast.reproduce " + shlex.join(e["command"][2:]) for e in environments)
+        versions = dict.fromkeys(
+            f"datgan-fast {e['datgan_fast']} ({e['commit'] or 'no commit'}), torch {e['torch']}, Python {e['python']}"
+            for e in environments
+        )
         seconds = sum(r.stats[-1].get("seconds") or 0.0 for r in found if r.stats)
         devices = ", ".join(sorted({r.experiment.config.device for r in found}))
         blocks += [
@@ -271,8 +276,7 @@ def _how_it_was_run(found: Sequence[Result]) -> list[Block]:
                     ("date", first["started"]),
                     ("device", devices + ("".join(f", {gpu}" for gpu in first["gpu"]))),
                     ("platform", f"{first['platform'].partition('-')[0]}, {counted(first['threads'], 'thread')} a run"),
-                    ("versions", f"datgan-fast {first['datgan_fast']} ({first['commit'] or 'no commit'}), "
-                     f"torch {first['torch']}, Python {first['python']}"),
+                    ("versions", "; ".join(versions)),
                     ("training time", f"{seconds / 60:.1f} minutes in all runs together, without evaluations"),
                 ],
             ),

@@ -80,11 +80,12 @@ def draw_samples(found: Sequence[Result], path: Path) -> bool:
 def draw_sweep(
     found: Mapping[str, Sequence[Option]], chosen: Mapping[str, Option], datasets: Sequence[str], path: Path
 ) -> None:
-    """A heat map a baseline: its options' distances relative to plain training, on each data set and over all."""
-    columns = [*datasets, "all"] if len(datasets) > 1 else list(datasets)
+    """A heat map a baseline: its options' distances relative to plain training, on each data set it ran on and over all."""
     figure, axes = _panels(-(-len(found) // 2), 2, (10, 3.6 * -(-len(found) // 2)))
     for axis, (baseline, options) in zip(axes.flat, found.items(), strict=False):
-        ratios = np.array([[*(o.ratio(name) for name in datasets), o.overall][: len(columns)] for o in options])
+        ran_on = [name for name in datasets if any(name in o.log_ratios for o in options)]
+        columns = [*ran_on, "all"] if len(ran_on) > 1 else ran_on
+        ratios = np.array([[*(o.ratio(name) for name in ran_on), o.overall][: len(columns)] for o in options])
         axis.imshow(np.log(ratios), cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
         for row, column in zip(*np.nonzero(np.isfinite(ratios)), strict=True):
             strong = abs(np.log(ratios[row, column])) > 0.7

@@ -85,6 +85,19 @@ def test_the_simplest_option_within_a_standard_error_is_chosen(noise, chosen):
     assert sweep.choose(of_dcgan).variant == chosen
 
 
+@pytest.mark.parametrize(
+    ("near", "chosen"),
+    [
+        (("batch_mean, eps 0.1 x batch, lambda_adv 1", "alg1, eps 10, lambda_adv 0.3"), "alg1, eps 10, lambda_adv 0.3"),
+        (("eq10, eps 0.1, lambda_adv 0.3", "eq10, eps 10, lambda_adv 1"), "eq10, eps 10, lambda_adv 1"),
+        (("eq10, eps 1, lambda_adv 1", "eq10, eps 10, lambda_adv 1"), "eq10, eps 1, lambda_adv 1"),
+    ],
+)
+def test_simpler_is_first_the_formulation_then_equal_weights_then_a_small_eps(near, chosen):
+    found = swept(lambda variant, *_: 0.5 if variant in near else 1.0)
+    assert sweep.choose(sweep.options(found)["dcgan"]).variant == chosen
+
+
 def test_an_option_that_diverges_with_a_seed_is_not_chosen():
     values = {"alg1, eps 1, lambda_adv 1": 0.1, "eq10, eps 1, lambda_adv 1": 0.9}
     found = swept(lambda variant, *_: values.get(variant, 1))
