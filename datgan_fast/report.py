@@ -261,7 +261,9 @@ def _how_it_was_run(found: Sequence[Result]) -> list[Block]:
     ]
     if environments:
         first = environments[0]
-        commands = dict.fromkeys("python -m datgan_fast.reproduce " + shlex.join(e["command"][2:]) for e in environments)
+        commands = dict.fromkeys(
+            "python -m datgan_fast.reproduce " + shlex.join(e["command"][2:]) for e in environments
+        )
         versions = dict.fromkeys(
             f"datgan-fast {e['datgan_fast']} ({e['commit'] or 'no commit'}), torch {e['torch']}, Python {e['python']}"
             for e in environments

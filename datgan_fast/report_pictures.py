@@ -94,7 +94,7 @@ def draw_sweep(
                 color="white" if strong else "black",
             )  # fmt: skip
         axis.set_title(baseline, fontsize=9)
-        axis.set_xticks(range(len(columns)), columns, fontsize=8)
+        axis.set_xticks(range(len(columns)), [name.replace("-", "-\n") for name in columns], fontsize=8)
         axis.set_yticks(range(len(options)), [o.variant for o in options], fontsize=7)
         for label, option in zip(axis.get_yticklabels(), options, strict=True):
             if option is chosen.get(baseline):
