@@ -74,7 +74,7 @@ class OfficialMethod:
         return loss
 
     def attack(self, x, other):
-        """x moved towards the other batch's mean logit."""
+        """x moved towards the other batch's mean logit, hardly at eps 1: the mean's gradient has 1/batch in it."""
         x = x.detach().requires_grad_()
         distance = (self.discriminator(x).mean() - self.discriminator(other).mean()).abs()
         (gradient,) = torch.autograd.grad(distance, x)
