@@ -17,7 +17,8 @@ import pytest
 import datgan_fast as dat
 import floor
 from activity import activity, peak_memory
-from datgan_fast.config import BASELINES, ConfigError
+from datgan_fast.config import BASELINES
+from datgan_fast.option_values import ConfigError
 from measure import DEVICE, FULL, bf16_is_native, figures, interleaved
 from official_method import OfficialMethod
 

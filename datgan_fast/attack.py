@@ -16,10 +16,11 @@ from tqdm import tqdm
 from . import files
 from .attack_steps import RULES
 from .command import Parser, run_command, whole_number
-from .config import ConfigError, resolve_device
+from .config import resolve_device
 from .data import DATASETS
 from .figure1 import BATCH_NORM, TARGETS, Measurement, Protocol, all_protocols, load_subject, measure
 from .figure1_picture import draw, table
+from .option_values import ConfigError
 
 DEFAULT = Protocol()
 

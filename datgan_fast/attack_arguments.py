@@ -1,10 +1,18 @@
-"""What an attack step is told and given, put together once and handed down from step.py and ops.py to the backends."""
+"""What an attack step is told and given, put together once and handed down from step.py and ops.py to the backends; and what
+these arguments must be."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
+
+from .reference import FORMULATIONS, NORMS, OBJECTIVES
+
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 Pair = tuple[Tensor, Tensor]  # (real, fake)
 OptionalPair = tuple[Tensor | None, Tensor | None]
@@ -29,3 +37,68 @@ class AttackInputs(NamedTuple):
     logits: Pair
     references: Pair  # the logits whose means are the targets
     weights: OptionalPair = (None, None)  # factors in the rows of v; None: 1
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
+
+
+def check_float(name: str, tensor: Tensor) -> None:
+    if not isinstance(tensor, Tensor) or tensor.dtype not in FLOATS:
+        got = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise TypeError(f"{name} must be a float64, float32, float16 or bfloat16 tensor; got {got}")
+
+
+def check_logits(name: str, t: Tensor, device: torch.device) -> None:
+    check_float(name, t)
+    if t.dim() != 1:
+        raise ValueError(f"{name} must have shape [batch], one logit per image; got {tuple(t.shape)}")
+    if t.device != device:
+        raise ValueError(f"{name} must be on {device} like the other tensors; got {t.device}")
+
+
+def check_images(name: str, x: Tensor, grad: Tensor) -> None:
+    check_float(name, x)
+    check_float(f"the input gradient of {name}", grad)
+    if x.dim() < 1 or grad.shape != x.shape:
+        raise ValueError(
+            f"{name} and its input gradient must have one shape [batch, ...]; got {tuple(x.shape)}, {tuple(grad.shape)}"
+        )
+    if grad.device != x.device:
+        raise ValueError(f"{name} and its input gradient must be on one device; got {x.device}, {grad.device}")
+
+
+def check_perturbation(eps: float, norm: str, clip_min: float | None, clip_max: float | None) -> None:
+    if not -math.inf < eps < math.inf:  # math.isfinite cannot be traced with a symbolic eps
+        raise ValueError(f"eps must be a finite number; got {eps}")
+    check_choice("norm", norm, NORMS)
+    if clip_min is not None and clip_max is not None and clip_min > clip_max:
+        raise ValueError(f"clip_min must not exceed clip_max; got {clip_min} and {clip_max}")
+
+
+def check_attack(attack: Attack) -> None:
+    check_choice("objective", attack.objective, OBJECTIVES)
+    check_choice("formulation", attack.formulation, FORMULATIONS)
+    check_perturbation(attack.eps, attack.norm, attack.clip_min, attack.clip_max)
+
+
+def check_step(inputs: AttackInputs, attack: Attack) -> None:
+    check_attack(attack)
+    x, v, logits, references, weights = inputs
+    for side, images, gradient in zip(("real", "fake"), x, v, strict=True):
+        check_images(f"x_{side}", images, gradient)
+    device = x[0].device
+    if x[1].device != device:
+        raise ValueError(f"x_real and x_fake must be on one device; got {device}, {x[1].device}")
+    for side, images, t, reference, weight in zip(("real", "fake"), x, logits, references, weights, strict=True):
+        check_logits(f"{side}_logits", t, device)
+        if len(t) != len(images):
+            raise ValueError(f"{side}_logits must have one logit for each of the {len(images)} images; got {len(t)}")
+        check_logits(f"reference_{side}_logits", reference, device)
+        if weight is not None:
+            check_logits(f"grad_weight_{side}", weight, device)
+            if len(weight) != len(images):
+                raise ValueError(
+                    f"grad_weight_{side} must have one weight for each of the {len(images)} images; got {len(weight)}"
+                )

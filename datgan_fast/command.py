@@ -9,9 +9,9 @@ from typing import Any, NoReturn
 
 import torch
 
-from .config import ConfigError
 from .data import DataError
 from .dispatch import BackendError
+from .option_values import ConfigError
 
 
 class TrainingStopped(RuntimeError):  # noqa: N818  being asked to stop is no error

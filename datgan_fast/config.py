@@ -6,26 +6,20 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from .data import DATASETS
 from .dispatch import BACKENDS
 from .dispatch import resolve as resolve_backend
+from .option_values import ConfigError, check_value, convert, flag
 from .reference import FORMULATIONS, NORMS, OBJECTIVES
 from .toy_data import TOY_DATASETS
-
-
-class ConfigError(ValueError):
-    """One sentence that names the option, the value and what would be right."""
 
 
 @dataclass(frozen=True)
@@ -285,10 +279,6 @@ class TrainConfig:
 _TYPES = typing.get_type_hints(TrainConfig)
 
 
-def flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
 def typed(values: Mapping[str, Any], source: str) -> dict[str, Any]:
     """Values converted to their fields' types; unknown names are an error."""
     converted = {}
@@ -298,51 +288,8 @@ def typed(values: Mapping[str, Any], source: str) -> dict[str, Any]:
             raise ConfigError(
                 f"{source}: unknown option {key!r}; see python -m datgan_fast.train --help for the options"
             )
-        converted[name] = convert(name, value)
+        converted[name] = convert(name, value, _TYPES[name])
     return converted
-
-
-def convert(name: str, value: Any) -> Any:
-    """One option's value, from a command line's text or a config file's value, as its field's type."""
-    kinds = [kind for kind in (typing.get_args(_TYPES[name]) or (_TYPES[name],)) if kind is not type(None)]
-    if value is None and _TYPES[name] not in (bool, int, float, str):
-        return None
-    kind = kinds[0]
-    try:
-        if kind is bool and isinstance(value, bool):
-            return value
-        if kind is int and not isinstance(value, bool):
-            number = int(value)
-            if isinstance(value, str) or number == value:
-                return number
-        if kind is float and not isinstance(value, bool):
-            real = float(value)
-            if math.isfinite(real):
-                return real
-        if kind is str and isinstance(value, (str, Path, int, float)) and not isinstance(value, bool):
-            return str(value)
-    except (TypeError, ValueError, OverflowError):
-        pass
-    wanted = {bool: "true or false", int: "a whole number", float: "a finite number", str: "a text"}[kind]
-    raise ConfigError(f"{flag(name)} {value}: must be {wanted}")
-
-
-def check_value(name: str, value: Any, check: Mapping[str, Any]) -> None:
-    """Raises ConfigError where a value breaks its field's check."""
-    if value is None:
-        return
-    if "choices" in check and value not in check["choices"]:
-        raise ConfigError(f"{flag(name)} {value}: must be one of {', '.join(map(str, check['choices']))}")
-    bounds: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
-        "at_least": (lambda v, b: v >= b, "at least"),
-        "more_than": (lambda v, b: v > b, "more than"),
-        "at_most": (lambda v, b: v <= b, "at most"),
-        "less_than": (lambda v, b: v < b, "less than"),
-    }
-    broken = any(key in check and not holds(value, check[key]) for key, (holds, _) in bounds.items())
-    if broken:
-        wanted = " and ".join(f"{words} {check[key]}" for key, (_, words) in bounds.items() if key in check)
-        raise ConfigError(f"{flag(name)} {value}: must be {wanted}")
 
 
 def _best_precision(device: str) -> str:
@@ -363,34 +310,3 @@ def resolve_device(name: str) -> str:
     if int(index or 0) >= count:
         raise ConfigError(f"--device {name}: this machine has {count} CUDA devices; use --device auto or cpu")
     return f"cuda:{int(index or 0)}"
-
-
-def read_config_file(path: str) -> dict[str, Any]:
-    """The options in a YAML or TOML file, converted. Raises ConfigError."""
-    file = Path(path)
-    try:
-        text = file.read_text(encoding="utf-8")
-        if file.suffix.lower() == ".toml":
-            values: Any = _toml(text)
-        elif file.suffix.lower() in (".yaml", ".yml"):
-            values = yaml.safe_load(text) or {}
-        else:
-            raise ConfigError(f"--config {path}: must be a .yaml, .yml or .toml file")
-    except OSError as error:
-        raise ConfigError(f"--config {path}: cannot be read ({error.strerror})") from None
-    except (UnicodeDecodeError, ValueError, yaml.YAMLError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"--config {path}: is not a valid {file.suffix[1:].upper()} file ({reason})") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"--config {path}: must hold 'option: value' lines")
-    return typed(values, f"--config {path}")
-
-
-def _toml(text: str) -> dict[str, Any]:
-    try:
-        import tomllib
-    except ModuleNotFoundError:  # Python 3.10
-        import tomli as tomllib  # type: ignore[no-redef]
-    return tomllib.loads(text)

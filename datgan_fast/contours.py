@@ -14,8 +14,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .command import Parser, run_command
-from .config import ConfigError, TrainConfig, typed
+from .config import TrainConfig, typed
 from .data import load_images
+from .option_values import ConfigError
 from .reference import adversarial_batch, g1, g2
 from .toy_data import TOY_DATASETS
 from .toy_plot import EXTENT, GENERATED, REAL, critic_values, draw_critic, draw_points, save

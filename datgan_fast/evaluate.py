@@ -13,12 +13,13 @@ from tqdm import tqdm
 
 from . import files
 from .command import Parser, run_command, whole_number
-from .config import ConfigError, TrainConfig, resolve_device
+from .config import TrainConfig, resolve_device
 from .data import DATASETS
 from .evaluation import METRICS, Evaluator, to_uint8
 from .generator_file import generate, load_generator
 from .inception import METRICS as INCEPTION_METRICS
 from .networks import build_generator
+from .option_values import ConfigError
 from .run_folder import RunFolder
 from .toy_data import TOY_DATASETS
 from .trainer import load_checkpoint

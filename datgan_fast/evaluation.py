@@ -14,9 +14,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from . import feature_network, inception
-from .config import ConfigError
 from .data import DataError, load_images
 from .metrics import classifier_score, exact_wasserstein, frechet_distance, sliced_wasserstein
+from .option_values import ConfigError
 from .toy_data import TOY_DATASETS
 
 CLASSIFIER_METRICS = ("classifier_score", "classifier_frechet")

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from .attack_steps import attack_steps
-from .config import ConfigError, TrainConfig
+from .config import TrainConfig
 from .data import load_images
 from .generator_file import generate, load_generator
 from .module_state import unchanged_state
 from .networks import build_discriminator, build_generator
+from .option_values import ConfigError
 from .reference import logits_of
 from .run_folder import RunFolder
 from .trainer import load_checkpoint

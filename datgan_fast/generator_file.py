@@ -11,8 +11,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from . import files
-from .config import ConfigError, TrainConfig
+from .config import TrainConfig
 from .networks import build_generator
+from .option_values import ConfigError
 
 
 def save_generator(path: Path, generator: nn.Module, config: TrainConfig, step: int) -> None:

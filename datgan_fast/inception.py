@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .config import ConfigError
+from .option_values import ConfigError
 
 METRICS = ("is", "fid", "kid")
 _STANDARD = "6726825d"  # how the standard weights' SHA-256 begins; it stands in the file's name too

@@ -1,4 +1,4 @@
-"""The public operations: checks, torch.library registration, autograd. The kernels behind them are chosen by dispatch.py.
+"""The public operations: torch.library registration and autograd. The kernels behind them are chosen by dispatch.py.
 
 The registered operations write into tensors that the functions below allocate, so that no launcher allocates and the
 perturbed real and generated images can lie in one buffer.
@@ -6,17 +6,23 @@ perturbed real and generated images can lie in one buffer.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from . import dispatch
-from .attack_arguments import Attack, AttackInputs, OptionalPair, Pair
-from .reference import FORMULATIONS, NORMS, OBJECTIVES, AttackStep
-
-FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+from .attack_arguments import (
+    Attack,
+    AttackInputs,
+    OptionalPair,
+    Pair,
+    check_choice,
+    check_float,
+    check_images,
+    check_logits,
+    check_perturbation,
+    check_step,
+)
+from .reference import FORMULATIONS, OBJECTIVES, AttackStep
 
 _library = torch.library.Library("datgan_fast", "DEF")
 _library.define(
@@ -179,50 +185,6 @@ def _detached(t: Tensor) -> Tensor:
     return t.detach() if t.requires_grad else t
 
 
-def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
-
-
-def _check_float(name: str, tensor: Tensor) -> None:
-    if not isinstance(tensor, Tensor) or tensor.dtype not in FLOATS:
-        got = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
-        raise TypeError(f"{name} must be a float64, float32, float16 or bfloat16 tensor; got {got}")
-
-
-def _check_logits(name: str, t: Tensor, device: torch.device) -> None:
-    _check_float(name, t)
-    if t.dim() != 1:
-        raise ValueError(f"{name} must have shape [batch], one logit per image; got {tuple(t.shape)}")
-    if t.device != device:
-        raise ValueError(f"{name} must be on {device} like the other tensors; got {t.device}")
-
-
-def _check_images(name: str, x: Tensor, grad: Tensor) -> None:
-    _check_float(name, x)
-    _check_float(f"the input gradient of {name}", grad)
-    if x.dim() < 1 or grad.shape != x.shape:
-        raise ValueError(
-            f"{name} and its input gradient must have one shape [batch, ...]; got {tuple(x.shape)}, {tuple(grad.shape)}"
-        )
-    if grad.device != x.device:
-        raise ValueError(f"{name} and its input gradient must be on one device; got {x.device}, {grad.device}")
-
-
-def _check_perturbation(eps: float, norm: str, clip_min: float | None, clip_max: float | None) -> None:
-    if not -math.inf < eps < math.inf:  # math.isfinite cannot be traced with a symbolic eps
-        raise ValueError(f"eps must be a finite number; got {eps}")
-    _check_choice("norm", norm, NORMS)
-    if clip_min is not None and clip_max is not None and clip_min > clip_max:
-        raise ValueError(f"clip_min must not exceed clip_max; got {clip_min} and {clip_max}")
-
-
-def check_attack(attack: Attack) -> None:
-    _check_choice("objective", attack.objective, OBJECTIVES)
-    _check_choice("formulation", attack.formulation, FORMULATIONS)
-    _check_perturbation(attack.eps, attack.norm, attack.clip_min, attack.clip_max)
-
-
 def attack_loss(
     real_logits: Tensor,
     fake_logits: Tensor,
@@ -252,18 +214,18 @@ def attack_loss(
         ValueError, TypeError: an argument has the wrong shape, dtype or value.
         BackendError: `impl` names a backend that cannot be used.
     """
-    _check_choice("objective", objective, OBJECTIVES)
-    _check_choice("formulation", formulation, FORMULATIONS)
+    check_choice("objective", objective, OBJECTIVES)
+    check_choice("formulation", formulation, FORMULATIONS)
     reference_real = real_logits if reference_real_logits is None else reference_real_logits
     reference_fake = fake_logits if reference_fake_logits is None else reference_fake_logits
-    _check_float("real_logits", real_logits)  # before its device is asked for
+    check_float("real_logits", real_logits)  # before its device is asked for
     for name, t in (
         ("real_logits", real_logits),
         ("fake_logits", fake_logits),
         ("reference_real_logits", reference_real),
         ("reference_fake_logits", reference_fake),
     ):
-        _check_logits(name, t, real_logits.device)
+        check_logits(name, t, real_logits.device)
     return _AttackLoss.apply(
         real_logits,
         fake_logits,
@@ -302,8 +264,8 @@ def perturb(
         ValueError, TypeError: an argument has the wrong shape, dtype or value.
         BackendError: `impl` names a backend that cannot be used.
     """
-    _check_images("x", x, grad)
-    _check_perturbation(eps, norm, clip_min, clip_max)
+    check_images("x", x, grad)
+    check_perturbation(eps, norm, clip_min, clip_max)
     out = torch.empty_like(x, requires_grad=False)
     torch.ops.datgan_fast.perturb(_detached(x), _detached(grad), eps, norm, clip_min, clip_max, impl or "", out)
     return out
@@ -363,7 +325,7 @@ def attack_step(
         (grad_weight_real, grad_weight_fake),
     )
     attack = Attack(eps, objective, formulation, norm, clip_min, clip_max)
-    _check_step(inputs, attack)
+    check_step(inputs, attack)
     adv = torch.empty_like(x_real, requires_grad=False), torch.empty_like(x_fake, requires_grad=False)
     grads: OptionalPair = (None, None)
     if return_grad:
@@ -388,29 +350,8 @@ def attack_step_into(
 
     norms, [m] and [n], receive ||v_i|| of the gradients handed in.
     """
-    _check_step(inputs, attack)
+    check_step(inputs, attack)
     return _run_step(inputs, attack, impl, *adv, *grads, *norms)
-
-
-def _check_step(inputs: AttackInputs, attack: Attack) -> None:
-    check_attack(attack)
-    x, v, logits, references, weights = inputs
-    for side, images, gradient in zip(("real", "fake"), x, v, strict=True):
-        _check_images(f"x_{side}", images, gradient)
-    device = x[0].device
-    if x[1].device != device:
-        raise ValueError(f"x_real and x_fake must be on one device; got {device}, {x[1].device}")
-    for side, images, t, reference, weight in zip(("real", "fake"), x, logits, references, weights, strict=True):
-        _check_logits(f"{side}_logits", t, device)
-        if len(t) != len(images):
-            raise ValueError(f"{side}_logits must have one logit for each of the {len(images)} images; got {len(t)}")
-        _check_logits(f"reference_{side}_logits", reference, device)
-        if weight is not None:
-            _check_logits(f"grad_weight_{side}", weight, device)
-            if len(weight) != len(images):
-                raise ValueError(
-                    f"grad_weight_{side} must have one weight for each of the {len(images)} images; got {len(weight)}"
-                )
 
 
 def _run_step(inputs: AttackInputs, attack: Attack, impl: str | None, *outputs: Tensor | None) -> Tensor:

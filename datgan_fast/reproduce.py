@@ -27,10 +27,11 @@ from tqdm import tqdm
 
 from . import feature_network, figure1, files, inception, report, results
 from .command import Parser, TrainingStopped, run_command
-from .config import ConfigError, TrainConfig, resolve_device
+from .config import TrainConfig, resolve_device
 from .data import DATASETS, load_images
 from .evaluate import whole_number
 from .experiments import ATTACK, FIGURES, FULL, PAPER, QUICK, Experiment, experiments
+from .option_values import ConfigError
 from .results import Result
 from .run_folder import RunFolder
 from .stop_signals import StopSignals

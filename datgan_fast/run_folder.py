@@ -26,7 +26,8 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from . import files
-from .config import ConfigError, TrainConfig
+from .config import TrainConfig
+from .option_values import ConfigError
 
 KEPT_CHECKPOINTS = 3
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 
 from .command import Parser, run_command
-from .config import ConfigError, resolve_device
+from .config import resolve_device
 from .generator_file import generate, load_generator
+from .option_values import ConfigError
 from .run_folder import save_grid
 from .toy_plot import save_points
 

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from . import reference
-from .attack_arguments import Attack, AttackInputs, Pair
+from .attack_arguments import Attack, AttackInputs, Pair, check_attack
 from .independence import treats_images_independently
 from .memory import keep_freed_memory
 from .module_state import one_power_iteration, unchanged_state
-from .ops import attack_loss, attack_step_into, check_attack, perturb
+from .ops import attack_loss, attack_step_into, perturb
 from .reference import DiscriminatorStep, Penalty, image_norm, logits_of
 
 

@@ -11,8 +11,10 @@ from typing import Any
 import yaml
 
 from .command import Parser, run_command
-from .config import ConfigError, TrainConfig, flag, read_config_file, typed
+from .config import TrainConfig, typed
+from .config_file import read_config_file
 from .networks import parameter_count
+from .option_values import ConfigError, flag
 from .run_folder import RunFolder
 from .trainer import Trainer, load_checkpoint
 

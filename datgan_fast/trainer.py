@@ -20,13 +20,14 @@ from tqdm import tqdm
 
 from . import cuda_graph
 from .command import TrainingStopped
-from .config import ConfigError, TrainConfig
+from .config import TrainConfig
 from .data import load_images
 from .dispatch import use_backend
 from .evaluation import Evaluator
 from .generator_file import generate, load_generator, save_generator
 from .iteration import Iteration
 from .measuring import Clock
+from .option_values import ConfigError
 from .run_folder import RunFolder, save_grid
 from .stop_signals import StopSignals
 from .toy_plot import save_points

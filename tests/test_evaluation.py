@@ -12,10 +12,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from datgan_fast import evaluate, evaluation, feature_network, inception, train
-from datgan_fast.config import ConfigError
 from datgan_fast.data import DataError, load_images
 from datgan_fast.evaluation import Evaluator, to_uint8
 from datgan_fast.generator_file import generate
+from datgan_fast.option_values import ConfigError
 
 
 @pytest.fixture(scope="module")

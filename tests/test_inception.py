@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from datgan_fast import inception
-from datgan_fast.config import ConfigError
+from datgan_fast.option_values import ConfigError
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,8 @@ from emulated_graph import Recording, graphs_on_the_cpu  # noqa: F401
 
 import datgan_fast as dat
 from datgan_fast import cuda_graph
-from datgan_fast.config import BASELINES, ConfigError
+from datgan_fast.config import BASELINES
+from datgan_fast.option_values import ConfigError
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 OPTIONS = [

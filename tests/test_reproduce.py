@@ -9,8 +9,8 @@ import pytest
 from made_runs import CPU, DIGITS, TINY
 
 from datgan_fast import report, reproduce, results
-from datgan_fast.config import ConfigError
 from datgan_fast.experiments import DAT, FULL, PAPER, PLAIN, QUICK, experiments
+from datgan_fast.option_values import ConfigError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

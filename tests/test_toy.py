@@ -16,10 +16,11 @@ from test_iteration import assert_same
 
 import datgan_fast as dat
 from datgan_fast import contours, evaluate, sample, toy_plot, train
-from datgan_fast.config import BASELINES, ConfigError
+from datgan_fast.config import BASELINES
 from datgan_fast.data import DataError, ImageSampler, load_images, load_labels
 from datgan_fast.evaluation import Evaluator
 from datgan_fast.networks import build_discriminator, build_generator
+from datgan_fast.option_values import ConfigError
 from datgan_fast.toy_data import TOY_DATASETS, toy_points
 
 pytestmark = pytest.mark.usefixtures("one_thread")

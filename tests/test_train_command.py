@@ -15,7 +15,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from datgan_fast import sample, train
-from datgan_fast.config import TrainConfig, flag
+from datgan_fast.config import TrainConfig
+from datgan_fast.option_values import flag
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ["--width", "4", "--z-dim", "8", "--batch-size", "8", "--log-every", "2", "--eval-every", "3"]
