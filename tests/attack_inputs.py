@@ -4,7 +4,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from kernel_cases import FLOATS, laid_out, name
+from layouts import FLOATS, laid_out, name
 
 LAYOUTS = ("contiguous", "channels_last", "every second pixel", "transposed", "expanded", "misaligned")
 IMPLS = ("cpu", "reference")

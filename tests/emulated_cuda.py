@@ -11,19 +11,15 @@ import tempfile
 from ctypes import c_char_p, c_double, c_int, c_int64, c_uint, c_void_p
 from pathlib import Path
 
-import pytest
+import torch
 from oracle import FORMULATIONS, NORMS, OBJECTIVES
-
-torch = pytest.importorskip("torch")
 
 HERE = Path(__file__).resolve().parent / "cuda_emulation"
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def compile_source(name: str, output: Path, *flags: str) -> Path:
-    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
-    if compiler is None:
-        pytest.skip("no C++ compiler to run the CUDA kernels with")
+    compiler = os.environ.get("CXX") or shutil.which("g++") or "clang++"
     common = ["-std=c++17", "-O1", "-pthread", "-fno-strict-aliasing", "-Wno-unknown-pragmas", f"-I{HERE}"]
     done = subprocess.run(
         [*compiler.split(), *common, *flags, str(HERE / name), "-o", str(output)],

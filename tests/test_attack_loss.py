@@ -5,7 +5,7 @@ import oracle
 import pytest
 import torch
 from attack_inputs import cap, each_dtype, each_formulation, each_impl, each_objective, logits, normal
-from kernel_cases import FLOATS
+from layouts import FLOATS
 from oracle import array, assert_close
 
 import datgan_fast as dat

@@ -6,9 +6,10 @@ import subprocess
 import oracle
 import pytest
 import torch
+from attack_inputs import each_formulation, each_norm
 from emulated_cuda import compile_source, emulated_cuda
 from kernel_cases import *  # noqa: F403
-from kernel_cases import Target, assert_close, check_step, each_formulation, each_norm, logits_of, normal, pair
+from kernel_cases import Target, assert_close, check_step, logits_of, normal, pair
 from oracle import array
 
 import datgan_fast as dat

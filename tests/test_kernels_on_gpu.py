@@ -3,8 +3,10 @@
 import oracle
 import pytest
 import torch
+from attack_inputs import each_formulation, each_norm
 from kernel_cases import *  # noqa: F403
-from kernel_cases import Target, assert_close, check_step, each_formulation, each_norm, logits_of, name, pair
+from kernel_cases import Target, assert_close, check_step, logits_of, pair
+from layouts import name
 from oracle import array
 
 import datgan_fast as dat
