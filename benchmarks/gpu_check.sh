@@ -32,7 +32,15 @@ part() {  # part NAME COMMAND...: runs it unless left out, remembers how it ende
     ((code == 0)) || failed=1
 }
 
-build() { "$python" -m pip install --no-build-isolation --no-deps --no-index .; }
+build() {  # and are both kernels there? Tests of those that are not would be left out in silence.
+    "$python" -m pip install --no-build-isolation --no-deps --no-index . || return
+    "$python" - <<'PYTHON'
+import datgan_fast, sys
+
+problems = {name: problem for name, problem in datgan_fast.backends().items() if name in ("cuda", "triton") and problem}
+sys.exit("; ".join(f"{name}: {problem}" for name, problem in problems.items()))
+PYTHON
+}
 
 tests() { "$python" -m pytest -p no:cacheprovider --benchmark-skip -rs tests; }
 
