@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from .reference import FORMULATIONS, NORMS, OBJECTIVES
+from .formulas import FORMULATIONS, NORMS, OBJECTIVES, Bound
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -25,8 +26,8 @@ class Attack(NamedTuple):
     objective: str
     formulation: str
     norm: str
-    clip_min: float | None
-    clip_max: float | None
+    clip_min: Bound
+    clip_max: Bound
 
 
 class AttackInputs(NamedTuple):
@@ -46,8 +47,27 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
 
 def check_float(name: str, tensor: Tensor) -> None:
     if not isinstance(tensor, Tensor) or tensor.dtype not in FLOATS:
-        got = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
-        raise TypeError(f"{name} must be a float64, float32, float16 or bfloat16 tensor; got {got}")
+        raise TypeError(f"{name} must be a float64, float32, float16 or bfloat16 tensor; got {_kind(tensor)}")
+    if tensor.layout is not torch.strided:
+        raise TypeError(f"{name} must be a dense tensor; got {tensor.layout}")
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{value.dtype}" + (
+            "; scale pixels first: x / 127.5 - 1 for [0, 255]" if value.dtype == torch.uint8 else ""
+        )
+    return type(value).__name__ + ("; use torch.from_numpy" if isinstance(value, np.ndarray) else "")
+
+
+def number(name: str, value: Any) -> float:
+    """A Python number of what looks like one; a tensor of no dimensions is read back from its device."""
+    if isinstance(value, (int, float, torch.SymFloat, torch.SymInt)) and not isinstance(value, bool):
+        return value  # type: ignore[return-value]
+    if isinstance(value, (np.floating, np.integer)) or (isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0):
+        return float(value)
+    got = f"one of shape {tuple(value.shape)}" if isinstance(value, (Tensor, np.ndarray)) else repr(value)
+    raise TypeError(f"{name} must be a number; got {got}")
 
 
 def check_logits(name: str, t: Tensor, device: torch.device) -> None:
@@ -69,12 +89,31 @@ def check_images(name: str, x: Tensor, grad: Tensor) -> None:
         raise ValueError(f"{name} and its input gradient must be on one device; got {x.device}, {grad.device}")
 
 
-def check_perturbation(eps: float, norm: str, clip_min: float | None, clip_max: float | None) -> None:
+def check_perturbation(eps: float, norm: str, clip_min: Bound, clip_max: Bound) -> None:
     if not -math.inf < eps < math.inf:  # math.isfinite cannot be traced with a symbolic eps
         raise ValueError(f"eps must be a finite number; got {eps}")
     check_choice("norm", norm, NORMS)
-    if clip_min is not None and clip_max is not None and clip_min > clip_max:
+    if clip_min is None or clip_max is None or isinstance(clip_min, Tensor) or isinstance(clip_max, Tensor):
+        return
+    if clip_min > clip_max:
         raise ValueError(f"clip_min must not exceed clip_max; got {clip_min} and {clip_max}")
+
+
+def check_bound(name: str, bound: Bound, x: Tensor) -> None:
+    """Of bounds given as tensors: whether they belong to the images x."""
+    if not isinstance(bound, Tensor):
+        return
+    check_float(name, bound)
+    matches = bound.dim() <= x.dim() and all(
+        b in (1, size) for b, size in zip(reversed(bound.shape), reversed(x.shape), strict=False)
+    )
+    if not matches:
+        raise ValueError(
+            f"{name} must be a number or broadcast to the images, such as [channels, 1, 1]; got {tuple(bound.shape)} for images "
+            f"{tuple(x.shape)}"
+        )
+    if bound.device != x.device and bound.dim() > 0:
+        raise ValueError(f"{name} must be on the images' device {x.device}; got {bound.device}")
 
 
 def check_attack(attack: Attack) -> None:

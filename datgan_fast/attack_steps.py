@@ -13,9 +13,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .formulas import NORMS
 from .module_state import frozen, unchanged_state
 from .ops import perturb
-from .reference import NORMS, logits_of
+from .step_arguments import logits_of
 
 RULES = NORMS
 

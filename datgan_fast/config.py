@@ -17,8 +17,8 @@ import torch
 from .data import DATASETS
 from .dispatch import BACKENDS
 from .dispatch import resolve as resolve_backend
+from .formulas import FORMULATIONS, NORMS, OBJECTIVES
 from .option_values import ConfigError, check_value, convert, flag
-from .reference import FORMULATIONS, NORMS, OBJECTIVES
 from .toy_data import TOY_DATASETS
 
 

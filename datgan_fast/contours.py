@@ -16,8 +16,9 @@ from tqdm import tqdm
 from .command import Parser, run_command
 from .config import TrainConfig, typed
 from .data import load_images
+from .formulas import g1, g2
 from .option_values import ConfigError
-from .reference import adversarial_batch, g1, g2
+from .reference import adversarial_batch
 from .toy_data import TOY_DATASETS
 from .toy_plot import EXTENT, GENERATED, REAL, critic_values, draw_critic, draw_points, save
 from .trainer import POINTS, Trainer

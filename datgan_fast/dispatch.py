@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import native, reference
+from . import formulas, native, reference
 from .attack_arguments import Attack, AttackInputs, OptionalPair, Pair
 
 BACKENDS = ("reference", "cpu", "cuda", "triton")
@@ -201,7 +201,7 @@ class ReferenceBackend:
         losses[0], losses[1] = step.loss_real, step.loss_fake
         for out, value in zip(
             (*adv, *grads, *norms),
-            (*step[:4], *(reference.image_norm(side) for side in v)),
+            (*step[:4], *(formulas.image_norm(side) for side in v)),
             strict=True,
         ):
             if out is not None and value is not None:

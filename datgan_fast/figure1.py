@@ -23,8 +23,8 @@ from .generator_file import generate, load_generator
 from .module_state import unchanged_state
 from .networks import build_discriminator, build_generator
 from .option_values import ConfigError
-from .reference import logits_of
 from .run_folder import RunFolder
+from .step_arguments import logits_of
 from .trainer import load_checkpoint
 
 TARGETS = ("paired", "mean")

@@ -1,94 +1,178 @@
-"""Does a discriminator treat each image by itself? Asked by experiment, not by a list of layer types.
+"""Does a discriminator treat each image by itself? Then one backward serves its weights and its images alike.
 
-One image of a batch is exchanged; if any other image's logit moves by a single bit, or depends on who else is in the
-batch, the answer is no. Dropout answers no as well: it gives no image the same logit twice. A network that comes to mix
-images later, by an attribute changed from outside its layers, is not found out.
+Answered from the operations of a forward (batch_flow.py) and from its autograd graph, never from the values of weights or images,
+by watching the very forward that is used. Only whether two batches may go through D as one must be known before that forward:
+it is found out once, and remembered with the program it was found for. A forward that does anything else has no answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
+from .autograd_graph import Graph, next_number
+from .batch_flow import Watch
 from .module_state import unchanged_state
-from .reference import logits_of
+from .step_arguments import as_logits, logits_of
 
-_answers: WeakKeyDictionary[nn.Module, dict[object, bool]] = WeakKeyDictionary()
+LARGEST_MEMORY = 64  # answers for one network; one that asks for more changes all the time and is not asked again
+
+_answers: WeakKeyDictionary[nn.Module, dict[object, Answer]] = WeakKeyDictionary()
+_mixing: WeakKeyDictionary[nn.Module, dict[object, str]] = WeakKeyDictionary()
+
+
+class Answer(NamedTuple):
+    why_not: str | None  # why images are not known to stay apart; None if they are
+    program: list[object] | None = None  # for which it was found; None: of compiled code, which cannot be watched
+
+
+class Forward(NamedTuple):
+    """A batch's way through the discriminator."""
+
+    logits: Tensor  # [N], with their graph
+    graph: Graph
+    why_not: str | None
+
+
+def forward(discriminator: nn.Module, images: Tensor, answer: Answer | None = None) -> Forward:
+    """D(images) with its graph, and whether the images stayed apart on their way.
+
+    Args:
+        images: a leaf. D is given a copy, which it may change.
+        answer: for a compiled network, or for two batches that go as one.
+    """
+    begun = next_number()
+    own = images.clone()
+    modes = _modes(discriminator)
+    if answer is None and (why_not := _mixing.get(discriminator, {}).get(modes)):
+        answer = Answer(why_not)  # if that is no longer so, this costs time and is right
+    if answer is not None and answer.program is None:
+        logits = logits_of(discriminator, own)
+        graph = Graph(logits, begun)
+        return Forward(logits, graph, answer.why_not or _odd(graph, compiled=True))
+    program: list[object] = []
+    with Watch(own, program if answer else None) as watch:
+        output = discriminator(own)
+    logits = as_logits(output, len(images))
+    graph = Graph(logits, begun)
+    why_not = watch.why_not(output)
+    if why_not:
+        _mixing.setdefault(discriminator, {})[modes] = why_not
+    elif answer and program != answer.program:
+        why_not = "it does something else than before"
+    return Forward(logits, graph, why_not or _odd(graph))
+
+
+def _modes(discriminator: nn.Module) -> object:
+    return tuple((id(m), m.training) for m in discriminator.modules())
+
+
+def _odd(graph: Graph, compiled: bool = False) -> str | None:
+    """Why one backward of a weighted sum might not be the weighted sum of the images' own backwards."""
+    name = graph.unknown()
+    if name is None or (compiled and name == "CompiledFunctionBackward"):
+        return None
+    return f"{name} may not be linear in the gradient, or mix the images'"
+
+
+def is_compiled(discriminator: nn.Module) -> bool:
+    """Whether torch.compile is at work in it: compiled code has no operations to watch."""
+    return any(
+        hasattr(m, "_orig_mod")
+        or getattr(m, "_compiled_call_impl", None) is not None
+        or hasattr(m.forward, "_torchdynamo_orig_callable")
+        for m in discriminator.modules()
+    )
+
+
+def eager(compiled: bool) -> AbstractContextManager[object]:
+    """Inside, compiled networks run their Python again."""
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
 
 def treats_images_independently(discriminator: nn.Module, x_real: Tensor, x_fake: Tensor) -> bool:
-    """True if D(cat(x_real, x_fake)) is D(x_real) and D(x_fake); remembered for the same layers, modes and image shape."""
+    """True if D(cat(x_real, x_fake)) is D(x_real) and D(x_fake), whatever the images and the weights are."""
+    return ask(discriminator, x_real, x_fake).why_not is None
+
+
+def ask(discriminator: nn.Module, x_real: Tensor, x_fake: Tensor) -> Answer:
+    """Whether both batches may go through D as one; remembered for the same modules, modes and sizes."""
     if x_real.shape[1:] != x_fake.shape[1:] or x_real.dtype != x_fake.dtype:
-        return False
-    discriminator = getattr(
-        discriminator, "_orig_mod", discriminator
-    )  # torch.compile's: not worth compiling the question
+        return Answer("real and generated images have different shapes or dtypes")
+    compiled = is_compiled(discriminator)
     key = (
-        tuple((id(m), m.training) for m in discriminator.modules()),
-        x_real.shape[1:],
-        x_real.dtype,
-        (len(x_real), len(x_fake)),
+        # What compiled code depends on is looked at, since it cannot be watched.
+        _fingerprint(discriminator) if compiled else _modes(discriminator),
+        (x_real.shape, x_fake.shape, x_real.dtype, x_real.device),
+        torch.is_autocast_enabled(x_real.device.type),
     )
     answers = _answers.setdefault(discriminator, {})
     if key not in answers:
-        answer = _probe(discriminator, x_real, x_fake)
+        if len(answers) >= LARGEST_MEMORY:
+            return Answer("the network has changed too often to be asked again")
+        answer = _ask(discriminator, x_real.detach(), x_fake.detach(), compiled)
         if answer is None:
-            return False
-        answers[key] = answer
+            return Answer("its scores are not finite")
+        answers[key] = answer._replace(program=None) if compiled else answer
     return answers[key]
 
 
-@contextmanager
-def _zeros_filled(discriminator: nn.Module, generator: torch.Generator) -> Iterator[None]:
-    """Parameters that are zero throughout, such as a gate's at its start, would hide what they will let through."""
-    zeros = [p for p in discriminator.parameters() if p.is_floating_point() and not p.any()]
-    for p in zeros:
-        p.data.copy_(torch.randn(p.shape, generator=generator))
+def forget(discriminator: nn.Module) -> None:
+    _answers.pop(discriminator, None)
+
+
+def _ask(discriminator: nn.Module, x_real: Tensor, x_fake: Tensor, compiled: bool) -> Answer | None:
+    """Watches both batches alone and together: D must do the same with all three, and nowhere may images meet.
+
+    None where the three cannot be compared, because their scores are not finite.
+    """
+    programs: list[tuple[list[object], list[object]]] = []
+    logits: list[Tensor] = []
     cached = torch.is_autocast_cache_enabled()
-    torch.set_autocast_cache_enabled(False)  # autocast would remember these values' half precision copies
+    torch.set_autocast_cache_enabled(False)  # copies of the weights that were made here are not for the step
     try:
-        yield
+        with unchanged_state(discriminator), torch.enable_grad(), eager(compiled):
+            for images in (torch.cat([x_real, x_fake]), x_real, x_fake):
+                program: list[object] = []
+                begun = next_number()
+                own = images.clone().requires_grad_().clone()
+                with Watch(own, program) as watch:
+                    output = discriminator(own)
+                scores = as_logits(output, len(images))
+                if why_not := watch.why_not(output) or _odd(Graph(scores, begun)):
+                    return Answer(why_not)
+                programs.append((program, watch.numbers))
+                logits.append(scores.detach().float())
+    except Exception as error:  # whatever a network says of a batch that it was not made for
+        return Answer(f"it does not take both batches as one ({type(error).__name__})")
     finally:
         torch.set_autocast_cache_enabled(cached)
-        for p in zeros:
-            p.data.zero_()
+    if programs[0] != programs[1] or programs[0] != programs[2]:
+        return Answer("what it computes depends on the size of the batch")
+    together, apart = logits[0], torch.cat(logits[1:])
+    if not (together.isfinite().all() and apart.isfinite().all()):
+        return None
+    tolerance = 0.05 * together.abs().max().clamp(min=1e-6)  # another algorithm for another size rounds otherwise
+    if bool((together - apart).abs().max() > tolerance):
+        return Answer("its scores depend on the size of the batch")
+    return Answer(None, programs[0][0])
 
 
-@torch.no_grad()
-def _probe(discriminator: nn.Module, x_real: Tensor, x_fake: Tensor) -> bool | None:
-    """None where nothing can be learnt: logits that are not finite."""
-    together = torch.cat([x_real, x_fake]).detach()
-    total = len(together)
-    if total < 2:
-        return False
-    generator = torch.Generator().manual_seed(0)  # its own, so that the user's random numbers stay theirs
-    strangers = (2 * torch.rand(together.shape, generator=generator) - 1).to(together)
-    # Noise around the batch itself: a first generator's images can be all alike and would hide a batch statistic.
-    together = together + 0.5 * strangers
-    with unchanged_state(discriminator), _zeros_filled(discriminator, generator):
-        before = [buffer.clone() for buffer in discriminator.buffers()]
-        logits = logits_of(discriminator, together)
-        if not logits.isfinite().all():
-            return None
-        # Running statistics must see the real and the generated batch, not one of both.
-        if not all(map(torch.equal, before, discriminator.buffers())):
-            return False
-        for i in {0, total // 2, total - 1}:
-            exchanged = together.clone()
-            exchanged[i] = strangers[(i + 1) % total] - together[i]
-            others = torch.arange(total, device=logits.device) != i
-            if not torch.equal(logits_of(discriminator, exchanged)[others], logits[others]):
-                return False
-        # The size of the batch may choose another convolution algorithm, so here only rounding is forgiven.
-        try:
-            parts = torch.cat([logits_of(discriminator, x) for x in together.split([len(x_real), len(x_fake)])])
-        except (ValueError, RuntimeError):
-            return False
-    tf32 = logits.is_cuda and torch.backends.cudnn.allow_tf32
-    resolution = 2.0**-10 if tf32 and logits.dtype == torch.float32 else torch.finfo(logits.dtype).eps
-    scale = logits.float().abs().max().clamp(min=1e-6)
-    return bool((parts - logits).float().abs().max() <= min(1e3 * resolution, 0.1) * scale)
+def _fingerprint(discriminator: nn.Module) -> object:
+    """What the way of images through compiled code can depend on besides weights, as the compiler sees it."""
+    plain = (bool, int, float, str, type(None))
+
+    def described(value: Any) -> object:
+        if isinstance(value, plain):
+            return value
+        if isinstance(value, (tuple, list)):
+            return tuple(map(described, value))
+        if isinstance(value, dict):  # hooks, and the registries of parameters, buffers and modules
+            return tuple((k, None if isinstance(v, Tensor) else described(v)) for k, v in value.items())
+        return id(value)
+
+    return tuple((id(m), *((k, described(v)) for k, v in vars(m).items())) for m in discriminator.modules())

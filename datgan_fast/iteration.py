@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from . import optimizers, penalties
 from .config import TrainConfig
 from .data import ImageSampler
+from .formulas import generator_loss
 from .measuring import Statistics
 from .module_state import frozen
 from .networks import build_discriminator, build_generator
-from .reference import Penalty, generator_loss
+from .reference import Penalty
 from .scaling import LossScaler
 from .step import discriminator_step
 

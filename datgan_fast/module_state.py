@@ -6,11 +6,12 @@ discriminator a different number of times, as the fused one does, would otherwis
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
@@ -25,9 +26,9 @@ def one_power_iteration(module: nn.Module) -> Iterator[None]:
                 if isinstance(hook, SpectralNorm) and owner.training:
                     hook(owner, None)
             if parametrize.is_parametrized(owner):
-                for name, chain in owner.parametrizations.items():  # type: ignore[union-attr, operator]
+                for chain in owner.parametrizations.values():  # type: ignore[union-attr, operator]
                     if any(isinstance(p, _SpectralNorm) and p.training for p in chain):
-                        getattr(owner, name)
+                        chain()  # the attribute itself would be cached, without a gradient, under parametrize.cached()
     with _resting_spectral_norms(module):
         yield
 
@@ -49,19 +50,41 @@ def _resting_spectral_norms(module: nn.Module) -> Iterator[None]:
             m.training = True
 
 
+def remember(module: nn.Module) -> Callable[[], None]:
+    """Returns what puts back all that the module remembers from forward to forward.
+
+    It remembers its buffers, and tensors and numbers among its modules' attributes, whether a forward changes them in place or
+    puts others in their place.
+    """
+    saved: list[tuple[dict[str, Any], str, Any, Tensor | None]] = []
+    for owner in module.modules():
+        for holder in (owner._buffers, vars(owner)):
+            for name, value in holder.items():
+                if isinstance(value, (Tensor, int, float, type(None))) and name != "training":
+                    saved.append((holder, name, value, value.detach().clone() if isinstance(value, Tensor) else None))
+
+    def put_back() -> None:
+        for holder, name, value, content in saved:
+            if holder.get(name) is not value:
+                holder[name] = value
+            if isinstance(value, Tensor) and content is not None:
+                value.data.copy_(content)  # .data: a graph that saved the tensor still finds the value it saved
+
+    return put_back
+
+
 @contextmanager
 def unchanged_state(module: nn.Module) -> Iterator[None]:
-    """Buffers and torch's random state come out of the context as they went in; spectral norms do not iterate.
+    """What the module remembers and torch's random state come out of the context as they went in; spectral norms do not iterate.
 
     Raises RuntimeError for dropout while a CUDA graph is captured, which cannot rewind random numbers.
     """
-    saved = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    put_back = remember(module)
     try:
         with _unchanged_random_state(module), _resting_spectral_norms(module):
             yield
     finally:
-        for buffer, value in saved:
-            buffer.data.copy_(value)  # .data: a graph that saved the buffer still finds the value it saved
+        put_back()
 
 
 def _unchanged_random_state(module: nn.Module) -> AbstractContextManager[None]:
@@ -88,3 +111,35 @@ def frozen(module: nn.Module) -> Iterator[None]:
     finally:
         for p in learning:
             p.requires_grad_()
+
+
+def backward_hooks(module: nn.Module) -> str | None:
+    """What a user hung on the module's backward, and so wants one backward of the whole loss; None for nothing."""
+    for p in module.parameters():
+        if p._backward_hooks or p._post_accumulate_grad_hooks:
+            return "hooks on parameters want their whole gradient in one backward"
+    every = nn.modules.module
+    if every._global_backward_hooks or every._global_backward_pre_hooks:
+        return "hooks on every module's backward want it to run once"
+    if any(m._backward_hooks or m._backward_pre_hooks for m in module.modules()):
+        return "hooks on a module's backward want it to run once"
+    return None
+
+
+def weights_are_cached() -> bool:
+    """Whether forwards share the graph of a parametrized weight (inside torch.nn.utils.parametrize.cached)."""
+    return parametrize._cache_enabled > 0
+
+
+def initialise_lazy(module: nn.Module, images: Tensor) -> None:
+    """Lazy layers get their shapes by a forward in evaluation mode, which leaves statistics and random state alone."""
+    if not any(nn.parameter.is_lazy(t) for t in (*module.parameters(), *module.buffers())):
+        return
+    modes = [(m, m.training) for m in module.modules()]
+    module.eval()
+    try:
+        with torch.no_grad():
+            module(images.detach().clone())
+    finally:
+        for m, training in modes:
+            m.training = training

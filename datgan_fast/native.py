@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .attack_arguments import Attack, AttackInputs, OptionalPair, Pair
-from .reference import FORMULATIONS, NORMS, OBJECTIVES
+from .formulas import FORMULATIONS, NORMS, OBJECTIVES
 
 DTYPES = {torch.float64: 0, torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}
 

@@ -22,7 +22,8 @@ from .attack_arguments import (
     check_perturbation,
     check_step,
 )
-from .reference import FORMULATIONS, OBJECTIVES, AttackStep
+from .formulas import FORMULATIONS, OBJECTIVES
+from .reference import AttackStep
 
 _library = torch.library.Library("datgan_fast", "DEF")
 _library.define(

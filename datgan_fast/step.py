@@ -7,44 +7,29 @@ clean graph is freed before the adversarial one is built. docs/architecture.md h
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from . import reference
-from .attack_arguments import Attack, AttackInputs, Pair, check_attack
-from .independence import treats_images_independently
+from . import formulas, reference
+from .attack_arguments import Attack, AttackInputs, Pair
+from .formulas import Bound, as_float, image_norm
+from .independence import Answer, Forward, ask, forget, forward, is_compiled
 from .memory import keep_freed_memory
-from .module_state import one_power_iteration, unchanged_state
+from .module_state import backward_hooks, one_power_iteration, remember, unchanged_state, weights_are_cached
 from .ops import attack_loss, attack_step_into, perturb
-from .reference import DiscriminatorStep, Penalty, image_norm, logits_of
-
-
-def _check(
-    discriminator: nn.Module,
-    x_real: Tensor,
-    x_fake: Tensor,
-    attack: Attack,
-    steps: int,
-    alpha: float | None,
-    random_start: bool,
-) -> None:
-    check_attack(attack)
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1; got {steps}")
-    if random_start and attack.norm == "none":
-        raise ValueError("random_start needs an eps-ball; use norm 'l2' or 'linf' instead of 'none'")
-    if alpha is not None and not math.isfinite(alpha):
-        raise ValueError(f"alpha must be a finite number; got {alpha}")
-    if not isinstance(discriminator, nn.Module):
-        raise TypeError(f"discriminator must be an nn.Module; got {type(discriminator).__name__}")
-    if len(x_real) == 0 or len(x_fake) == 0:
-        raise ValueError(f"a step needs at least one real and one generated image; got {len(x_real)} and {len(x_fake)}")
+from .reference import DiscriminatorStep, Penalty
+from .step_arguments import StepArguments, check_graph, check_lambda, check_trainable, checked, logits_of
 
 
 def _merging_pays(device: torch.device) -> bool:
     return device.type == "cuda"
+
+
+class _ChangedError(Exception):
+    """The network does something else with the merged batch than when it was asked."""
 
 
 class _Batches:
@@ -54,41 +39,72 @@ class _Batches:
     nothing, it would double the memory that a pass takes.
     """
 
-    def __init__(self, discriminator: nn.Module, real: Tensor, fake: Tensor) -> None:
-        self.independent = treats_images_independently(discriminator, real, fake)
-        self.m = len(real)
-        self.merged = self.independent and _merging_pays(real.device)
-        self.x = self.join(real, fake)
+    def __init__(self, discriminator: nn.Module, given: StepArguments, may_merge: bool) -> None:
+        self.m = len(given.x_real)
+        self._discriminator = discriminator
+        self._objective = given.attack.objective
+        self._answer: Answer | None = None  # without one every forward is watched
+        merging = may_merge and _merging_pays(given.x_real.device)
+        if merging or is_compiled(discriminator):
+            answer = ask(discriminator, given.x_real, given.x_fake)
+            if answer.why_not is None or is_compiled(discriminator):
+                self._answer = answer
+        self.merged = merging and self._answer is not None and self._answer.why_not is None
+        self.clean = self.join(given.x_real, given.x_fake)
 
     def join(self, real: Tensor, fake: Tensor) -> list[Tensor]:
         return [torch.cat([real, fake])] if self.merged else [real, fake]
 
-    def sides(self, tensors: list[Tensor]) -> tuple[Tensor, Tensor]:
+    def sides(self, tensors: Sequence[Tensor]) -> Pair:
         return (tensors[0][: self.m], tensors[0][self.m :]) if self.merged else (tensors[0], tensors[1])
 
-    def objective(self, k: int, logits: Tensor, objective: str) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor) -> Forward:
+        """D's logits with their graph to the leaf `images`."""
+        result = forward(self._discriminator, images, self._answer)
+        if self.merged and result.why_not:
+            raise _ChangedError(result.why_not)
+        check_graph(result.graph, [images], self._objective)
+        return result
+
+    def objective(self, k: int, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Batch k's part of the discriminator's objective, and its slope for each logit, in float32 or float64."""
         t = logits.detach().requires_grad_()
         if self.merged:
-            loss = reference.discriminator_loss(t[: self.m], t[self.m :], objective)
+            loss = formulas.discriminator_loss(t[: self.m], t[self.m :], self._objective)
         else:
-            loss = -(reference.g1, reference.g2)[k](objective, t).mean()
+            loss = -(formulas.g1, formulas.g2)[k](self._objective, t).mean()
         return loss.detach(), torch.autograd.grad(loss, t)[0]
 
 
-def _detached(images: Tensor) -> Tensor:
-    return images.clone() if images.is_inference() else images.detach()  # autograd takes no inference tensors
+Result = TypeVar("Result")
 
 
-def _leaves(tensors: list[Tensor]) -> list[Tensor]:
+def _merged_or_apart(discriminator: nn.Module, device: torch.device, run: Callable[[bool], Result]) -> Result:
+    """run(True); should the network have changed since it was asked, which shows before anything is kept, run(False)."""
+    if not _merging_pays(device) or (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
+        return run(device.type == "cuda")
+    put_back = remember(discriminator)
+    try:
+        return run(True)
+    except _ChangedError:  # and with it goes the graph
+        forget(discriminator)
+    put_back()
+    return run(False)
+
+
+def _leaves(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [t.detach().requires_grad_() for t in tensors]
 
 
-def _image_gradient(logits: Tensor, x: Tensor, weights: Tensor, to_weights: bool) -> Tensor:
-    """Backward of weights * logits to the images and, if asked to, into the parameters' .grad; frees the graph."""
+def _per_image(values: Tensor, images: Tensor) -> Tensor:
+    return as_float(values).view(-1, *[1] * (images.dim() - 1))
+
+
+def _image_gradient(logits: Tensor, x: Tensor, weights: Tensor, to_weights: bool, retain_graph: bool) -> Tensor:
+    """Backward of weights * logits to the images and, if asked to, into the parameters' .grad."""
     if not to_weights:
-        return torch.autograd.grad(logits, x, weights)[0]
-    logits.backward(weights)
+        return torch.autograd.grad(logits, x, weights, retain_graph=retain_graph)[0]
+    logits.backward(weights, retain_graph=retain_graph)
     gradient = x.grad
     assert gradient is not None
     return gradient
@@ -97,31 +113,44 @@ def _image_gradient(logits: Tensor, x: Tensor, weights: Tensor, to_weights: bool
 def _attack(
     batches: _Batches,
     x: list[Tensor],
-    logits: list[Tensor],
+    logits: Pair,
+    passes: list[Forward],
     attack: Attack,
-    target: Pair | None = None,
+    target: Pair,
     retain_graph: bool = False,
+    had: Sequence[tuple[Tensor, Tensor]] = (),
 ) -> list[Tensor]:
-    """One attack step by a backward of its own, from the graph of `logits` to the leaves `x`."""
-    r, f = (t.detach() for t in batches.sides(logits))
-    references = target or (r, f)
-    if batches.independent:  # each image's gradient is its own, so the coefficients can come after the backward
-        v = torch.autograd.grad(logits, x, [torch.ones_like(t) for t in logits], retain_graph=retain_graph)
+    """One attack step by a backward of its own, from the graphs of `passes` to the last of the leaves `x`.
+
+    had: of the batches before those, which needed none, (v, weights) of the backward of weights * logits.
+    """
+    own = x[len(had) :]
+    if not had and all(
+        p.why_not is None for p in passes
+    ):  # each image's gradient is its own: its coefficient can come later
+        ones = [torch.ones_like(p.logits) for p in passes]
+        v = torch.autograd.grad([p.logits for p in passes], own, ones, retain_graph=retain_graph)
         adv = [torch.empty_like(t, requires_grad=False) for t in x]
-        inputs = AttackInputs(batches.sides(x), batches.sides(list(v)), (r, f), references)
+        inputs = AttackInputs(batches.sides(x), batches.sides(v), logits, target)
         attack_step_into(inputs, attack, batches.sides(adv))
         return adv
-    r, f = _leaves([r, f])
+    r, f = _leaves(logits)
     losses = attack_loss(
         r,
         f,
         objective=attack.objective,
         formulation=attack.formulation,
-        reference_real_logits=references[0],
-        reference_fake_logits=references[1],
+        reference_real_logits=target[0],
+        reference_fake_logits=target[1],
     )
-    coefficients = torch.autograd.grad(losses[0] + losses[1], (r, f))
-    gradients = torch.autograd.grad(logits, x, coefficients, retain_graph=retain_graph)
+    coefficients = batches.join(*torch.autograd.grad(losses[0] + losses[1], (r, f)))
+    gradients = [
+        torch.where(w == 0, 0.0, c / w).view(-1, *[1] * (v.dim() - 1)) * v
+        for c, (v, w) in zip(coefficients, had, strict=False)
+    ]
+    gradients += torch.autograd.grad(
+        [p.logits for p in passes], own, coefficients[len(had) :], retain_graph=retain_graph
+    )
     return [
         perturb(images, gradient, attack.eps, norm=attack.norm, clip_min=attack.clip_min, clip_max=attack.clip_max)
         for images, gradient in zip(x, gradients, strict=True)
@@ -140,8 +169,8 @@ def adversarial_batch(
     steps: int = 1,
     alpha: float | None = None,
     random_start: bool = False,
-    clip_min: float | None = -1.0,
-    clip_max: float | None = 1.0,
+    clip_min: Bound = -1.0,
+    clip_max: Bound = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """Real and generated images pushed towards the other batch's mean discriminator score.
 
@@ -164,32 +193,39 @@ def adversarial_batch(
     Source: Li, Xia, Li (2020), Eq. 9 and 10, Algorithm 1 lines 5-8.
     """
     attack = Attack(eps, objective, formulation, norm, clip_min, clip_max)
-    _check(discriminator, x_real, x_fake, attack, steps, alpha, random_start)
-    x_real, x_fake = _detached(x_real), _detached(x_fake)
-    alpha = reference.default_alpha(eps, steps, norm) if alpha is None else alpha
-    single = steps == 1 and not random_start and alpha == eps
+    given = checked("adversarial_batch", discriminator, x_real, x_fake, attack, steps, alpha, random_start)
+    return _adversarial_batch(discriminator, given)
+
+
+def _adversarial_batch(discriminator: nn.Module, given: StepArguments) -> Pair:
+    return _merged_or_apart(discriminator, given.x_real.device, lambda merge: _attacked(discriminator, given, merge))
+
+
+def _attacked(discriminator: nn.Module, given: StepArguments, may_merge: bool) -> Pair:
+    attack, (low, high) = given.attack, (given.attack.clip_min, given.attack.clip_max)
     # Several steps are projected first and clipped then.
-    step = attack if single else Attack(alpha, objective, formulation, norm, None, None)
-    clean = _Batches(discriminator, x_real, x_fake)
-    adv = clean.x
-    if random_start:
-        starts = (reference.clip(reference.random_point(x, eps, norm), clip_min, clip_max) for x in (x_real, x_fake))
-        adv = clean.join(*starts)
-    target: Pair | None = None  # the clean batches' logits
+    step = attack if given.single else attack._replace(eps=given.alpha, clip_min=None, clip_max=None)
     with unchanged_state(discriminator), torch.enable_grad():
-        if random_start:
+        clean = _Batches(discriminator, given, may_merge)
+        adv = clean.clean
+        target: Pair | None = None  # the clean batches' logits
+        if given.random_start:
+            starts = (formulas.random_point(x, attack.eps, attack.norm) for x in (given.x_real, given.x_fake))
+            adv = clean.join(*(formulas.clip(x, low, high) for x in starts))
             with torch.no_grad():
-                target = clean.sides([logits_of(discriminator, images) for images in clean.x])
-        for _ in range(steps):
+                target = clean.sides([logits_of(discriminator, images.clone()) for images in clean.clean])
+        for _ in range(given.steps):
             x = _leaves(adv)
-            logits = [logits_of(discriminator, images) for images in x]
-            if target is None or formulation == "batch_mean":  # whose scalar has both batches' means in it
-                target = clean.sides([t.detach() for t in logits])
-            adv = _attack(clean, x, logits, step, target)
-            if not single:
+            passes = [clean.forward(images) for images in x]
+            logits = clean.sides([p.logits.detach() for p in passes])
+            if target is None or attack.formulation == "batch_mean":  # whose scalar has both batches' means in it
+                target = logits
+            adv = _attack(clean, x, logits, passes, step, target)
+            del passes
+            if not given.single:
                 adv = [
-                    reference.clip(reference.project(a, c, eps, norm), clip_min, clip_max)
-                    for a, c in zip(adv, clean.x, strict=True)
+                    formulas.clip(formulas.project(a, c, attack.eps, attack.norm), low, high)
+                    for a, c in zip(adv, clean.clean, strict=True)
                 ]
     return clean.sides(adv)
 
@@ -210,8 +246,8 @@ def discriminator_step(
     steps: int = 1,
     alpha: float | None = None,
     random_start: bool = False,
-    clip_min: float | None = -1.0,
-    clip_max: float | None = 1.0,
+    clip_min: Bound = -1.0,
+    clip_max: Bound = 1.0,
     grad_scale: float | Tensor = 1.0,
 ) -> DiscriminatorStep:
     """One discriminator update's gradients, added to the parameters' .grad; the optimiser's step stays yours.
@@ -242,71 +278,82 @@ def discriminator_step(
     Source: Li, Xia, Li (2020), Algorithm 1, lines 5-10.
     """
     attack = Attack(eps, objective, formulation, norm, clip_min, clip_max)
-    _check(discriminator, x_real, x_fake, attack, steps, alpha, random_start)
-    for name, value in (("lambda_clean", lambda_clean), ("lambda_adv", lambda_adv)):
-        if not (math.isfinite(value) and value >= 0):
-            raise ValueError(f"{name} must be a finite number, 0 or more; got {value}")
-    x_real, x_fake = _detached(x_real), _detached(x_fake)
-    if x_real.device.type == "cpu":
+    given = checked("discriminator_step", discriminator, x_real, x_fake, attack, steps, alpha, random_start)
+    check_trainable(discriminator)
+    lambda_clean = check_lambda("lambda_clean", lambda_clean)
+    lambda_adv = check_lambda("lambda_adv", lambda_adv)
+    if given.x_real.device.type == "cpu":
         keep_freed_memory()
-    if not fused:
-        return reference.discriminator_step(
-            discriminator,
-            x_real,
-            x_fake,
-            **attack._asdict(),
-            lambda_clean=lambda_clean,
-            lambda_adv=lambda_adv,
-            penalty=penalty,
-            steps=steps,
-            alpha=alpha,
-            random_start=random_start,
-            grad_scale=grad_scale,
+    reason = "fused=False" if not fused else backward_hooks(discriminator)
+    if reason:
+        return reference.discriminator_step_checked(
+            discriminator, given, lambda_clean, lambda_adv, penalty, grad_scale, reason
         )
-    single = steps == 1 and not random_start and (alpha is None or alpha == eps)
+
+    def run(may_merge: bool) -> DiscriminatorStep:
+        return _step(discriminator, given, lambda_clean, lambda_adv, penalty, grad_scale, may_merge)
+
+    return _merged_or_apart(discriminator, given.x_real.device, run)
+
+
+def _step(
+    discriminator: nn.Module,
+    given: StepArguments,
+    lambda_clean: float,
+    lambda_adv: float,
+    penalty: Penalty | None,
+    grad_scale: float | Tensor,
+    may_merge: bool,
+) -> DiscriminatorStep:
+    attack, single = given.attack, given.single
+    formulation, objective = attack.formulation, attack.objective
     with one_power_iteration(discriminator), torch.enable_grad():
-        clean = _Batches(discriminator, x_real, x_fake)
+        clean = _Batches(discriminator, given, may_merge)
+        adv = clean.join(*_adversarial_batch(discriminator, given)) if lambda_adv and not single else []
+        attacks = lambda_adv > 0 and single
         # With eq10, or wasserstein's constant g', the attack's coefficient is the objective's times a sign: nothing that
         # has saturated in the objective is wanted in the attack, and the factor between them is finite.
-        shareable = formulation == "eq10" or objective == "wasserstein"
-        shared = clean.independent and (not lambda_adv or (single and (shareable or not lambda_clean)))
-        adv: list[Tensor] = []
+        shareable = formulation == "eq10" or objective == "wasserstein" or not lambda_clean
+        why_not = ""
+        if attacks and not shareable:
+            why_not = f"{formulation} wants gradients that {objective}'s objective may have saturated to zero"
         if lambda_adv and not single:
-            adversarial = adversarial_batch(
-                discriminator,
-                x_real,
-                x_fake,
-                **attack._asdict(),
-                steps=steps,
-                alpha=alpha,
-                random_start=random_start,
-            )
-            adv = clean.join(*adversarial)
+            why_not = "an attack of several steps makes its own backwards"
+        borrowed = weights_are_cached()
 
-        x, graphs = _leaves(clean.x), []
+        x, passes = _leaves(clean.clean), []
         logits, losses, weights, v = [], [], [], []
         for k, images in enumerate(x):
-            graph = logits_of(discriminator, images)
-            logits.append(graph.detach())
-            loss, slope = clean.objective(k, graph, objective)
+            pass_ = clean.forward(images)
+            why_not = why_not or (pass_.why_not or "") if attacks or not lambda_adv else why_not
+            borrowed |= pass_.graph.is_borrowed()
+            logits.append(pass_.logits.detach())
+            loss, slope = clean.objective(k, pass_.logits)
             losses.append(loss)
             # Without the clean loss only the images' gradients are wanted.
-            weight = (grad_scale * lambda_clean * slope).to(graph.dtype) if lambda_clean else torch.ones_like(graph)
+            weight = (
+                (grad_scale * lambda_clean * slope).to(pass_.logits.dtype)
+                if lambda_clean
+                else torch.ones_like(pass_.logits)
+            )
             weights.append(weight)
-            if shared or not single or not lambda_adv:
-                v.append(_image_gradient(graph, images, weight, bool(lambda_clean)))
-            else:  # the attack wants both batches' scores and these graphs
-                graphs.append(graph)
-            del graph  # before the next one is built
-        if graphs:
-            adv = _attack(clean, x, graphs, attack, retain_graph=True)
-            while graphs:
-                k = len(v)
-                v.append(_image_gradient(graphs.pop(0), x[k], weights[k], bool(lambda_clean)))
+            if not attacks or (shareable and pass_.why_not is None):
+                v.append(_image_gradient(pass_.logits, images, weight, bool(lambda_clean), borrowed))
+            else:  # the attack wants both batches' scores and this graph
+                passes.append(pass_)
+            del pass_  # before the next one is built
         r, f = clean.sides(logits)
         loss_clean = torch.stack(losses).sum()
+        norms: list[Tensor] = []
+        if passes:
+            had = list(zip(v, weights, strict=False))
+            adv = _attack(clean, x, (r, f), passes, attack, (r, f), retain_graph=True, had=had)
+            while passes:
+                k, logit = len(v), passes.pop(0).logits
+                v.append(_image_gradient(logit, x[k], weights[k], bool(lambda_clean), borrowed))
+                del logit
         x = [t.detach() for t in x]
-        if lambda_adv and single and shared:
+        if attacks and not adv:
             norms = [torch.empty(len(t), dtype=loss_clean.dtype, device=t.device) for t in x]
             adv = [torch.empty_like(t) for t in x]
             attack_step_into(
@@ -317,24 +364,21 @@ def discriminator_step(
             )
             norms = [a / w.to(a.dtype).abs() for a, w in zip(norms, weights, strict=True)]
         else:  # divided first, as in the reference
-            norms = [
-                image_norm(reference._as_float(t) / reference._as_float(w).view(-1, *[1] * (t.dim() - 1)))
-                for t, w in zip(v, weights, strict=True)
-            ]
-        input_grad_norm = torch.cat(norms)
+            norms = [image_norm(as_float(t) / _per_image(w, t)) for t, w in zip(v, weights, strict=True)]
         del v
 
         loss_adv = torch.zeros_like(loss_clean)
         for k, images in enumerate(adv):
             graph = logits_of(discriminator, images)
-            loss, slope = clean.objective(k, graph, objective)
+            loss, slope = clean.objective(k, graph)
             loss_adv = loss_adv + loss
-            graph.backward((grad_scale * lambda_adv * slope).to(graph.dtype))
+            graph.backward((grad_scale * lambda_adv * slope).to(graph.dtype), retain_graph=borrowed)
             del graph
         penalty_value = torch.zeros_like(loss_clean)
         if penalty is not None:
-            penalty_value = penalty(discriminator, x_real, x_fake)
-            (penalty_value * grad_scale).backward()
+            penalty_value = penalty(discriminator, given.x_real, given.x_fake)
+            if penalty_value.requires_grad:
+                (penalty_value * grad_scale).backward()
             penalty_value = penalty_value.detach()
     return DiscriminatorStep(
         loss=lambda_clean * loss_clean + lambda_adv * loss_adv + penalty_value,
@@ -344,6 +388,7 @@ def discriminator_step(
         real_logits=r,
         fake_logits=f,
         wasserstein=r.mean(dtype=loss_clean.dtype) - f.mean(dtype=loss_clean.dtype),
-        input_grad_norm=input_grad_norm,
-        path="shared" if shared else "separate",
+        input_grad_norm=torch.cat(norms),
+        path="separate" if why_not else "shared",
+        reason=why_not,
     )

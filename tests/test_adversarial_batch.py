@@ -34,7 +34,7 @@ def test_adversarial_batch_of_several_steps(formulation, norm):
         "steps": 4,
         "formulation": formulation,
         "norm": norm,
-        "clip_max": 0.85,
+        "clip_max": 0.9,
     }
     adv = dat.adversarial_batch(build("conv", torch.float64), *batches(torch.float64), **options)
     expected = algorithm1(build("conv", torch.float64), *batches(), **options).adv

@@ -108,8 +108,10 @@ def test_several_attack_steps(name, norm, eps, fused):
 
 @each_path
 def test_clip_bounds(fused):
-    compare("conv", fused, eps=3.0, clip_min=-0.7, clip_max=0.4)
-    compare("conv", fused, eps=3.0, clip_min=None, clip_max=0.4)
+    for low in (-0.92, None):
+        _, expected = compare("conv", fused, eps=30.0, clip_min=low, clip_max=0.91)
+        adv = torch.cat(expected.adv)
+        assert (adv == 0.91).any() and (adv.min() == -0.92 if low else adv.min() < -1)  # the bounds were at work
 
 
 @pytest.mark.parametrize("name", ["conv", "spectral norm", "BatchNorm"])
