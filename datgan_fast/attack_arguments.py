@@ -141,3 +141,19 @@ def check_step(inputs: AttackInputs, attack: Attack) -> None:
                 raise ValueError(
                     f"grad_weight_{side} must have one weight for each of the {len(images)} images; got {len(weight)}"
                 )
+
+
+def check_result(
+    name: str, result: Tensor, like: Tensor, *, any_float: bool = False, device: torch.device | None = None
+) -> None:
+    """Of memory that an operation writes: it must be there for all that is written."""
+    check_float(name, result)
+    if result.shape != like.shape or (result.dtype != like.dtype and not any_float):
+        want = "a float" if any_float else str(like.dtype)
+        raise ValueError(
+            f"{name} must be {want} tensor of shape {tuple(like.shape)}; got {result.dtype}, {tuple(result.shape)}"
+        )
+    if result.device != (device or like.device):
+        raise ValueError(f"{name} must be on {device or like.device}; got {result.device}")
+    if any(stride == 0 and size > 1 for size, stride in zip(result.shape, result.stride(), strict=True)):
+        raise ValueError(f"{name} must have memory of its own for every element; got strides {result.stride()}")

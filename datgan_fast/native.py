@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .attack_arguments import Attack, AttackInputs, OptionalPair, Pair
-from .formulas import FORMULATIONS, NORMS, OBJECTIVES
+from .formulas import FORMULATIONS, NORMS, OBJECTIVES, Bound
 
 DTYPES = {torch.float64: 0, torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}
 
@@ -116,7 +116,7 @@ def _logits(
     )
 
 
-def _perturbation(eps: float, norm: str, clip_min: float | None, clip_max: float | None) -> Any:
+def _perturbation(eps: float, norm: str, clip_min: Bound, clip_max: Bound) -> Any:
     return extension.Perturbation(eps, NORMS.index(norm), clip_min, clip_max)  # type: ignore[union-attr]
 
 

@@ -1,10 +1,13 @@
 """The public operations: torch.library registration and autograd. The kernels behind them are chosen by dispatch.py.
 
 The registered operations write into tensors that the functions below allocate, so that no launcher allocates and the
-perturbed real and generated images can lie in one buffer.
+perturbed real and generated images can lie in one buffer. They check what they are given themselves, because anybody can call
+torch.ops.datgan_fast.* and no kernel knows where a tensor ends.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,14 +18,17 @@ from .attack_arguments import (
     AttackInputs,
     OptionalPair,
     Pair,
+    check_bound,
     check_choice,
     check_float,
     check_images,
     check_logits,
     check_perturbation,
+    check_result,
     check_step,
+    number,
 )
-from .formulas import FORMULATIONS, OBJECTIVES
+from .formulas import FORMULATIONS, OBJECTIVES, Bound, clip
 from .reference import AttackStep
 
 _library = torch.library.Library("datgan_fast", "DEF")
@@ -59,7 +65,7 @@ def _attack_loss(
     formulation: str,
     impl: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    outputs = _attack_loss_outputs(real, fake)
+    outputs = _attack_loss_fake(real, fake, reference_real, reference_fake, objective, formulation, impl)
     dispatch.backend(real.device, impl).attack_loss(
         real, fake, reference_real, reference_fake, objective, formulation, *outputs
     )
@@ -75,7 +81,23 @@ def _attack_loss_fake(
     formulation: str,
     impl: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    _check_loss(real, fake, reference_real, reference_fake, objective, formulation)
     return _attack_loss_outputs(real, fake)
+
+
+def _check_loss(
+    real: Tensor, fake: Tensor, reference_real: Tensor, reference_fake: Tensor, objective: str, formulation: str
+) -> None:
+    check_choice("objective", objective, OBJECTIVES)
+    check_choice("formulation", formulation, FORMULATIONS)
+    check_float("real_logits", real)  # before its device is asked for
+    for name, t in (
+        ("real_logits", real),
+        ("fake_logits", fake),
+        ("reference_real_logits", reference_real),
+        ("reference_fake_logits", reference_fake),
+    ):
+        check_logits(name, t, real.device)
 
 
 def _perturb(
@@ -88,51 +110,57 @@ def _perturb(
     impl: str,
     out: Tensor,
 ) -> None:
+    _perturb_fake(x, grad, eps, norm, clip_min, clip_max, impl, out)
     dispatch.backend(x.device, impl).perturb(x, grad, eps, norm, clip_min, clip_max, out)
 
 
-def _attack_step(
-    x_real: Tensor,
-    x_fake: Tensor,
-    v_real: Tensor,
-    v_fake: Tensor,
-    real_logits: Tensor,
-    fake_logits: Tensor,
-    reference_real: Tensor,
-    reference_fake: Tensor,
-    weight_real: Tensor | None,
-    weight_fake: Tensor | None,
+def _perturb_fake(
+    x: Tensor,
+    grad: Tensor,
     eps: float,
-    objective: str,
-    formulation: str,
     norm: str,
     clip_min: float | None,
     clip_max: float | None,
     impl: str,
-    adv_real: Tensor,
-    adv_fake: Tensor,
-    grad_real: Tensor | None,
-    grad_fake: Tensor | None,
-    norm_real: Tensor | None,
-    norm_fake: Tensor | None,
-    losses: Tensor,
+    out: Tensor,
 ) -> None:
-    inputs = AttackInputs(
-        (x_real, x_fake),
-        (v_real, v_fake),
-        (real_logits, fake_logits),
-        (reference_real, reference_fake),
-        (weight_real, weight_fake),
-    )
-    attack = Attack(eps, objective, formulation, norm, clip_min, clip_max)
-    outputs = (adv_real, adv_fake), (grad_real, grad_fake), (norm_real, norm_fake), losses
-    dispatch.backend(x_real.device, impl).attack_step(inputs, attack, *outputs)
+    check_images("x", x, grad)
+    check_perturbation(eps, norm, clip_min, clip_max)
+    check_result("out", out, x)
+
+
+def _step_arguments(
+    *arguments: Any,
+) -> tuple[AttackInputs, Attack, str, tuple[Pair, OptionalPair, OptionalPair, Tensor]]:
+    """The registered operation's flat list as the records that the rest of the library hands around, checked."""
+    x, v, logits, references, weights = (arguments[i : i + 2] for i in range(0, 10, 2))
+    attack, impl = Attack(*arguments[10:16]), arguments[16]
+    adv, grads, norms, losses = arguments[17:19], arguments[19:21], arguments[21:23], arguments[23]
+    inputs = AttackInputs(x, v, logits, references, weights)
+    check_step(inputs, attack)
+    for k, side in enumerate(("real", "fake")):
+        check_result(f"adv_{side}", adv[k], x[k])
+        if grads[k] is not None:
+            check_result(f"grad_{side}", grads[k], v[k])
+        if norms[k] is not None:
+            check_result(f"norm_{side}", norms[k], logits[k], any_float=True)
+    check_result("losses", losses, torch.empty(2, dtype=_loss_dtype(*logits), device="meta"), device=x[0].device)
+    return inputs, attack, impl, (adv, grads, norms, losses)
+
+
+def _attack_step(*arguments: Any) -> None:
+    inputs, attack, impl, outputs = _step_arguments(*arguments)
+    dispatch.backend(inputs.x[0].device, impl).attack_step(inputs, attack, *outputs)
+
+
+def _attack_step_fake(*arguments: Any) -> None:
+    _step_arguments(*arguments)
 
 
 for _name, _implementation, _fake in (
     ("attack_loss", _attack_loss, _attack_loss_fake),
-    ("perturb", _perturb, lambda *args: None),
-    ("attack_step", _attack_step, lambda *args: None),
+    ("perturb", _perturb, _perturb_fake),
+    ("attack_step", _attack_step, _attack_step_fake),
 ):
     _library.impl(_name, _implementation, "CompositeExplicitAutograd")  # every device: the reference runs on any
     torch.library.register_fake(f"datgan_fast::{_name}", _fake, lib=_library)
@@ -215,18 +243,9 @@ def attack_loss(
         ValueError, TypeError: an argument has the wrong shape, dtype or value.
         BackendError: `impl` names a backend that cannot be used.
     """
-    check_choice("objective", objective, OBJECTIVES)
-    check_choice("formulation", formulation, FORMULATIONS)
     reference_real = real_logits if reference_real_logits is None else reference_real_logits
     reference_fake = fake_logits if reference_fake_logits is None else reference_fake_logits
-    check_float("real_logits", real_logits)  # before its device is asked for
-    for name, t in (
-        ("real_logits", real_logits),
-        ("fake_logits", fake_logits),
-        ("reference_real_logits", reference_real),
-        ("reference_fake_logits", reference_fake),
-    ):
-        check_logits(name, t, real_logits.device)
+    _check_loss(real_logits, fake_logits, reference_real, reference_fake, objective, formulation)
     return _AttackLoss.apply(
         real_logits,
         fake_logits,
@@ -244,8 +263,8 @@ def perturb(
     eps: float,
     *,
     norm: str = "none",
-    clip_min: float | None = -1.0,
-    clip_max: float | None = 1.0,
+    clip_min: Bound = -1.0,
+    clip_max: Bound = 1.0,
     impl: str | None = None,
 ) -> Tensor:
     """x_adv = clip(x - eps * n(grad), clip_min, clip_max), detached.
@@ -255,7 +274,8 @@ def perturb(
         grad: the attack loss's gradient, shape of x, any float dtype and layout.
         eps: step size in units of x (norm "l2": the length of each image's step; "linf": the step of each pixel).
         norm: "none" (the paper: the gradient itself), "l2" (unit length per image, floor 1e-12) or "linf" (sign).
-        clip_min, clip_max: range of valid pixels, None for no bound.
+        clip_min, clip_max: range of valid pixels: numbers, tensors that broadcast to x such as [channels, 1, 1], or None for no
+            bound.
         impl: the backend's name; default: the best usable one.
 
     Returns:
@@ -265,11 +285,23 @@ def perturb(
         ValueError, TypeError: an argument has the wrong shape, dtype or value.
         BackendError: `impl` names a backend that cannot be used.
     """
+    eps = number("eps", eps)
     check_images("x", x, grad)
     check_perturbation(eps, norm, clip_min, clip_max)
     out = torch.empty_like(x, requires_grad=False)
-    torch.ops.datgan_fast.perturb(_detached(x), _detached(grad), eps, norm, clip_min, clip_max, impl or "", out)
-    return out
+    low, high = _kernel_bounds(clip_min, clip_max, x)
+    torch.ops.datgan_fast.perturb(_detached(x), _detached(grad), eps, norm, low, high, impl or "", out)
+    return out if (low, high) == (clip_min, clip_max) else clip(out, clip_min, clip_max)
+
+
+def _kernel_bounds(clip_min: Bound, clip_max: Bound, *images: Tensor) -> tuple[float | None, float | None]:
+    """The bounds for a kernel, which knows numbers only: none where one is a tensor, and the clip comes afterwards."""
+    if not isinstance(clip_min, Tensor) and not isinstance(clip_max, Tensor):
+        return clip_min, clip_max
+    for x in images:
+        check_bound("clip_min", clip_min, x)
+        check_bound("clip_max", clip_max, x)
+    return None, None
 
 
 def attack_step(
@@ -284,8 +316,8 @@ def attack_step(
     objective: str = "vanilla",
     formulation: str = "eq10",
     norm: str = "none",
-    clip_min: float | None = -1.0,
-    clip_max: float | None = 1.0,
+    clip_min: Bound = -1.0,
+    clip_max: Bound = 1.0,
     reference_real_logits: Tensor | None = None,
     reference_fake_logits: Tensor | None = None,
     grad_weight_real: Tensor | None = None,
@@ -325,7 +357,7 @@ def attack_step(
         (reference_real, reference_fake),
         (grad_weight_real, grad_weight_fake),
     )
-    attack = Attack(eps, objective, formulation, norm, clip_min, clip_max)
+    attack = Attack(number("eps", eps), objective, formulation, norm, clip_min, clip_max)
     check_step(inputs, attack)
     adv = torch.empty_like(x_real, requires_grad=False), torch.empty_like(x_fake, requires_grad=False)
     grads: OptionalPair = (None, None)
@@ -356,15 +388,20 @@ def attack_step_into(
 
 
 def _run_step(inputs: AttackInputs, attack: Attack, impl: str | None, *outputs: Tensor | None) -> Tensor:
-    """The operation itself, on checked arguments; returns the losses."""
+    """The operation itself, and the clip that no kernel has; returns the losses."""
     x, v, logits, references, weights = inputs
+    low, high = _kernel_bounds(attack.clip_min, attack.clip_max, *x)
     losses = torch.empty(2, dtype=_loss_dtype(*logits), device=x[0].device)
     torch.ops.datgan_fast.attack_step(
         *map(_detached, (*x, *v, *logits, *references)),
         *(None if w is None else _detached(w) for w in weights),
-        *attack,
+        *attack._replace(clip_min=low, clip_max=high),
         impl or "",
         *outputs,
         losses,
     )
+    if (low, high) != (attack.clip_min, attack.clip_max):
+        for adv in outputs[:2]:
+            assert adv is not None
+            adv.copy_(clip(adv, attack.clip_min, attack.clip_max))
     return losses

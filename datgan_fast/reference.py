@@ -17,12 +17,16 @@ from .attack_arguments import Attack
 from .autograd_graph import Graph, next_number
 from .formulas import (
     FORMULATIONS,
+    NORMS,
+    OBJECTIVES,
     Bound,
     as_float,
     clip,
+    default_alpha,
     discriminator_loss,
     g1,
     g2,
+    generator_loss,
     image_norm,
     normalise,
     project,
@@ -32,6 +36,34 @@ from .formulas import (
 )
 from .module_state import one_power_iteration, unchanged_state
 from .step_arguments import StepArguments, check_graph, check_lambda, check_trainable, checked, logits_of
+
+__all__ = [
+    "FORMULATIONS",
+    "NORMS",
+    "OBJECTIVES",
+    "AttackStep",
+    "DiscriminatorStep",
+    "Penalty",
+    "adversarial_batch",
+    "attack_loss",
+    "attack_step",
+    "attack_terms",
+    "clip",
+    "default_alpha",
+    "discriminator_loss",
+    "discriminator_step",
+    "g1",
+    "g2",
+    "generator_loss",
+    "image_norm",
+    "logits_of",
+    "normalise",
+    "perturb",
+    "project",
+    "random_point",
+    "slope1",
+    "slope2",
+]
 
 Penalty = Callable[[nn.Module, Tensor, Tensor], Tensor]
 

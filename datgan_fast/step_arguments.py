@@ -130,11 +130,15 @@ def check_range(
     if looks[function] >= LOOKS:
         return
     looks[function] += 1
+    if clip_min is not None and clip_max is not None:
+        low, high = (torch.as_tensor(bound, device=x_real.device) for bound in (clip_min, clip_max))
+        if bool((low > high).any()):
+            raise ValueError(f"clip_min must not exceed clip_max; got {_shown(clip_min)} and {_shown(clip_max)}")
     for name, x in (("x_real", x_real), ("x_fake", x_fake)):
         if _beyond(x, clip_min, torch.lt) or _beyond(x, clip_max, torch.gt):
-            low, high = (f"{float(v):.4g}" for v in torch.aminmax(x))
+            least, most = (f"{float(v):.4g}" for v in torch.aminmax(x))
             raise ValueError(
-                f"{name} has values in [{low}, {high}], outside [clip_min, clip_max] = [{_shown(clip_min)}, {_shown(clip_max)}], "
+                f"{name} has values in [{least}, {most}], outside [clip_min, clip_max] = [{_shown(clip_min)}, {_shown(clip_max)}], "
                 "to which perturbed images are clipped; scale the images, or give clip_min and clip_max of their own range "
                 "(None for no bound)"
             )
