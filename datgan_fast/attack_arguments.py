@@ -155,5 +155,5 @@ def check_result(
         )
     if result.device != (device or like.device):
         raise ValueError(f"{name} must be on {device or like.device}; got {result.device}")
-    if any(stride == 0 and size > 1 for size, stride in zip(result.shape, result.stride(), strict=True)):
+    if result.numel() and any(st == 0 and size > 1 for size, st in zip(result.shape, result.stride(), strict=True)):
         raise ValueError(f"{name} must have memory of its own for every element; got strides {result.stride()}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -59,11 +60,32 @@ class Graph:
             if not name.endswith("AccumulateGrad")
         )
 
+    def fingerprint(self) -> list[object] | None:
+        """Which operations with which sizes and dimensions were applied to what; None where that does not say what they do."""
+        if "IndexBackward0" in self.names:  # in which dimension is not written down
+            return None
+        places = {node: k for k, node in enumerate(self.nodes)}
+        return [
+            (
+                name,
+                [tuple(m.shape) for m in node._input_metadata],
+                [(places.get(parent), k) for parent, k in node.next_functions],
+                [getattr(node, attribute) for attribute in _settings(type(node))],
+            )
+            for node, name in zip(self.nodes, self.names, strict=True)
+        ]
+
     def ends_in_probabilities(self) -> bool:
         node = self.root
         while node is not None and _SHAPING.fullmatch(node.name()):
             node = node.next_functions[0][0]
         return node is not None and _PROBABILITIES.fullmatch(node.name()) is not None
+
+
+@cache
+def _settings(kind: type) -> tuple[str, ...]:
+    """The numbers a node keeps, such as dimensions; not the tensors, which may have to be computed again to be seen."""
+    return tuple(name for name in dir(kind) if name.startswith("_saved_") and not hasattr(kind, "_raw" + name))
 
 
 def next_number() -> int:

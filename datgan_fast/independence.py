@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from .autograd_graph import Graph, next_number
 from .batch_flow import Watch
-from .module_state import unchanged_state
+from .module_state import Network, unchanged_state
 from .step_arguments import as_logits, logits_of
 
 LARGEST_MEMORY = 64  # answers for one network; one that asks for more changes all the time and is not asked again
 
 _answers: WeakKeyDictionary[nn.Module, dict[object, Answer]] = WeakKeyDictionary()
+_graphs: WeakKeyDictionary[nn.Module, dict[object, list[object] | None]] = WeakKeyDictionary()
 _mixing: WeakKeyDictionary[nn.Module, dict[object, str]] = WeakKeyDictionary()
 
 
@@ -38,7 +39,7 @@ class Forward(NamedTuple):
     why_not: str | None
 
 
-def forward(discriminator: nn.Module, images: Tensor, answer: Answer | None = None) -> Forward:
+def forward(network: Network, images: Tensor, answer: Answer | None = None) -> Forward:
     """D(images) with its graph, and whether the images stayed apart on their way.
 
     Args:
@@ -47,28 +48,47 @@ def forward(discriminator: nn.Module, images: Tensor, answer: Answer | None = No
     """
     begun = next_number()
     own = images.clone()
-    modes = _modes(discriminator)
-    if answer is None and (why_not := _mixing.get(discriminator, {}).get(modes)):
+    if answer is None and (why_not := _mixing.get(network.module, {}).get(network.modes)):
         answer = Answer(why_not)  # if that is no longer so, this costs time and is right
     if answer is not None and answer.program is None:
-        logits = logits_of(discriminator, own)
+        logits = logits_of(network.module, own)
         graph = Graph(logits, begun)
         return Forward(logits, graph, answer.why_not or _odd(graph, compiled=True))
+    if answer is None:
+        return _with_known_graph(network, own, begun)
+    return _watched(network, own, begun, answer.program)
+
+
+def _with_known_graph(network: Network, own: Tensor, begun: int) -> Forward:
+    """A batch by itself: what its backward does is all in its graph, so that the same graph needs no second look."""
+    graphs = _graphs.setdefault(network.module, {})
+    key = (network.modes, own.shape, own.dtype)
+    known = graphs.get(key)
+    if known is None:
+        result = _watched(network, own, begun)
+        if result.why_not is None and key not in graphs and len(graphs) < LARGEST_MEMORY:
+            graphs[key] = result.graph.fingerprint()
+        return result
+    logits = logits_of(network.module, own)
+    graph = Graph(logits, begun)
+    if graph.fingerprint() == known:
+        return Forward(logits, graph, None)
+    graphs[key] = None  # a network that goes this way and that is watched from now on
+    return Forward(logits, graph, "its graph is another than the one that was looked at")
+
+
+def _watched(network: Network, own: Tensor, begun: int, expected: list[object] | None = None) -> Forward:
     program: list[object] = []
-    with Watch(own, program if answer else None) as watch:
-        output = discriminator(own)
-    logits = as_logits(output, len(images))
+    with Watch(own, program if expected else None) as watch:
+        output = network.module(own)
+    logits = as_logits(output, len(own))
     graph = Graph(logits, begun)
     why_not = watch.why_not(output)
     if why_not:
-        _mixing.setdefault(discriminator, {})[modes] = why_not
-    elif answer and program != answer.program:
+        _mixing.setdefault(network.module, {})[network.modes] = why_not
+    elif expected and program != expected:
         why_not = "it does something else than before"
     return Forward(logits, graph, why_not or _odd(graph))
-
-
-def _modes(discriminator: nn.Module) -> object:
-    return tuple((id(m), m.training) for m in discriminator.modules())
 
 
 def _odd(graph: Graph, compiled: bool = False) -> str | None:
@@ -79,16 +99,6 @@ def _odd(graph: Graph, compiled: bool = False) -> str | None:
     return f"{name} may not be linear in the gradient, or mix the images'"
 
 
-def is_compiled(discriminator: nn.Module) -> bool:
-    """Whether torch.compile is at work in it: compiled code has no operations to watch."""
-    return any(
-        hasattr(m, "_orig_mod")
-        or getattr(m, "_compiled_call_impl", None) is not None
-        or hasattr(m.forward, "_torchdynamo_orig_callable")
-        for m in discriminator.modules()
-    )
-
-
 def eager(compiled: bool) -> AbstractContextManager[object]:
     """Inside, compiled networks run their Python again."""
     return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
@@ -96,25 +106,25 @@ def eager(compiled: bool) -> AbstractContextManager[object]:
 
 def treats_images_independently(discriminator: nn.Module, x_real: Tensor, x_fake: Tensor) -> bool:
     """True if D(cat(x_real, x_fake)) is D(x_real) and D(x_fake), whatever the images and the weights are."""
-    return ask(discriminator, x_real, x_fake).why_not is None
+    return ask(Network(discriminator), x_real, x_fake).why_not is None
 
 
-def ask(discriminator: nn.Module, x_real: Tensor, x_fake: Tensor) -> Answer:
+def ask(network: Network, x_real: Tensor, x_fake: Tensor) -> Answer:
     """Whether both batches may go through D as one; remembered for the same modules, modes and sizes."""
     if x_real.shape[1:] != x_fake.shape[1:] or x_real.dtype != x_fake.dtype:
         return Answer("real and generated images have different shapes or dtypes")
-    compiled = is_compiled(discriminator)
+    compiled = network.is_compiled()
     key = (
         # What compiled code depends on is looked at, since it cannot be watched.
-        _fingerprint(discriminator) if compiled else _modes(discriminator),
+        _fingerprint(network) if compiled else network.modes,
         (x_real.shape, x_fake.shape, x_real.dtype, x_real.device),
         torch.is_autocast_enabled(x_real.device.type),
     )
-    answers = _answers.setdefault(discriminator, {})
+    answers = _answers.setdefault(network.module, {})
     if key not in answers:
         if len(answers) >= LARGEST_MEMORY:
             return Answer("the network has changed too often to be asked again")
-        answer = _ask(discriminator, x_real.detach(), x_fake.detach(), compiled)
+        answer = _ask(network.module, x_real.detach(), x_fake.detach(), compiled)
         if answer is None:
             return Answer("its scores are not finite")
         answers[key] = answer._replace(program=None) if compiled else answer
@@ -162,7 +172,7 @@ def _ask(discriminator: nn.Module, x_real: Tensor, x_fake: Tensor, compiled: boo
     return Answer(None, programs[0][0])
 
 
-def _fingerprint(discriminator: nn.Module) -> object:
+def _fingerprint(network: Network) -> object:
     """What the way of images through compiled code can depend on besides weights, as the compiler sees it."""
     plain = (bool, int, float, str, type(None))
 
@@ -175,4 +185,4 @@ def _fingerprint(discriminator: nn.Module) -> object:
             return tuple((k, None if isinstance(v, Tensor) else described(v)) for k, v in value.items())
         return id(value)
 
-    return tuple((id(m), *((k, described(v)) for k, v in vars(m).items())) for m in discriminator.modules())
+    return tuple((id(m), *((k, described(v)) for k, v in vars(m).items())) for m in network.modules)

@@ -113,33 +113,51 @@ def frozen(module: nn.Module) -> Iterator[None]:
             p.requires_grad_()
 
 
-def backward_hooks(module: nn.Module) -> str | None:
-    """What a user hung on the module's backward, and so wants one backward of the whole loss; None for nothing."""
-    for p in module.parameters():
-        if p._backward_hooks or p._post_accumulate_grad_hooks:
-            return "hooks on parameters want their whole gradient in one backward"
-    every = nn.modules.module
-    if every._global_backward_hooks or every._global_backward_pre_hooks:
-        return "hooks on every module's backward want it to run once"
-    if any(m._backward_hooks or m._backward_pre_hooks for m in module.modules()):
-        return "hooks on a module's backward want it to run once"
-    return None
+class Network:
+    """A module with its parts listed once, for what looks at all of them in every step."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.modules = list(module.modules())
+        self.parameters = list({p: None for m in self.modules for p in m._parameters.values() if p is not None})
+        self.buffers = [b for m in self.modules for b in m._buffers.values() if b is not None]
+        self.modes = tuple((id(m), m.training) for m in self.modules)
+
+    def backward_hooks(self) -> str | None:
+        """What a user hung on its backward, and so wants one backward of the whole loss; None for nothing."""
+        for p in self.parameters:
+            if p._backward_hooks or p._post_accumulate_grad_hooks:
+                return "hooks on parameters want their whole gradient in one backward"
+        every = nn.modules.module
+        if every._global_backward_hooks or every._global_backward_pre_hooks:
+            return "hooks on every module's backward want it to run once"
+        if any(m._backward_hooks or m._backward_pre_hooks for m in self.modules):
+            return "hooks on a module's backward want it to run once"
+        return None
+
+    def is_compiled(self) -> bool:
+        """Whether torch.compile is at work in it."""
+        return any(
+            "_orig_mod" in m._modules
+            or getattr(m, "_compiled_call_impl", None) is not None
+            or hasattr(m.forward, "_torchdynamo_orig_callable")
+            for m in self.modules
+        )
+
+    def initialise_lazy(self, images: Tensor) -> Network:
+        """Lazy layers get their shapes by a forward in evaluation mode, which leaves statistics and random state alone."""
+        if not any(map(nn.parameter.is_lazy, (*self.parameters, *self.buffers))):
+            return self
+        self.module.eval()
+        try:
+            with torch.no_grad():
+                self.module(images.detach().clone())
+        finally:
+            for m, (_, training) in zip(self.modules, self.modes, strict=True):
+                m.training = training
+        return Network(self.module)
 
 
 def weights_are_cached() -> bool:
     """Whether forwards share the graph of a parametrized weight (inside torch.nn.utils.parametrize.cached)."""
     return parametrize._cache_enabled > 0
-
-
-def initialise_lazy(module: nn.Module, images: Tensor) -> None:
-    """Lazy layers get their shapes by a forward in evaluation mode, which leaves statistics and random state alone."""
-    if not any(nn.parameter.is_lazy(t) for t in (*module.parameters(), *module.buffers())):
-        return
-    modes = [(m, m.training) for m in module.modules()]
-    module.eval()
-    try:
-        with torch.no_grad():
-            module(images.detach().clone())
-    finally:
-        for m, training in modes:
-            m.training = training

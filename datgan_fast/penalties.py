@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from .autograd_graph import Graph, next_number
 from .formulas import Bound, as_float, clip, image_norm
-from .independence import eager, is_compiled
+from .independence import eager
+from .module_state import Network
 from .reference import Penalty
 from .step_arguments import check_graph, check_range, images_of, logits_of
 
@@ -20,10 +21,10 @@ def _column(values: Tensor, images: Tensor) -> Tensor:
     return values.view(-1, *[1] * (images.dim() - 1))
 
 
-def _input_gradient(discriminator: nn.Module, x: Tensor) -> Tensor:
+def _input_gradient(network: Network, discriminator: nn.Module, x: Tensor) -> Tensor:
     """d sum(D(x)) / dx with its graph, to be differentiated again; compiled code, which cannot be, runs as Python."""
     x = x.detach().requires_grad_()
-    logits, graph = _forward(discriminator, x, is_compiled(discriminator))
+    logits, graph = _forward(discriminator, x, network.is_compiled())
     if graph.is_compiled():  # by a function inside, which the modules do not show
         logits, graph = _forward(discriminator, x, True)
     check_graph(graph, [x])
@@ -46,12 +47,12 @@ def gradient_penalty(weight: float = 10.0, one_sided: bool = False) -> Penalty:
     """
 
     def penalty(discriminator: nn.Module, x_real: Tensor, x_fake: Tensor) -> Tensor:
-        x_real, x_fake = images_of("penalties.gradient_penalty", discriminator, x_real, x_fake)
+        network, x_real, x_fake = images_of("penalties.gradient_penalty", discriminator, x_real, x_fake)
         pairs = min(len(x_real), len(x_fake))
         alpha = _column(torch.rand(pairs, device=x_real.device, dtype=torch.float32), x_real).to(x_real.dtype)
         x_hat = x_fake[:pairs] + alpha * (x_real[:pairs] - x_fake[:pairs])
         with torch.enable_grad():
-            excess = image_norm(_input_gradient(discriminator, x_hat)) - 1
+            excess = image_norm(_input_gradient(network, discriminator, x_hat)) - 1
             if one_sided:
                 excess = excess.clamp(min=0)
             return weight * (excess**2).mean()
@@ -82,7 +83,7 @@ def adversarial_lipschitz(
         return logits_of(discriminator, x.clone())  # D may change what it is given
 
     def penalty(discriminator: nn.Module, x_real: Tensor, x_fake: Tensor) -> Tensor:
-        x_real, x_fake = images_of("penalties.adversarial_lipschitz", discriminator, x_real, x_fake)
+        _, x_real, x_fake = images_of("penalties.adversarial_lipschitz", discriminator, x_real, x_fake)
         check_range("penalties.adversarial_lipschitz", discriminator, x_real, x_fake, clip_min, clip_max)
         x = torch.cat([x_real, x_fake])
         d = unit(torch.rand_like(x) - 0.5)
@@ -109,9 +110,9 @@ def r1(gamma: float = 10.0) -> Penalty:
     """Zero-centred penalty on real images, gamma / 2 * mean ||grad D(x_real)||^2 (Mescheder et al. 2018, Eq. 9)."""
 
     def penalty(discriminator: nn.Module, x_real: Tensor, x_fake: Tensor) -> Tensor:
-        x_real, x_fake = images_of("penalties.r1", discriminator, x_real, x_fake)
+        network, x_real, x_fake = images_of("penalties.r1", discriminator, x_real, x_fake)
         with torch.enable_grad():
-            gradient = _input_gradient(discriminator, x_real)
+            gradient = _input_gradient(network, discriminator, x_real)
             return gamma / 2 * as_float(gradient).flatten(1).square().sum(1).mean()
 
     return penalty

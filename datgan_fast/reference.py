@@ -314,7 +314,7 @@ def discriminator_step(
     """
     attack = Attack(eps, objective, formulation, norm, clip_min, clip_max)
     given = checked("discriminator_step", discriminator, x_real, x_fake, attack, steps, alpha, random_start)
-    check_trainable(discriminator)
+    check_trainable(given.network)
     return discriminator_step_checked(
         discriminator,
         given,

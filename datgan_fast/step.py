@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from . import formulas, reference
 from .attack_arguments import Attack, AttackInputs, Pair
 from .formulas import Bound, as_float, image_norm
-from .independence import Answer, Forward, ask, forget, forward, is_compiled
+from .independence import Answer, Forward, ask, forget, forward
 from .memory import keep_freed_memory
-from .module_state import backward_hooks, one_power_iteration, remember, unchanged_state, weights_are_cached
+from .module_state import one_power_iteration, remember, unchanged_state, weights_are_cached
 from .ops import attack_loss, attack_step_into, perturb
 from .reference import DiscriminatorStep, Penalty
 from .step_arguments import StepArguments, check_graph, check_lambda, check_trainable, checked, logits_of
@@ -39,15 +39,16 @@ class _Batches:
     nothing, it would double the memory that a pass takes.
     """
 
-    def __init__(self, discriminator: nn.Module, given: StepArguments, may_merge: bool) -> None:
+    def __init__(self, given: StepArguments, may_merge: bool) -> None:
         self.m = len(given.x_real)
-        self._discriminator = discriminator
+        self._network = given.network
         self._objective = given.attack.objective
         self._answer: Answer | None = None  # without one every forward is watched
         merging = may_merge and _merging_pays(given.x_real.device)
-        if merging or is_compiled(discriminator):
-            answer = ask(discriminator, given.x_real, given.x_fake)
-            if answer.why_not is None or is_compiled(discriminator):
+        compiled = given.network.is_compiled()
+        if merging or compiled:
+            answer = ask(given.network, given.x_real, given.x_fake)
+            if answer.why_not is None or compiled:
                 self._answer = answer
         self.merged = merging and self._answer is not None and self._answer.why_not is None
         self.clean = self.join(given.x_real, given.x_fake)
@@ -60,7 +61,7 @@ class _Batches:
 
     def forward(self, images: Tensor) -> Forward:
         """D's logits with their graph to the leaf `images`."""
-        result = forward(self._discriminator, images, self._answer)
+        result = forward(self._network, images, self._answer)
         if self.merged and result.why_not:
             raise _ChangedError(result.why_not)
         check_graph(result.graph, [images], self._objective)
@@ -206,7 +207,7 @@ def _attacked(discriminator: nn.Module, given: StepArguments, may_merge: bool) -
     # Several steps are projected first and clipped then.
     step = attack if given.single else attack._replace(eps=given.alpha, clip_min=None, clip_max=None)
     with unchanged_state(discriminator), torch.enable_grad():
-        clean = _Batches(discriminator, given, may_merge)
+        clean = _Batches(given, may_merge)
         adv = clean.clean
         target: Pair | None = None  # the clean batches' logits
         if given.random_start:
@@ -279,12 +280,12 @@ def discriminator_step(
     """
     attack = Attack(eps, objective, formulation, norm, clip_min, clip_max)
     given = checked("discriminator_step", discriminator, x_real, x_fake, attack, steps, alpha, random_start)
-    check_trainable(discriminator)
+    check_trainable(given.network)
     lambda_clean = check_lambda("lambda_clean", lambda_clean)
     lambda_adv = check_lambda("lambda_adv", lambda_adv)
     if given.x_real.device.type == "cpu":
         keep_freed_memory()
-    reason = "fused=False" if not fused else backward_hooks(discriminator)
+    reason = "fused=False" if not fused else given.network.backward_hooks()
     if reason:
         return reference.discriminator_step_checked(
             discriminator, given, lambda_clean, lambda_adv, penalty, grad_scale, reason
@@ -308,7 +309,7 @@ def _step(
     attack, single = given.attack, given.single
     formulation, objective = attack.formulation, attack.objective
     with one_power_iteration(discriminator), torch.enable_grad():
-        clean = _Batches(discriminator, given, may_merge)
+        clean = _Batches(given, may_merge)
         adv = clean.join(*_adversarial_batch(discriminator, given)) if lambda_adv and not single else []
         attacks = lambda_adv > 0 and single
         # With eq10, or wasserstein's constant g', the attack's coefficient is the objective's times a sign: nothing that

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .attack_arguments import Attack, check_attack, check_bound, check_float, number
 from .autograd_graph import Graph
 from .formulas import Bound, default_alpha
-from .module_state import initialise_lazy
+from .module_state import Network
 
 LOOKS = 2  # first steps in which values are looked at: less than a CUDA graph's warm-up
 
@@ -27,6 +27,7 @@ _looks: WeakKeyDictionary[Any, Counter[str]] = WeakKeyDictionary()
 class StepArguments(NamedTuple):
     """The arguments of an attack of one or several steps, checked."""
 
+    network: Network
     x_real: Tensor  # plain tensors without history
     x_fake: Tensor
     attack: Attack
@@ -61,17 +62,17 @@ def checked(
         raise ValueError("random_start needs an eps-ball; use norm 'l2' or 'linf' instead of 'none'")
     if alpha is not None and not math.isfinite(alpha := number("alpha", alpha)):
         raise ValueError(f"alpha must be a finite number; got {alpha}")
-    x_real, x_fake = images_of(function, discriminator, x_real, x_fake)
+    network, x_real, x_fake = images_of(function, discriminator, x_real, x_fake)
     for x in (x_real, x_fake):
         check_bound("clip_min", attack.clip_min, x)
         check_bound("clip_max", attack.clip_max, x)
     check_range(function, discriminator, x_real, x_fake, attack.clip_min, attack.clip_max)
     if alpha is None:
         alpha = default_alpha(attack.eps, steps, attack.norm)
-    return StepArguments(x_real, x_fake, attack, steps, alpha, random_start)
+    return StepArguments(network, x_real, x_fake, attack, steps, alpha, random_start)
 
 
-def images_of(function: str, discriminator: nn.Module, x_real: Tensor, x_fake: Tensor) -> tuple[Tensor, Tensor]:
+def images_of(function: str, discriminator: Any, x_real: Tensor, x_fake: Tensor) -> tuple[Network, Tensor, Tensor]:
     """Both batches as plain tensors without history, for a discriminator that can be differentiated and is on their device."""
     if torch.is_inference_mode_enabled():
         raise RuntimeError(
@@ -86,19 +87,16 @@ def images_of(function: str, discriminator: nn.Module, x_real: Tensor, x_fake: T
     if x_real.device != x_fake.device:
         raise ValueError(f"x_real and x_fake must be on one device; got {x_real.device} and {x_fake.device}")
     x_real, x_fake = _plain(x_real), _plain(x_fake)
-    if isinstance(discriminator, nn.Module):  # penalties take any callable
-        initialise_lazy(discriminator, x_real)
-        tensors = (*discriminator.parameters(), *discriminator.buffers())
-        if any(t.is_inference() for t in tensors):
-            raise RuntimeError(
-                "the discriminator was made inside torch.inference_mode(), and its parameters have no gradients; "
-                "make it outside"
-            )
-        devices = {t.device for t in tensors}
-        if devices and x_real.device not in devices:
-            there = ", ".join(sorted(map(str, devices)))
-            raise ValueError(f"the images must be on the discriminator's device; got {x_real.device} and {there}")
-    return x_real, x_fake
+    # Penalties take any callable.
+    network = Network(discriminator if isinstance(discriminator, nn.Module) else nn.Module()).initialise_lazy(x_real)
+    tensors = (*network.parameters, *network.buffers)
+    if any(t.is_inference() for t in tensors):
+        raise RuntimeError(
+            "the discriminator was made inside torch.inference_mode(), and its parameters have no gradients; make it outside"
+        )
+    if tensors and all(t.device != x_real.device for t in tensors):
+        raise ValueError(f"the images must be on the discriminator's device, {tensors[0].device}; got {x_real.device}")
+    return network, x_real, x_fake
 
 
 def _plain(x: Tensor) -> Tensor:
@@ -107,8 +105,8 @@ def _plain(x: Tensor) -> Tensor:
     return x.clone() if x.is_inference() else x.detach()  # autograd takes no inference tensors
 
 
-def check_trainable(discriminator: nn.Module) -> None:
-    if not any(p.requires_grad for p in discriminator.parameters()):
+def check_trainable(network: Network) -> None:
+    if not any(p.requires_grad for p in network.parameters):
         raise ValueError(
             "the discriminator has no parameter with requires_grad=True, so that a step has nothing to train; "
             "datgan_fast.adversarial_batch perturbs images without training"
@@ -138,9 +136,9 @@ def check_range(
         if _beyond(x, clip_min, torch.lt) or _beyond(x, clip_max, torch.gt):
             least, most = (f"{float(v):.4g}" for v in torch.aminmax(x))
             raise ValueError(
-                f"{name} has values in [{least}, {most}], outside [clip_min, clip_max] = [{_shown(clip_min)}, {_shown(clip_max)}], "
-                "to which perturbed images are clipped; scale the images, or give clip_min and clip_max of their own range "
-                "(None for no bound)"
+                f"{name} has values in [{least}, {most}], outside [clip_min, clip_max] = [{_shown(clip_min)}, "
+                f"{_shown(clip_max)}], to which perturbed images are clipped; scale the images, or give clip_min and clip_max of "
+                "their own range (None for no bound)"
             )
 
 
