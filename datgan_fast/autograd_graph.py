@@ -70,7 +70,7 @@ class Graph:
                 name,
                 [tuple(m.shape) for m in node._input_metadata],
                 [(places.get(parent), k) for parent, k in node.next_functions],
-                [getattr(node, attribute) for attribute in _settings(type(node))],
+                [getattr(node, attribute) for attribute in _settings(node.__class__)],
             )
             for node, name in zip(self.nodes, self.names, strict=True)
         ]
@@ -83,7 +83,7 @@ class Graph:
 
 
 @cache
-def _settings(kind: type) -> tuple[str, ...]:
+def _settings(kind: Any) -> tuple[str, ...]:
     """The numbers a node keeps, such as dimensions; not the tensors, which may have to be computed again to be seen."""
     return tuple(name for name in dir(kind) if name.startswith("_saved_") and not hasattr(kind, "_raw" + name))
 

@@ -39,17 +39,21 @@ class Forward(NamedTuple):
     why_not: str | None
 
 
+def seen_to_mix(network: Network) -> Answer | None:
+    """The answer of an earlier forward; should images no longer meet, it costs time and is right."""
+    why_not = _mixing.get(network.module, {}).get(network.modes)
+    return Answer(why_not) if why_not else None
+
+
 def forward(network: Network, images: Tensor, answer: Answer | None = None) -> Forward:
     """D(images) with its graph, and whether the images stayed apart on their way.
 
     Args:
         images: a leaf. D is given a copy, which it may change.
-        answer: for a compiled network, or for two batches that go as one.
+        answer: for a compiled network, for one that was seen to mix its images, or for two batches that go as one.
     """
     begun = next_number()
     own = images.clone()
-    if answer is None and (why_not := _mixing.get(network.module, {}).get(network.modes)):
-        answer = Answer(why_not)  # if that is no longer so, this costs time and is right
     if answer is not None and answer.program is None:
         logits = logits_of(network.module, own)
         graph = Graph(logits, begun)

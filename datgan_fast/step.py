@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from . import formulas, reference
 from .attack_arguments import Attack, AttackInputs, Pair
 from .formulas import Bound, as_float, image_norm
-from .independence import Answer, Forward, ask, forget, forward
+from .independence import Forward, ask, forget, forward, seen_to_mix
 from .memory import keep_freed_memory
 from .module_state import one_power_iteration, remember, unchanged_state, weights_are_cached
 from .ops import attack_loss, attack_step_into, perturb
@@ -43,12 +43,12 @@ class _Batches:
         self.m = len(given.x_real)
         self._network = given.network
         self._objective = given.attack.objective
-        self._answer: Answer | None = None  # without one every forward is watched
+        self._answer = seen_to_mix(given.network)  # without an answer forwards are watched
         merging = may_merge and _merging_pays(given.x_real.device)
-        compiled = given.network.is_compiled()
-        if merging or compiled:
+        self._compiled = given.network.is_compiled()
+        if merging or self._compiled:
             answer = ask(given.network, given.x_real, given.x_fake)
-            if answer.why_not is None or compiled:
+            if answer.why_not is None or self._compiled:
                 self._answer = answer
         self.merged = merging and self._answer is not None and self._answer.why_not is None
         self.clean = self.join(given.x_real, given.x_fake)
@@ -58,6 +58,16 @@ class _Batches:
 
     def sides(self, tensors: Sequence[Tensor]) -> Pair:
         return (tensors[0][: self.m], tensors[0][self.m :]) if self.merged else (tensors[0], tensors[1])
+
+    @property
+    def why_not(self) -> str | None:
+        """Why images are known not to stay apart, where that is known before a forward."""
+        return self._answer.why_not if self._answer else None
+
+    def serves_attack(self, shareable: bool) -> bool:
+        """Whether a forward's graph can give the attack its gradients: compiled code gives one backward, which is the clean
+        loss's."""
+        return not self._compiled or (shareable and self.why_not is None)
 
     def forward(self, images: Tensor) -> Forward:
         """D's logits with their graph to the leaf `images`."""
@@ -286,6 +296,8 @@ def discriminator_step(
     if given.x_real.device.type == "cpu":
         keep_freed_memory()
     reason = "fused=False" if not fused else given.network.backward_hooks()
+    if weights_are_cached() and given.network.is_compiled():
+        reason = reason or "compiled code gives one backward, and cached weights want several"
     if reason:
         return reference.discriminator_step_checked(
             discriminator, given, lambda_clean, lambda_adv, penalty, grad_scale, reason
@@ -310,23 +322,27 @@ def _step(
     formulation, objective = attack.formulation, attack.objective
     with one_power_iteration(discriminator), torch.enable_grad():
         clean = _Batches(given, may_merge)
-        adv = clean.join(*_adversarial_batch(discriminator, given)) if lambda_adv and not single else []
-        attacks = lambda_adv > 0 and single
         # With eq10, or wasserstein's constant g', the attack's coefficient is the objective's times a sign: nothing that
         # has saturated in the objective is wanted in the attack, and the factor between them is finite.
         shareable = formulation == "eq10" or objective == "wasserstein" or not lambda_clean
         why_not = ""
-        if attacks and not shareable:
+        if lambda_adv and not shareable:
             why_not = f"{formulation} wants gradients that {objective}'s objective may have saturated to zero"
-        if lambda_adv and not single:
-            why_not = "an attack of several steps makes its own backwards"
-        borrowed = weights_are_cached()
+        # The attack comes first and by itself where it makes several steps, or where a graph serves one backward only.
+        alone = lambda_adv > 0 and not (single and clean.serves_attack(shareable))
+        if alone:
+            why_not = why_not or clean.why_not or "an attack of several steps makes its own backwards"
+        adv = clean.join(*_adversarial_batch(discriminator, given)) if alone else []
+        attacks = lambda_adv > 0 and not alone
+        borrowed, again = weights_are_cached(), False
 
-        x, passes = _leaves(clean.clean), []
-        logits, losses, weights, v = [], [], [], []
+        x = _leaves(clean.clean)
+        logits, losses, weights = [], [], []
+        passes: dict[int, Forward] = {}  # whose graphs the attack wants, with both batches' scores
+        gradients: dict[int, Tensor] = {}
         for k, images in enumerate(x):
             pass_ = clean.forward(images)
-            why_not = why_not or (pass_.why_not or "") if attacks or not lambda_adv else why_not
+            why_not = why_not or ("" if alone else pass_.why_not or "")
             borrowed |= pass_.graph.is_borrowed()
             logits.append(pass_.logits.detach())
             loss, slope = clean.objective(k, pass_.logits)
@@ -338,21 +354,25 @@ def _step(
                 else torch.ones_like(pass_.logits)
             )
             weights.append(weight)
-            if not attacks or (shareable and pass_.why_not is None):
-                v.append(_image_gradient(pass_.logits, images, weight, bool(lambda_clean), borrowed))
-            else:  # the attack wants both batches' scores and this graph
-                passes.append(pass_)
+            shares = shareable and pass_.why_not is None
+            if attacks and not shares and pass_.graph.is_compiled():  # inside, where the modules do not show it
+                attacks, again = False, True
+            if not attacks or shares:
+                gradients[k] = _image_gradient(pass_.logits, images, weight, bool(lambda_clean), borrowed)
+            else:
+                passes[k] = pass_
             del pass_  # before the next one is built
         r, f = clean.sides(logits)
         loss_clean = torch.stack(losses).sum()
         norms: list[Tensor] = []
-        if passes:
-            had = list(zip(v, weights, strict=False))
-            adv = _attack(clean, x, (r, f), passes, attack, (r, f), retain_graph=True, had=had)
-            while passes:
-                k, logit = len(v), passes.pop(0).logits
-                v.append(_image_gradient(logit, x[k], weights[k], bool(lambda_clean), borrowed))
-                del logit
+        if passes and not again:
+            had = [(gradients[k], weights[k]) for k in sorted(gradients)]
+            adv = _attack(clean, x, (r, f), list(passes.values()), attack, (r, f), retain_graph=True, had=had)
+        for k in sorted(passes):
+            gradients[k] = _image_gradient(passes.pop(k).logits, x[k], weights[k], bool(lambda_clean), borrowed)
+        if again:
+            adv = clean.join(*_adversarial_batch(discriminator, given))
+        v = [gradients.pop(k) for k in range(len(x))]
         x = [t.detach() for t in x]
         if attacks and not adv:
             norms = [torch.empty(len(t), dtype=loss_clean.dtype, device=t.device) for t in x]
