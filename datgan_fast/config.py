@@ -226,6 +226,11 @@ class TrainConfig:
         return self.dataset in TOY_DATASETS
 
     @property
+    def range(self) -> tuple[float | None, float | None]:
+        """Of what is trained on and generated: images lie in [-1, 1], points anywhere in the plane."""
+        return (None, None) if self.toy else (-1.0, 1.0)
+
+    @property
     def lipschitz(self) -> str:
         return BASELINES[self.baseline].lipschitz
 

@@ -85,7 +85,7 @@ def draw_result(axis: Any, trainer: Trainer) -> None:
 def draw_attack(axis: Any, trainer: Trainer) -> None:
     """Where the run's own attack moves some points: each towards the line on which the other batch's mean score lies."""
     c, critic = trainer.config, trainer.discriminator
-    objective = str(c.objective)
+    objective, (low, high) = str(c.objective), c.range
     n = min(POINTS, int(c.batch_size or 0))
     real, fake = load_images(c.dataset)[:n].to(trainer.device), trainer.sample_grid()[:n]
     adv_real, adv_fake = adversarial_batch(
@@ -96,6 +96,8 @@ def draw_attack(axis: Any, trainer: Trainer) -> None:
         objective=objective,
         formulation=str(c.formulation),
         norm=c.norm,
+        clip_min=low,
+        clip_max=high,
     )
     with torch.no_grad():
         target_real, target_fake = g1(objective, critic(fake)).mean(), g2(objective, critic(real)).mean()

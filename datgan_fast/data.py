@@ -28,7 +28,7 @@ _NATURAL = {
 }
 DATASETS = (*_NATURAL, *TOY_DATASETS)
 
-_LUMA = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)  # ITU-R 601
+_LUMA = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float32, device="cpu").view(1, 3, 1, 1)  # ITU-R 601
 _CHUNK = 256  # images converted at a time, to bound the float32 copies
 
 
@@ -164,7 +164,7 @@ class ImageSampler:
         """
         batch = self._draw() if self._stream is None else self._next(self._stream)
         if self.flip:
-            mirrored = torch.rand(self.batch_size, 1, 1, 1, device=self.device) < 0.5
+            mirrored = torch.rand(self.batch_size, 1, 1, 1, device=self.device, dtype=torch.float32) < 0.5
             batch = torch.where(mirrored, batch.flip(-1), batch)
         return batch.float().div_(127.5).sub_(1) if batch.dtype == torch.uint8 else batch
 
@@ -200,7 +200,7 @@ def _convert(images: Tensor, size: int, channels: int) -> Tensor:
     """Convert [N, 1 or 3, H, W], uint8 or float32 in 0..255, to uint8 [N, channels, size, size]."""
     if images.dtype == torch.uint8 and images.shape[1:] == (channels, size, size):
         return images.contiguous()
-    converted = torch.empty(len(images), channels, size, size, dtype=torch.uint8)
+    converted = torch.empty(len(images), channels, size, size, dtype=torch.uint8, device="cpu")
     for source, target in zip(images.split(_CHUNK), converted.split(_CHUNK), strict=True):
         chunk = source.float()
         if chunk.shape[1] > channels:

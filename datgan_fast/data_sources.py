@@ -56,8 +56,8 @@ def read_digits() -> tuple[Tensor, Tensor]:
     except ImportError as error:
         raise DataError("--dataset digits: needs the package scikit-learn to be installed.") from error
     digits = load_digits()
-    images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) * (255 / 16)
-    return images, torch.tensor(digits.target, dtype=torch.int64)
+    images = torch.tensor(digits.images, dtype=torch.float32, device="cpu").unsqueeze(1) * (255 / 16)
+    return images, torch.tensor(digits.target, dtype=torch.int64, device="cpu")
 
 
 def read_mnist(
@@ -123,7 +123,8 @@ def read_cifar10(data_dir: str | Path | None, train: bool, download: bool) -> tu
     if len(found) < len(names):
         if download or (folder / "cifar-10-batches-py").is_dir():
             dataset = _torchvision_dataset("cifar10", folder, train, download)
-            return torch.from_numpy(dataset.data).permute(0, 3, 1, 2), torch.tensor(dataset.targets)
+            labels = torch.tensor(dataset.targets, dtype=torch.int64, device="cpu")
+            return torch.from_numpy(dataset.data).permute(0, 3, 1, 2), labels
         if not found:
             raise _not_found("cifar10", folder, f"{names[0]} (or cifar-10-batches-py)", places)
         missing = ", ".join(sorted(set(names) - {path.name for path in found}))
@@ -153,7 +154,7 @@ def read_folder(data_dir: str | Path | None, size: int, channels: int, progress:
         suffixes = " ".join(sorted(_IMAGE_SUFFIXES))
         raise DataError(f"--data-dir {folder}: should be a folder with at least one image ({suffixes}).")
 
-    images = torch.empty(len(paths), channels, size, size, dtype=torch.uint8)
+    images = torch.empty(len(paths), channels, size, size, dtype=torch.uint8, device="cpu")
     hide_bar = not (progress and sys.stderr.isatty())
     with ThreadPoolExecutor() as pool:  # PIL decodes and resizes outside the interpreter lock
         decoded = pool.map(lambda path: _read_image(path, size, channels), paths)

@@ -137,12 +137,14 @@ def evaluate(arguments: argparse.Namespace) -> int:
 def generated(generator: nn.Module, z_dim: int, n: int, seed: int, batch_size: int) -> Tensor:
     """n images as uint8 [n, C, H, W] on the CPU; NaN pixels, which no uint8 can show, leave them float. Or points [n, 2]."""
     device = next(generator.parameters()).device
-    random = torch.Generator().manual_seed(seed)
+    random = torch.Generator("cpu").manual_seed(seed)
     images = []
     bar = tqdm(total=n, desc="generating", unit="image", disable=not sys.stderr.isatty(), leave=False)
     with bar:
         for start in range(0, n, batch_size):
-            latents = torch.randn(min(batch_size, n - start), z_dim, generator=random).to(device)
+            latents = torch.randn(
+                min(batch_size, n - start), z_dim, generator=random, dtype=torch.float32, device="cpu"
+            ).to(device)
             batch = generate(generator, latents, batch_size)
             if not batch.isfinite().all():
                 return batch.cpu()

@@ -85,7 +85,7 @@ class Evaluator:
                 raise DataError(f"--data-dir {data_dir}: is, fid and kid need two training images or more; it has one")
             inception_weights = inception.find_weights(inception_weights)
         self._inception_weights = inception_weights
-        order = torch.randperm(len(train_images), generator=torch.Generator().manual_seed(seed))
+        order = torch.randperm(len(train_images), generator=torch.Generator("cpu").manual_seed(seed), device="cpu")
         self._real = train_images[order[:n]]
 
     def _check_kind(self, metrics: Sequence[str] | None, inception_weights: str | None) -> None:

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from . import files
 from .data import DataError, load_images, load_labels
+from .torch_defaults import plain_defaults
 
 VERSION = 1  # in the cached file's name: a change to the network or its training goes with a new number
 FEATURES = 128
@@ -110,7 +111,7 @@ def labelled(
     if len(images) != len(labels):
         raise DataError(f"--data-dir {data_dir}: {dataset} has {len(images)} images but {len(labels)} labels")
     if dataset == "digits":
-        held_out = torch.arange(len(images)) % _HELD_OUT == 0
+        held_out = torch.arange(len(images), device="cpu") % _HELD_OUT == 0
         chosen = ~held_out if train else held_out
         images, labels = images[chosen], labels[chosen]
     return images, labels
@@ -159,6 +160,7 @@ def load(
     return FeatureNetwork(classifier, name, accuracy, held_out_name(dataset, len(tests)), digest)
 
 
+@plain_defaults()
 def _untrained(image_size: int, channels: int) -> Classifier:
     with torch.random.fork_rng(devices=[]):  # layers draw their first weights from the global generator
         torch.default_generator.manual_seed(0)
@@ -170,10 +172,11 @@ def cache_folder() -> Path:
     return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "datgan_fast"
 
 
+@plain_defaults()
 def _train(classifier: Classifier, images: Tensor, labels: Tensor, epochs: int, mirror: bool, name: str) -> None:
     """AdamW with a one-cycle learning rate; images are shifted by up to two pixels, and mirrored if asked."""
     device = next(classifier.parameters()).device
-    random = torch.Generator().manual_seed(0)
+    random = torch.Generator("cpu").manual_seed(0)
     classifier.train()
     batch_size = min(128 if len(images) > 5000 else 32, len(images))
     steps = len(images) // batch_size
@@ -185,7 +188,7 @@ def _train(classifier: Classifier, images: Tensor, labels: Tensor, epochs: int, 
     bar = tqdm(total=epochs * steps, desc=name, unit="step", disable=not on_terminal, leave=False)
     with bar, torch.enable_grad():
         for epoch in range(1, epochs + 1):
-            for index in torch.randperm(len(images), generator=random).split(batch_size)[:steps]:
+            for index in torch.randperm(len(images), generator=random, device="cpu").split(batch_size)[:steps]:
                 batch = _augmented(images[index], mirror, random)
                 loss = F.cross_entropy(classifier(batch.to(device)), labels[index].to(device))
                 optimizer.zero_grad()
@@ -199,9 +202,9 @@ def _train(classifier: Classifier, images: Tensor, labels: Tensor, epochs: int, 
 
 def _augmented(images: Tensor, mirror: bool, random: torch.Generator) -> Tensor:
     if mirror:
-        mirrored = torch.rand(len(images), 1, 1, 1, generator=random) < 0.5
+        mirrored = torch.rand(len(images), 1, 1, 1, generator=random, dtype=torch.float32, device="cpu") < 0.5
         images = torch.where(mirrored, images.flip(-1), images)
-    down, right = torch.randint(0, 5, (2,), generator=random).tolist()
+    down, right = torch.randint(0, 5, (2,), generator=random, device="cpu").tolist()
     size = images.shape[-1]
     return F.pad(images, (2, 2, 2, 2))[:, :, down : down + size, right : right + size]
 

@@ -159,8 +159,10 @@ def load_subject(
             raise ConfigError(f"--generator-step {generator_step}: {path.parent} has the steps {kept}")
     network, z_dim, step = load_raw_generator(generator or path, "--generator" if generator else "SOURCE")
 
-    random = torch.Generator().manual_seed(seed)
-    fake = generate(network.to(device), torch.randn(n, z_dim, generator=random).to(device))
+    random = torch.Generator("cpu").manual_seed(seed)
+    fake = generate(
+        network.to(device), torch.randn(n, z_dim, generator=random, dtype=torch.float32, device="cpu").to(device)
+    )
     if fake.shape[1:] != (shape["channels"], shape["image_size"], shape["image_size"]):
         raise ConfigError(
             f"--generator {generator}: makes images {_size(fake.shape)}, the discriminator of {source} takes "
@@ -171,7 +173,7 @@ def load_subject(
     images = load_images(dataset, where, **shape)
     if n > len(images):
         raise ConfigError(f"--n {n}: {dataset} has {len(images)} images; use at most as many")
-    chosen = images[torch.randperm(len(images), generator=random)[:n]].to(device)
+    chosen = images[torch.randperm(len(images), generator=random, device="cpu")[:n]].to(device)
     origin = {
         "source": str(path),
         "discriminator_step": state["step"],

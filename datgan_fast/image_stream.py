@@ -25,7 +25,7 @@ class ImageStream:
         shape = (batches, batch_size, *images.shape[1:])
         self.buffer = torch.empty(shape, dtype=images.dtype, device=device)
         self._staging = torch.empty_like(self.buffer)
-        self._host = torch.empty(shape, dtype=images.dtype, pin_memory=cuda)
+        self._host = torch.empty(shape, dtype=images.dtype, pin_memory=cuda, device="cpu")
         self._copies = _CopyStream(device) if cuda else None
         self._held: int | None = None  # the step whose images are in the buffer
         self._ahead: tuple[int, Future[None]] | None = None  # the step being fetched

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .autograd_graph import Graph, next_number
 from .batch_flow import Watch
+from .batch_rules import rule_of
 from .module_state import Network, unchanged_state
 from .step_arguments import as_logits, logits_of
 
@@ -83,7 +84,7 @@ def _with_known_graph(network: Network, own: Tensor, begun: int) -> Forward:
 
 def _watched(network: Network, own: Tensor, begun: int, expected: list[object] | None = None) -> Forward:
     program: list[object] = []
-    with Watch(own, program if expected else None) as watch:
+    with Watch(own, rule_of, program if expected else None) as watch:
         output = network.module(own)
     logits = as_logits(output, len(own))
     graph = Graph(logits, begun)
@@ -154,7 +155,7 @@ def _ask(discriminator: nn.Module, x_real: Tensor, x_fake: Tensor, compiled: boo
                 program: list[object] = []
                 begun = next_number()
                 own = images.clone().requires_grad_().clone()
-                with Watch(own, program) as watch:
+                with Watch(own, rule_of, program) as watch:
                     output = discriminator(own)
                 scores = as_logits(output, len(images))
                 if why_not := watch.why_not(output) or _odd(Graph(scores, begun)):

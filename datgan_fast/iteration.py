@@ -23,6 +23,7 @@ from .networks import build_discriminator, build_generator
 from .reference import Penalty
 from .scaling import LossScaler
 from .step import discriminator_step
+from .torch_defaults import plain_defaults
 
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -35,6 +36,7 @@ class Iteration:
         images: training images, uint8 [N, C, H, W], or points, float32 [N, 2].
     """
 
+    @plain_defaults()
     def __init__(self, config: TrainConfig, images: Tensor) -> None:
         self.config = c = config
         self.device = torch.device(c.device)
@@ -52,7 +54,7 @@ class Iteration:
         self._layout = layout
 
         self.step = torch.zeros((), dtype=torch.int64, device=self.device)
-        self.lr_g, self.lr_d = (torch.tensor(lr, device=self.device) for lr in (c.lr_g, c.lr_d))
+        self.lr_g, self.lr_d = (torch.tensor(lr, device=self.device, dtype=torch.float32) for lr in (c.lr_g, c.lr_d))
         self.optimizer_g = self._optimizer(self.generator, self.lr_g)
         self.optimizer_d = self._optimizer(self.discriminator, self.lr_d)
         self.scaler_g, self.scaler_d = (LossScaler(self.device, c.precision == "fp16") for _ in range(2))
@@ -93,6 +95,7 @@ class Iteration:
     def _update_discriminator(self, keep_graph: bool) -> Tensor:
         """One discriminator update; returns its generated images, with their graph if asked to."""
         c = self.config
+        low, high = c.range
         x_real = self.data.sample().contiguous(memory_format=self._layout)
         self.optimizer_d.zero_grad(set_to_none=True)
         with self._autocast():
@@ -113,6 +116,8 @@ class Iteration:
                 steps=c.steps_attack,
                 alpha=c.alpha,
                 random_start=c.random_start,
+                clip_min=low,
+                clip_max=high,
                 grad_scale=self.scaler_d.scale if c.precision == "fp16" else 1.0,
             )
         excused = self.scaler_d.may_fall()
@@ -159,7 +164,7 @@ class Iteration:
 
     def _latents(self) -> Tensor:
         c = self.config
-        return torch.randn(int(c.batch_size or 0), int(c.z_dim or 0), device=self.device)
+        return torch.randn(int(c.batch_size or 0), int(c.z_dim or 0), device=self.device, dtype=torch.float32)
 
     def _autocast(self, enabled: bool = True) -> torch.autocast:
         dtype = AUTOCAST[str(self.config.precision)]
@@ -167,11 +172,11 @@ class Iteration:
 
     def _penalty(self) -> Penalty | None:
         c = self.config
-        weight = float(c.penalty_weight or 0.0)
+        weight, (low, high) = float(c.penalty_weight or 0.0), c.range
         kinds = {
             "gp": lambda: penalties.gradient_penalty(weight),
             "lp": lambda: penalties.gradient_penalty(weight, one_sided=True),
-            "alp": lambda: penalties.adversarial_lipschitz(weight),
+            "alp": lambda: penalties.adversarial_lipschitz(weight, clip_min=low, clip_max=high),
         }
         chosen = [kinds[c.lipschitz]()] if c.lipschitz in kinds else []
         if c.r1:

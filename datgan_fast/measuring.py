@@ -27,7 +27,7 @@ class Statistics:
         self._watched: list[Tensor] = [p for _, p in named]
         self._labels = [*names, *(f"weight of the {label}" for label, _ in named)]
         self.sums = torch.zeros(2, len(names), dtype=torch.float64, device=device)  # of values, of their counts
-        self._required = torch.tensor([name not in optional for name in names], device=device)
+        self._required = torch.tensor([name not in optional for name in names], device=device, dtype=torch.bool)
         self._broken = torch.zeros(len(names), dtype=torch.bool, device=device)  # in this iteration
         self.first_broken = torch.zeros(len(self._labels), dtype=torch.int64, device=device)  # step; 0: never
 

@@ -14,8 +14,10 @@ def sliced_wasserstein(real: Tensor, fake: Tensor, projections: int = 512, seed:
     if len(real) != len(fake):
         raise ValueError(f"sliced_wasserstein compares sets of one size; got {len(real)} and {len(fake)} images")
     x, y = real.flatten(1).float(), fake.flatten(1).float()
-    generator = torch.Generator().manual_seed(seed)
-    directions = torch.randn(x.shape[1], projections, generator=generator).to(x.device)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    directions = torch.randn(x.shape[1], projections, generator=generator, dtype=torch.float32, device="cpu").to(
+        x.device
+    )
     directions = directions / directions.norm(dim=0, keepdim=True)
     difference = (x @ directions).sort(dim=0).values - (y @ directions).sort(dim=0).values
     return difference.square().mean().sqrt().item()

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm as parametrized_spectral_norm
 
+from .torch_defaults import plain_defaults
+
 
 def _doublings(image_size: int) -> int:
     doublings = int(math.log2(image_size)) - 2
@@ -159,6 +161,7 @@ def _hidden_layers(inputs: int, width: int) -> list[nn.Module]:
 # The mlp has neither image size nor channels: both are None.
 
 
+@plain_defaults()
 def build_generator(
     architecture: str, *, image_size: int | None, channels: int | None, width: int, z_dim: int
 ) -> nn.Module:
@@ -168,6 +171,7 @@ def build_generator(
     return kind(image_size, channels, width, z_dim)
 
 
+@plain_defaults()
 def build_discriminator(
     architecture: str,
     *,

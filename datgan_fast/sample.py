@@ -35,7 +35,9 @@ def sample(arguments: argparse.Namespace) -> int:
     points = network["image_size"] is None
     if arguments.n is None:
         count = 1000 if points else 64
-    latents = torch.randn(count, network["z_dim"], generator=torch.Generator().manual_seed(seed)).to(device)
+    latents = torch.randn(
+        count, network["z_dim"], generator=torch.Generator("cpu").manual_seed(seed), dtype=torch.float32, device="cpu"
+    ).to(device)
     try:
         generated = generate(generator.to(device), latents)
         if points:

@@ -1,7 +1,7 @@
 """Points in the plane whose distribution one can see: a ring and a grid of Gaussians, and a Swiss roll.
 
 The three toy distributions of Gulrajani et al. (2017), "Improved Training of Wasserstein GANs", Figure 1, scaled into the square
-[-1, 1]^2 that the attack clips to and with one standard deviation of noise for all.
+[-1, 1]^2 and with one standard deviation of noise for all. Generated points may lie outside, where nothing clips them.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ def toy_points(dataset: str, n: int = POINTS, seed: int = 0) -> Tensor:
     """
     if n < 1:
         raise ValueError(f"n: {n} should be at least 1.")
-    random = torch.Generator().manual_seed(seed)
-    noise = NOISE * torch.randn(n, 2, generator=random)
+    random = torch.Generator("cpu").manual_seed(seed)
+    noise = NOISE * torch.randn(n, 2, generator=random, dtype=torch.float32, device="cpu")
     if dataset == "swissroll":
-        angle = math.pi * (1.5 + 3 * torch.rand(n, generator=random))
+        angle = math.pi * (1.5 + 3 * torch.rand(n, generator=random, dtype=torch.float32, device="cpu"))
         radius = EXTENT * angle / (4.5 * math.pi)
         return torch.stack([radius * angle.cos(), radius * angle.sin()], 1) + noise
     centres = toy_modes(dataset)
-    return centres[torch.randint(len(centres), (n,), generator=random)] + noise
+    return centres[torch.randint(len(centres), (n,), generator=random, device="cpu")] + noise
 
 
 def toy_modes(dataset: str) -> Tensor:
     """The Gaussians' means, float32 [modes, 2]. Raises ValueError for a data set that has none."""
     if dataset == "ring":
-        angle = torch.arange(8) * (2 * math.pi / 8)
+        angle = torch.arange(8, dtype=torch.float32, device="cpu") * (2 * math.pi / 8)
         return EXTENT * torch.stack([angle.cos(), angle.sin()], 1)
     if dataset == "grid":
-        side = torch.linspace(-EXTENT, EXTENT, 5)
+        side = torch.linspace(-EXTENT, EXTENT, 5, dtype=torch.float32, device="cpu")
         return torch.cartesian_prod(side, side)
     raise ValueError(f"dataset: {dataset!r} should be ring or grid.")

@@ -22,7 +22,7 @@ REAL, GENERATED = "#444444", "#d6336c"
 def critic_values(discriminator: nn.Module, count: int = 121) -> Tensor:
     """D on a grid of the square, float32 [count, count] on the CPU: row y, column x. D is in evaluation mode meanwhile."""
     at = next(discriminator.parameters()).device
-    ticks = torch.linspace(-SIDE, SIDE, count, device=at)
+    ticks = torch.linspace(-SIDE, SIDE, count, device=at, dtype=torch.float32)
     was_training = discriminator.training
     discriminator.eval()
     values = discriminator(torch.cartesian_prod(ticks, ticks))

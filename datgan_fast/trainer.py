@@ -108,10 +108,12 @@ class Trainer:
 
     def _own_generator(self) -> torch.Generator:
         """Random numbers that take nothing from training's."""
-        return torch.Generator().manual_seed(self.config.seed + 1)
+        return torch.Generator("cpu").manual_seed(self.config.seed + 1)
 
     def _own_latents(self, count: int) -> Tensor:
-        return torch.randn(count, int(self.config.z_dim or 0), generator=self._own_generator()).to(self.device)
+        return torch.randn(
+            count, int(self.config.z_dim or 0), generator=self._own_generator(), dtype=torch.float32, device="cpu"
+        ).to(self.device)
 
     def _init_from(self, path: str) -> None:
         if path.endswith(".safetensors"):
