@@ -216,13 +216,15 @@ def _attacked(discriminator: nn.Module, given: StepArguments, may_merge: bool) -
     attack, (low, high) = given.attack, (given.attack.clip_min, given.attack.clip_max)
     # Several steps are projected first and clipped then.
     step = attack if given.single else attack._replace(eps=given.alpha, clip_min=None, clip_max=None)
+    start = (given.x_real, given.x_fake)
+    if given.random_start:  # drawn outside, where the random state moves on
+        real, fake = (formulas.clip(formulas.random_point(x, attack.eps, attack.norm), low, high) for x in start)
+        start = (real, fake)
     with unchanged_state(discriminator), torch.enable_grad():
         clean = _Batches(given, may_merge)
-        adv = clean.clean
+        adv = clean.join(*start)
         target: Pair | None = None  # the clean batches' logits
         if given.random_start:
-            starts = (formulas.random_point(x, attack.eps, attack.norm) for x in (given.x_real, given.x_fake))
-            adv = clean.join(*(formulas.clip(x, low, high) for x in starts))
             with torch.no_grad():
                 target = clean.sides([logits_of(discriminator, images.clone()) for images in clean.clean])
         for _ in range(given.steps):

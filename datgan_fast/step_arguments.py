@@ -1,6 +1,6 @@
 """What a user hands to a step, an attack or a penalty, looked at at every door: what cannot be right is refused in a sentence.
 
-Images are compared with their range in the first steps with a discriminator only, because on a GPU that waits for the device.
+Images are compared with their range in the first step with a discriminator only, because on a GPU that waits for the device.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .autograd_graph import Graph
 from .formulas import Bound, default_alpha
 from .module_state import Network
 
-LOOKS = 2  # first steps in which values are looked at: less than a CUDA graph's warm-up
+LOOKS = 1  # first calls in which values are looked at: an iteration must be free of it when it is captured
 
 _looks: WeakKeyDictionary[Any, Counter[str]] = WeakKeyDictionary()
 
