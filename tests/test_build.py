@@ -3,36 +3,13 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
 import torch
+from built_extension import extension, needs_cuda_build, needs_extension, output_of
 
 from datgan_fast import native
 from datgan_fast.attack_arguments import Attack, AttackInputs
-
-extension = native.extension
-needs_extension = pytest.mark.skipif(extension is None, reason=str(native.problem))
-needs_cuda_build = pytest.mark.skipif(
-    not hasattr(extension, "CUDA_ARCHITECTURES"), reason="the extension was built without CUDA"
-)
-
-
-def tool(name):
-    """A tool of the system, or the copy that comes with Triton."""
-    found = shutil.which(name)
-    if not found:
-        triton = pytest.importorskip("triton")
-        copy = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
-        found = str(copy) if copy.exists() else pytest.skip(f"{name} is not installed")
-    return found
-
-
-def output_of(name, *arguments):
-    command = [tool(name), *arguments, extension.__file__]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 @needs_cuda_build
