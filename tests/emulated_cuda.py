@@ -53,7 +53,8 @@ def tensors(*members) -> ctypes.Array:
 
 
 class Device(ctypes.Structure):
-    _fields_ = [(name, c_int) for name in ("threads", "shared", "clusters", "code", "grid", "fail", "launches")]
+    _fields_ = [(name, c_int) for name in ("index", "threads", "shared", "clusters", "code", "grid", "fail")]
+    _fields_ += [(name, c_int) for name in ("asked", "lowered", "launches")]
     _fields_ += [(name, c_uint) for name in ("last_grid", "last_threads", "last_cluster", "last_shared")]
 
 
@@ -95,6 +96,7 @@ class EmulatedCuda:
         self.reset()
 
     def reset(self, two_launches: bool = False, **attributes: int) -> None:
+        """Another device, of which nothing is known yet."""
         self.two_launches = two_launches  # whatever the number of logits
         defaults = {
             "threads": 64,
@@ -104,7 +106,8 @@ class EmulatedCuda:
             "grid": 2**31 - 1,
             "fail": 0,
         }
-        for name, value in {**defaults, "launches": 0, **attributes}.items():
+        counts = {"asked": 0, "lowered": 0, "launches": 0}
+        for name, value in {"index": self.device.index + 1, **defaults, **counts, **attributes}.items():
             setattr(self.device, name, value)
 
     def _call(self, name: str, *arguments) -> None:

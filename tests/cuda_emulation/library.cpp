@@ -59,19 +59,22 @@ dat_emulation::Device* emulated_device() { return &dat_emulation::device; }
 
 int attack_loss(const CTensor* logits, const CTensor* losses, const CTensor* out, const Options* o, char* error) {
   return guarded(error, [&] {
-    cuda::attack_loss(logits_of(logits, *o), tensor_of(*losses), tensor_of(out[0]), tensor_of(out[1]), 0, nullptr);
+    cuda::attack_loss(logits_of(logits, *o), tensor_of(*losses), tensor_of(out[0]), tensor_of(out[1]),
+                      dat_emulation::device.index, nullptr);
   });
 }
 
 int perturb(const CTensor* images, const Options* o, char* error) {
-  return guarded(error, [&] { cuda::perturb(images_of(images), perturbation_of(*o), 0, nullptr); });
+  return guarded(error, [&] {
+    cuda::perturb(images_of(images), perturbation_of(*o), dat_emulation::device.index, nullptr);
+  });
 }
 
 int attack_step(const CTensor* logits, const CTensor* real, const CTensor* fake, const CTensor* losses,
                 const CTensor* workspace, const Options* o, char* error) {
   return guarded(error, [&] {
     cuda::attack_step(logits_of(logits, *o), images_of(real), images_of(fake), perturbation_of(*o), tensor_of(*losses),
-                      workspace ? tensor_of(*workspace) : Tensor{}, 0, nullptr);
+                      workspace ? tensor_of(*workspace) : Tensor{}, dat_emulation::device.index, nullptr);
   });
 }
 
