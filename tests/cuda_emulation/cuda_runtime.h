@@ -38,10 +38,12 @@ struct Device {  // what the launchers may ask for; tests change it, and then it
   int index = 0;
   int threads = 64, shared = 64 * 1024, clusters = 1, code = 90, grid = 2147483647;
   int fail = 0;                                         // the next launch reports an error
+  int idle = 0;                                         // launches are noted and nothing runs
   int asked = 0, lowered = 0, launches = 0;             // questions, limits of kernels that fell, launches; tests reset
   unsigned last_grid = 0, last_threads = 0, last_cluster = 0, last_shared = 0;
 };
 inline Device device;
+inline void (*note)(const void* kernel, const void* args) = nullptr;  // called at each launch
 
 class Barrier {
  public:
@@ -218,6 +220,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
       threads > 1024 || cluster > 8 || (cluster > 1 && !d.clusters) ||
       d.last_shared > static_cast<unsigned>(dat_emulation::limit_of(kernel)))
     return d.fail = 0, dat_emulation::result(false);
-  dat_emulation::run_kernel(kernel, args, grid, threads, cluster, config->dynamicSmemBytes);
+  if (dat_emulation::note) dat_emulation::note(reinterpret_cast<const void*>(kernel), &args);
+  if (!d.idle) dat_emulation::run_kernel(kernel, args, grid, threads, cluster, config->dynamicSmemBytes);
   return cudaSuccess;
 }
