@@ -78,6 +78,10 @@ def test_a_gpu_that_is_not_covered_is_explained(monkeypatch):
         "the extension was built for the CUDA architectures 80-real, which do not cover this GPU's 90; "
         "rebuild with DATGAN_FAST_CUDA_ARCHS=90"
     )
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda index: (6, 1))
+    native._device_problem.cache_clear()
+    assert native.cuda_problem() == ("the CUDA kernels need a GPU of compute capability 7.0 or newer; this one has 6.1")
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda index: (9, 0))
     monkeypatch.setattr(Extension, "CUDA_ARCHITECTURES", "80")
     native._device_problem.cache_clear()
     assert native.cuda_problem() is None
