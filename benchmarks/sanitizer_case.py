@@ -1,30 +1,89 @@
-"""A small case of every kernel for compute-sanitizer: odd sizes, misaligned views, every norm."""
+"""Every path of the kernels for compute-sanitizer, which benchmarks/gpu_check.sh runs, on images no larger than it takes.
+
+tests/test_sanitizer_case.py shows without a GPU that no path of the CUDA kernels is left out.
+"""
+
+from __future__ import annotations
 
 import torch
 
 import datgan_fast as dat
+from datgan_fast.attack_arguments import Attack, AttackInputs
+from datgan_fast.ops import attack_step_into
 from datgan_fast.reference import FORMULATIONS, NORMS
 
-ran = []
-for impl in ("cuda", "triton"):
-    problem = dat.backends()[impl]
-    if problem:
-        print(f"{impl} left out: {problem}")
-        continue
-    real, fake = torch.randn(5, device="cuda"), torch.randn(3, device="cuda")
-    for norm, formulation in zip(NORMS, FORMULATIONS, strict=True):
-        for dtype in (torch.float32, torch.bfloat16):
-            for shape in ((3, 5, 7), (3, 37, 41)):
-                x, v = (
-                    [torch.randn(n * 4551 + 1, device="cuda").to(dtype)[1:].view(n, -1) for n in (5, 3)]
-                    for _ in range(2)
-                )
-                x, v = ([t[:, : shape[0] * shape[1] * shape[2]].view(-1, *shape) for t in both] for both in (x, v))
-                dat.attack_step(*x, *v, real, fake, 0.1, norm=norm, formulation=formulation, impl=impl)
-                dat.perturb(x[0], v[0].transpose(-1, -2).contiguous().transpose(-1, -2), 0.1, norm=norm, impl=impl)
-        dat.attack_loss(real, fake, formulation=formulation, impl=impl)
-    torch.cuda.synchronize()
-    ran.append(impl)
-if not ran:
-    raise SystemExit("neither the CUDA nor the Triton kernels can be used here")
-print("ran:", ", ".join(ran))
+F64, F32, F16, BF16 = torch.float64, torch.float32, torch.float16, torch.bfloat16
+DTYPES = [(F32, F32), (F16, F16), (BF16, BF16), (F32, BF16), (F16, F32), (F64, F64)]  # of x and v
+
+# Elements of an image: for the registers of one block, of a cluster of blocks (of the general kernel's, of the others'), for a
+# cluster's shared memory, and more than that can keep. Without clusters one block has to do with its own.
+SIZES = (192, 4_608, 12_288, 61_440, 460_800)
+
+
+def images(count, numel, dtype, layout, device):
+    """whole: every image aligned; edges: none, and of odd length; strided: not in the order of the outputs' memory."""
+    if layout == "edges":
+        numel += 1
+    values = torch.randn(count * numel + 1, device=device).to(dtype)
+    dense = values[1:] if layout == "edges" else values[:-1].clone()
+    if layout == "strided":
+        return dense.view(count, 8, numel // 8).transpose(1, 2)
+    return dense.view(count, numel)
+
+
+def attack(
+    impl, device, dtypes, layout, numel, norm, *, counts=(2, 1), optional=False, logit_dtype=F32, formulation="eq10"
+):
+    """One attack step; `optional`: with everything that may be given and asked for."""
+    x = [images(count, numel, dtypes[0], "edges" if layout == "edges" else "whole", device) for count in counts]
+    v = [images(count, numel, dtypes[1], layout, device) for count in counts]
+    if layout == "strided":
+        x = [t.view(len(t), numel // 8, 8) for t in x]
+    logits = tuple(torch.randn(count, device=device).to(logit_dtype) for count in counts)
+    each = [torch.rand(count, device=device) if optional else None for count in counts]
+    attack_step_into(
+        AttackInputs(tuple(x), tuple(v), logits, logits, tuple(each)),
+        Attack(0.1, "vanilla", formulation, norm, -1.0, 1.0),
+        tuple(map(torch.empty_like, x)),
+        grads=tuple(torch.empty_like(t) if optional else None for t in v),
+        norms=tuple(torch.empty_like(t) if optional else None for t in logits),
+        impl=impl,
+    )
+
+
+def run(impl, device):
+    for dtypes in DTYPES:
+        for layout in ("whole", "edges", "strided"):
+            for numel in SIZES:
+                attack(impl, device, dtypes, layout, numel, "l2", optional=numel != SIZES[0])
+            attack(impl, device, dtypes, layout, SIZES[0], "linf")
+    for formulation in FORMULATIONS:
+        for logit_dtype in (F32, F64):  # reduced by each block; by a first launch; by a launch of their own
+            for counts in ((5, 3), (1500, 600), (3, 0), (0, 3), (0, 0)):
+                options = dict(counts=counts, logit_dtype=logit_dtype, formulation=formulation)
+                attack(impl, device, (F32, F32), "whole", 4, "none", **options)
+                logits = [torch.randn(count, device=device).to(logit_dtype) for count in counts]
+                dat.attack_loss(*logits, formulation=formulation, impl=impl)
+    for norm in NORMS:
+        for layout in ("whole", "edges", "strided"):
+            x, grad = (images(3, SIZES[2], F32, layout, device) for _ in range(2))
+            dat.perturb(x, grad, 0.1, norm=norm, impl=impl)
+
+
+def main():
+    ran = []
+    for impl in ("cuda", "triton"):
+        problem = dat.backends()[impl]
+        if problem:
+            print(f"{impl} left out: {problem}")
+            continue
+        run(impl, torch.device("cuda"))
+        torch.cuda.synchronize()
+        ran.append(impl)
+    if not ran:
+        raise SystemExit("neither the CUDA nor the Triton kernels can be used here")
+    print("ran:", ", ".join(ran))
+
+
+if __name__ == "__main__":
+    main()

@@ -14,7 +14,16 @@
 #define DAT_HD
 #endif
 
+// csrc/cpu/rows.cpp is compiled once per instruction set. Each has functions of its own: of equally named ones that
+// were not inlined the linker would keep any, for older processors too.
+#ifdef DAT_ISA
+#define DAT_FORMULAS DAT_ISA
+#else
+#define DAT_FORMULAS formulas
+#endif
+
 namespace dat {
+inline namespace DAT_FORMULAS {
 
 enum class Objective : int { vanilla, fgan, wasserstein, hinge, least_squares };
 enum class Formulation : int { eq10, alg1, batch_mean };
@@ -132,4 +141,5 @@ DAT_HD T clip(T value, T low, T high) {  // NaN passes through, as in torch.clam
   return value < low ? low : value > high ? high : value;
 }
 
+}  // namespace DAT_FORMULAS
 }  // namespace dat

@@ -18,6 +18,7 @@ from torch import Tensor
 from .attack_arguments import Attack, AttackInputs, OptionalPair, Pair
 from .formulas import FORMULATIONS, NORMS, OBJECTIVES, Bound
 
+OLDEST_CAPABILITY = (7, 0)  # below it the CUDA kernels do not compile, see csrc/cuda/architectures.cmake
 DTYPES = {torch.float64: 0, torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}
 
 
@@ -71,6 +72,10 @@ def _device_problem(index: int) -> str | None:
     capability = torch.cuda.get_device_capability(index)
     if covers(built, capability):
         return None
+    if capability < OLDEST_CAPABILITY:
+        return "the CUDA kernels need a GPU of compute capability {}.{} or newer; this one has {}.{}".format(
+            *OLDEST_CAPABILITY, *capability
+        )
     return (
         f"the extension was built for the CUDA architectures {built}, which do not cover this GPU's "
         f"{capability[0]}{capability[1]}; rebuild with DATGAN_FAST_CUDA_ARCHS={capability[0]}{capability[1]}"

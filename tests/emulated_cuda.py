@@ -53,7 +53,8 @@ def tensors(*members) -> ctypes.Array:
 
 
 class Device(ctypes.Structure):
-    _fields_ = [(name, c_int) for name in ("threads", "shared", "clusters", "code", "grid", "fail", "launches")]
+    _fields_ = [(name, c_int) for name in ("index", "threads", "shared", "clusters", "code", "grid", "fail", "idle")]
+    _fields_ += [(name, c_int) for name in ("asked", "lowered", "launches")]
     _fields_ += [(name, c_uint) for name in ("last_grid", "last_threads", "last_cluster", "last_shared")]
 
 
@@ -79,6 +80,7 @@ class EmulatedCuda:
         self.library.workspace_numel.argtypes = [c_int64, c_int64]
         self.library.slots_of.argtypes = [c_int64, c_int64, c_int]
         self.library.element_offset.argtypes = [c_void_p, c_int64]
+        self.library.noted_launches.restype = c_char_p
         self.library.make_plan.restype = Plan
         self.library.make_plan.argtypes = [
             c_void_p,
@@ -95,6 +97,7 @@ class EmulatedCuda:
         self.reset()
 
     def reset(self, two_launches: bool = False, **attributes: int) -> None:
+        """Another device, of which nothing is known yet."""
         self.two_launches = two_launches  # whatever the number of logits
         defaults = {
             "threads": 64,
@@ -103,9 +106,16 @@ class EmulatedCuda:
             "code": 90,
             "grid": 2**31 - 1,
             "fail": 0,
+            "idle": 0,
         }
-        for name, value in {**defaults, "launches": 0, **attributes}.items():
+        counts = {"asked": 0, "lowered": 0, "launches": 0}
+        for name, value in {"index": self.device.index + 1, **defaults, **counts, **attributes}.items():
             setattr(self.device, name, value)
+
+    def noted_launches(self) -> list[dict[str, str]]:
+        """The kernel of each launch since the last call, and what decides its way; the first call begins."""
+        lines = self.library.noted_launches().decode().splitlines()
+        return [dict(part.partition("=")[::2] for part in f"kernel={line}".split("|")) for line in lines]
 
     def _call(self, name: str, *arguments) -> None:
         error = ctypes.create_string_buffer(256)

@@ -3,36 +3,13 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
 import torch
+from built_extension import extension, needs_cuda_build, needs_extension, output_of
 
 from datgan_fast import native
 from datgan_fast.attack_arguments import Attack, AttackInputs
-
-extension = native.extension
-needs_extension = pytest.mark.skipif(extension is None, reason=str(native.problem))
-needs_cuda_build = pytest.mark.skipif(
-    not hasattr(extension, "CUDA_ARCHITECTURES"), reason="the extension was built without CUDA"
-)
-
-
-def tool(name):
-    """A tool of the system, or the copy that comes with Triton."""
-    found = shutil.which(name)
-    if not found:
-        triton = pytest.importorskip("triton")
-        copy = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
-        found = str(copy) if copy.exists() else pytest.skip(f"{name} is not installed")
-    return found
-
-
-def output_of(name, *arguments):
-    command = [tool(name), *arguments, extension.__file__]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 @needs_cuda_build
@@ -101,6 +78,10 @@ def test_a_gpu_that_is_not_covered_is_explained(monkeypatch):
         "the extension was built for the CUDA architectures 80-real, which do not cover this GPU's 90; "
         "rebuild with DATGAN_FAST_CUDA_ARCHS=90"
     )
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda index: (6, 1))
+    native._device_problem.cache_clear()
+    assert native.cuda_problem() == ("the CUDA kernels need a GPU of compute capability 7.0 or newer; this one has 6.1")
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda index: (9, 0))
     monkeypatch.setattr(Extension, "CUDA_ARCHITECTURES", "80")
     native._device_problem.cache_clear()
     assert native.cuda_problem() is None

@@ -114,6 +114,49 @@ def test_a_failed_launch_names_the_operation(cuda, operation):
         calls[operation]()
 
 
+def test_a_failed_launch_is_not_blamed_on_the_next(cuda, target):
+    cuda.reset(fail=1)
+    with pytest.raises(RuntimeError, match="CUDA reports"):
+        step(target)
+    step(target)
+
+
+def test_a_device_is_asked_once_for_each_kernel(cuda, target):
+    step(target)
+    asked = cuda.device.asked
+    assert asked > 0
+    step(target, 5, 4, 1501, norm="l2")
+    assert cuda.device.asked == asked, "the same kernel"
+    step(target, dtypes=(F16, F16))
+    assert cuda.device.asked == 2 * asked, "another kernel"
+    index = cuda.device.index
+    cuda.reset()
+    step(target)
+    assert cuda.device.asked == asked, "another device"
+    cuda.reset(index=index)
+    step(target)
+    assert cuda.device.asked == 0, "the first device again"
+
+
+def test_what_could_not_be_asked_is_asked_again(cuda, target):
+    cuda.reset(shared=-1)
+    with pytest.raises(RuntimeError, match="CUDA reports"):
+        step(target)
+    cuda.reset(index=cuda.device.index)
+    step(target)
+
+
+def test_no_launch_lowers_a_kernels_limit_of_shared_memory(cuda, target):
+    """A graph that was captured with more would not start any more."""
+    cuda.reset(clusters=0)
+    shared = []
+    for tiles in (16, 14, 2):
+        step(target, 1, 1, tiles * 1024, norm="l2")
+        shared.append(cuda.device.last_shared)
+    assert shared[0] > shared[1] > 48 * 1024 > shared[2]
+    assert cuda.device.lowered == 0
+
+
 def run_sanitized(tmp_path, sanitizer, *flags):
     program = compile_source("sanitized.cpp", tmp_path / "sanitized", f"-fsanitize={sanitizer}", "-g", "-O0", *flags)
     environment = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1", "UBSAN_OPTIONS": "print_stacktrace=1"}

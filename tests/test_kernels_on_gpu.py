@@ -68,12 +68,7 @@ def test_large_batches(target, formulation):
     check_step(target, x, v, logits_of(target, 3000, 2500), formulation=formulation, norm="l2")
 
 
-@each_norm
-@pytest.mark.parametrize(
-    ("images", "shape"), [(8, (3, 32, 32)), (2, (3, 256, 256)), (1500, (3, 8, 8))], ids=["small", "large", "many"]
-)
-def test_capture_in_a_cuda_graph(target, images, shape, norm):
-    step = Step(target, norm, images, images, shape)
+def captured(step):
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -82,8 +77,29 @@ def test_capture_in_a_cuda_graph(target, images, shape, norm):
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step.run()
+    return graph
+
+
+@each_norm
+@pytest.mark.parametrize(
+    ("images", "shape"), [(8, (3, 32, 32)), (2, (3, 256, 256)), (1500, (3, 8, 8))], ids=["small", "large", "many"]
+)
+def test_capture_in_a_cuda_graph(target, images, shape, norm):
+    step = Step(target, norm, images, images, shape)
+    graph = captured(step)
     for t in (*step.x, *step.v, *step.logits):
         t.mul_(-0.75)
+    for t in (*step.adv, *step.grads):
+        t.fill_(torch.nan)
+    graph.replay()
+    step.check(target)
+
+
+def test_a_graph_replays_after_launches_with_less_shared_memory(target):
+    step = Step(target, shape=(3, 256, 256))
+    graph = captured(step)
+    for size in (224, 80, 8):  # with less to keep than the graph, with clusters and without
+        Step(target, shape=(3, size, size)).run()
     for t in (*step.adv, *step.grads):
         t.fill_(torch.nan)
     graph.replay()

@@ -1,4 +1,8 @@
 // Chooses the inner loops built for the best instruction set this processor has.
+#ifdef DAT_X86
+#include <cpuid.h>
+#endif
+
 #include <cstdlib>
 #include <string>
 
@@ -25,12 +29,18 @@ namespace {
 
 enum Level { kBaseline, kAvx2, kAvx512 };
 
+bool has_f16c() {  // conversions to and from half; older compilers' __builtin_cpu_supports does not know the name
+  unsigned eax, ebx, ecx, edx;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && ecx & bit_F16C;
+}
+
 // DATGAN_FAST_ISA=baseline or avx2 holds the choice down, for tests on machines that have more.
 Level level() {
   static const Level best = [] {
     const char* asked = std::getenv("DATGAN_FAST_ISA");
     const std::string limit = asked ? asked : "";
-    if (limit == "baseline" || !__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return kBaseline;
+    const bool wide = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
+    if (limit == "baseline" || !wide) return kBaseline;
     const bool wider = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
                        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
     return limit == "avx2" || !wider ? kAvx2 : kAvx512;

@@ -3,63 +3,13 @@
 
 #include <cuda_runtime.h>
 
-#include <stdexcept>
-#include <string>
-
 #include "images.cuh"
+#include "launch.h"
 
 namespace dat::cuda {
 namespace {
 
 enum { kX, kV, kAdv, kGrad };  // the order of make_layout's operands
-
-void check(cudaError_t error, const char* operation) {
-  if (error != cudaSuccess)
-    throw std::runtime_error(std::string(operation) + ": CUDA reports: " + cudaGetErrorString(error));
-}
-
-template <class Args>
-void launch(const char* operation, void (*kernel)(Args), const Plan& plan, const Args& args, void* stream) {
-  if (plan.shared > 48 * 1024)
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(plan.shared)),
-          operation);
-  cudaLaunchAttribute cluster{};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim.x = plan.cluster;
-  cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(plan.grid));
-  config.blockDim = dim3(static_cast<unsigned>(plan.threads));
-  config.dynamicSmemBytes = static_cast<size_t>(plan.shared);
-  config.stream = static_cast<cudaStream_t>(stream);
-  config.attrs = &cluster;
-  config.numAttrs = plan.cluster > 1 ? 1 : 0;
-  check(cudaLaunchKernelEx(&config, kernel, args), operation);
-  check(cudaGetLastError(), operation);
-}
-
-int attribute(cudaDeviceAttr which, int device, const char* operation) {
-  int value = 0;
-  check(cudaDeviceGetAttribute(&value, which, device), operation);
-  return value;
-}
-
-// threads_wanted: to hold the largest image whose norm is needed. Clusters and shared memory matter where one block has
-// fewer.
-template <class Args>
-Limits limits_of(const char* operation, void (*kernel)(Args), int device, int64_t threads_wanted) {
-  Limits limits;
-  limits.threads = attribute(cudaDevAttrMaxThreadsPerBlock, device, operation);
-  limits.grid = attribute(cudaDevAttrMaxGridDimX, device, operation);
-  if (threads_wanted <= std::min(limits.threads, kMaxThreads)) return limits;
-  limits.shared = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device, operation);
-  if (attribute(cudaDevAttrClusterLaunch, device, operation)) {
-    cudaFuncAttributes code{};  // a narrowed build may run code of an older architecture here, which knows no clusters
-    check(cudaFuncGetAttributes(&code, kernel), operation);
-    if (code.ptxVersion >= 90) limits.cluster = 8;  // the largest size that every such GPU has
-  }
-  return limits;
-}
 
 Vector vector_of(const Tensor& tensor) {
   if (!tensor.data) return {};
@@ -127,8 +77,7 @@ void run(Pass& pass) {
                                   layout.image_stride[kAdv], layout.numel, A::kSlot);
     work[s] = {layout.images, slots_of(layout.numel, A::kSlot, aligned)};
   }
-  const int64_t wanted = pass.args.reduce ? divide_up(std::max(work[0].slots, work[1].slots), A::kDepth) : 0;
-  const Limits limits = limits_of(pass.operation, images_kernel<A>, pass.device, wanted);
+  const Limits& limits = limits_of(pass.operation, images_kernel<A>, pass.device);
   const Plan plan = make_plan(work, pass.args.reduce, A::kDepth, sizeof(typename A::VSlot), limits);
   for (int s = 0; s < 2; ++s) {
     SideArgs& side = pass.args.side[s];
@@ -191,8 +140,8 @@ void launch_loss(const char* operation, const Logits& logits, const Tensor& loss
   LossArgs args{logits_of(logits, losses), {real, fake}};
   int64_t most = 0;
   for (int s = 0; s < 2; ++s) most = std::max({most, args.logits.logits[s].count, args.logits.reference[s].count});
-  const Plan plan = make_loss_plan(most, limits_of(operation, loss_kernel<float>, device, 0));
-  launch(operation, wide(logits) ? loss_kernel<double> : loss_kernel<float>, plan, args, stream);
+  const auto kernel = wide(logits) ? loss_kernel<double> : loss_kernel<float>;
+  launch(operation, kernel, make_loss_plan(most, limits_of(operation, kernel, device)), args, stream);
 }
 
 }  // namespace

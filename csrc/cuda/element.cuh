@@ -135,6 +135,11 @@ class Row {
     vector_ = operand.linear && (reinterpret_cast<uintptr_t>(data_) - shift * size) % bytes == 0;
   }
 
+  template <class SlotOf>
+  __device__ const void* address(int64_t j) const {  // of a whole slot
+    return data_ + j * int64_t{sizeof(SlotOf)};
+  }
+
   template <class S, int N>
   __device__ Slot<S, N> load(int64_t j) const {
     const int64_t first = first_element<N>(j);

@@ -1,9 +1,12 @@
 // The single pass over the images: x and v are read once, adv (and the gradient, if wanted) is written once.
 //
 // A block takes one task, a share of one image, and loads its first tile before anything else, so that reducing the
-// logits costs no time of its own. Where the image's norm is needed, the rest of v waits in shared memory until it is
-// known; what does not fit is read again, most likely from the second-level cache.
+// logits costs no time of its own. Where the image's norm is needed, the rest of v is on its way into shared memory by
+// then and waits there until the norm is known; what does not fit is read twice, the second time most likely from the
+// second-level cache.
 #pragma once
+
+#include <cuda_pipeline_primitives.h>
 
 #include "logits.cuh"
 
@@ -35,18 +38,41 @@ class Share {  // this thread's part of a task
 
   __device__ Share(const SideArgs& side, int64_t image, int64_t slice)
       : side_(side), shift_(shift_of(side, image)), x_(side.x, side.walk, image, kSlot, shift_),
-        v_(side.v, side.walk, image, kSlot, shift_), adv_(side.adv, side.walk, image, kSlot, shift_),
-        grad_(side.grad, side.walk, image, kSlot, shift_), begin_(slice * side.share) {
+        v_(side.v, side.walk, image, kSlot, shift_), image_(image), begin_(slice * side.share) {
     const int64_t slots = (side.walk.numel + shift_ + kSlot - 1) / kSlot;
     end_ = begin_ + side.share < slots ? begin_ + side.share : slots;
   }
 
   __device__ int64_t first() const { return begin_ + threadIdx.x; }
   __device__ int64_t end() const { return end_; }
-  __device__ static int64_t tile() { return int64_t{blockDim.x} * kDepth; }
+  __device__ static int64_t tile() { return int64_t{blockDim.x} * kDepth; }  // slots, of which a thread has kDepth
 
   __device__ void load_x(int64_t j, typename A::XSlot (&x)[kDepth]) const { load(x_, side_.x.dtype, j, x); }
   __device__ void load_v(int64_t j, typename A::VSlot (&v)[kDepth]) const { load(v_, side_.v.dtype, j, v); }
+
+  // Into shared memory, for this thread to take once arrived() has returned. From sm_80 on whole slots go there past the
+  // registers, so that all of them are in flight at once; the header makes it a plain copy below that.
+  __device__ void keep_v(int64_t j, typename A::VSlot* kept) const {
+    if constexpr (A::kReach == Reach::whole) {
+      static_assert(sizeof(typename A::VSlot) == 16, "the width of an asynchronous copy past the first-level cache");
+#pragma unroll
+      for (int d = 0; d < kDepth; ++d, j += blockDim.x, kept += blockDim.x) {
+        if (j < end_)
+          __pipeline_memcpy_async(kept, v_.template address<typename A::VSlot>(j), 16);
+        else
+          *kept = {};
+      }
+    } else {
+      typename A::VSlot v[kDepth];
+      load_v(j, v);
+#pragma unroll
+      for (int d = 0; d < kDepth; ++d) kept[d * blockDim.x] = v[d];
+    }
+  }
+  __device__ static void arrived() {
+    __pipeline_commit();
+    __pipeline_wait_prior(0);
+  }
 
   // Of a slot in T where that holds the squares (tiny weights make tiny gradients); the sum over slots is kept in double.
   __device__ static double sum_of_squares(const typename A::VSlot (&v)[kDepth]) {
@@ -61,6 +87,9 @@ class Share {  // this thread's part of a task
 
   __device__ void move(int64_t j, const typename A::XSlot (&x)[kDepth], const typename A::VSlot (&v)[kDepth], T step,
                        bool use_sign, T low, T high, T coefficient) const {
+    // Made here and not at the beginning: while the logits are reduced, registers are short.
+    const Row<A::kReach> adv(side_.adv, side_.walk, image_, kSlot, shift_);
+    const Row<A::kReach> grad(side_.grad, side_.walk, image_, kSlot, shift_);
 #pragma unroll
     for (int d = 0; d < kDepth; ++d, j += blockDim.x) {
       if (j >= end_) return;
@@ -69,10 +98,10 @@ class Share {  // this thread's part of a task
         const T direction = T(widen(v[d].get(k)));
         out[k] = clip(T(widen(x[d].get(k))) - step * (use_sign ? sign(direction) : direction), low, high);
       }
-      A::template store<typename A::XSlot>(adv_, side_.adv.dtype, j, out);
+      A::template store<typename A::XSlot>(adv, side_.adv.dtype, j, out);
       if (!side_.grad.data) continue;
       for (int k = 0; k < kSlot; ++k) out[k] = coefficient * T(widen(v[d].get(k)));
-      A::template store<typename A::VSlot>(grad_, side_.grad.dtype, j, out);
+      A::template store<typename A::VSlot>(grad, side_.grad.dtype, j, out);
     }
   }
 
@@ -103,8 +132,8 @@ class Share {  // this thread's part of a task
 
   const SideArgs& side_;
   const int shift_;
-  const Row<A::kReach> x_, v_, adv_, grad_;
-  int64_t begin_, end_;
+  const Row<A::kReach> x_, v_;
+  int64_t image_, begin_, end_;
 };
 
 // A 64-bit division takes longer than the rest of a task's preparation.
@@ -128,6 +157,18 @@ __global__ void __launch_bounds__(kMaxThreads, 3) images_kernel(const __grid_con
     share.load_v(share.first(), v);
     share.load_x(share.first(), x);
 
+    // The tiles after the first, which only a launch that needs norms has.
+    const int64_t second = share.first() + share.tile(), rest = share.end() - second;
+    for (int64_t done = 0; done < rest && done < args.kept; done += share.tile())
+      share.keep_v(second + done, kept + done);
+    const auto take_v = [&](int64_t done, typename A::VSlot(&out)[A::kDepth]) {
+      if (done < args.kept)
+#pragma unroll
+        for (int d = 0; d < A::kDepth; ++d) out[d] = kept[done + d * blockDim.x];
+      else
+        share.load_v(second + done, out);
+    };
+
     T coefficient = 1;
     Target<T> target;
     if (side.coefficient.data) {
@@ -142,14 +183,11 @@ __global__ void __launch_bounds__(kMaxThreads, 3) images_kernel(const __grid_con
     double norm = 0;
     if (args.reduce) {
       double squares = Share<A>::sum_of_squares(v);
-      typename A::VSlot rest[A::kDepth];
-      int64_t done = 0;
-      for (int64_t j = share.first() + share.tile(); j < share.end(); j += share.tile(), done += share.tile()) {
-        share.load_v(j, rest);
-        squares += Share<A>::sum_of_squares(rest);
-        if (done < args.kept)
-#pragma unroll
-          for (int d = 0; d < A::kDepth; ++d) kept[done + d * blockDim.x] = rest[d];
+      Share<A>::arrived();
+      for (int64_t done = 0; done < rest; done += share.tile()) {
+        typename A::VSlot more[A::kDepth];
+        take_v(done, more);
+        squares += Share<A>::sum_of_squares(more);
       }
       norm = sqrt(cluster_sum(squares, kSquareSum, args.cluster));
       if (side.norms.data && slice == 0 && threadIdx.x == 0) write(side.norms, image, norm);
@@ -159,18 +197,13 @@ __global__ void __launch_bounds__(kMaxThreads, 3) images_kernel(const __grid_con
     const T low = T(args.clip_min), high = T(args.clip_max);
     const bool use_sign = args.norm == Norm::linf;
     share.move(share.first(), x, v, step, use_sign, low, high, coefficient);
-    int64_t done = 0;
-    for (int64_t j = share.first() + share.tile(); j < share.end(); j += share.tile(), done += share.tile()) {
-      share.load_x(j, x);
-      if (done < args.kept)  // args.kept is 0 where no norm was needed
-#pragma unroll
-        for (int d = 0; d < A::kDepth; ++d) v[d] = kept[done + d * blockDim.x];
-      else
-        share.load_v(j, v);
-      share.move(j, x, v, step, use_sign, low, high, coefficient);
+    for (int64_t done = 0; done < rest; done += share.tile()) {
+      share.load_x(second + done, x);
+      take_v(done, v);
+      share.move(second + done, x, v, step, use_sign, low, high, coefficient);
     }
 
-    if (index == 0 && args.logits.losses.data) {
+    if (image == 0 && slice == 0 && args.logits.losses.data) {
       write_loss(args.logits, which, target);
       const Side other = opposite(which);
       if (args.side[static_cast<int>(other)].tasks == 0 && threadIdx.x == 0)

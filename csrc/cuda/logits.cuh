@@ -53,7 +53,7 @@ __device__ AttackTerm<T> term_of(const LogitsArgs& args, Side side, const Target
 
 // Called by the whole block. Not inlined: one block in hundreds comes here.
 template <class T>
-__device__ __noinline__ void write_loss(const LogitsArgs& args, Side side, const Target<T>& target) {
+__device__ __noinline__ void write_loss(const LogitsArgs& args, Side side, Target<T> target) {
   const Vector& logits = args.logits[static_cast<int>(side)];
   double sum = 0;
   if (args.formulation == Formulation::batch_mean)

@@ -10,10 +10,12 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <map>
 #include <memory>
 #include <stdexcept>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #define DAT_EMULATION
@@ -32,13 +34,16 @@ inline thread_local dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace dat_emulation {
 
-struct Device {  // what the launchers may ask for; tests change it
+struct Device {  // what the launchers may ask for; tests change it, and then its index, by which it is known
+  int index = 0;
   int threads = 64, shared = 64 * 1024, clusters = 1, code = 90, grid = 2147483647;
   int fail = 0;                                         // the next launch reports an error
-  int launches = 0;                                     // since the tests last set it to 0
+  int idle = 0;                                         // launches are noted and nothing runs
+  int asked = 0, lowered = 0, launches = 0;             // questions, limits of kernels that fell, launches; tests reset
   unsigned last_grid = 0, last_threads = 0, last_cluster = 0, last_shared = 0;
 };
 inline Device device;
+inline void (*note)(const void* kernel, const void* args) = nullptr;  // called at each launch
 
 class Barrier {
  public:
@@ -153,29 +158,55 @@ struct cudaLaunchConfig_t {
   unsigned numAttrs = 0;
 };
 
+namespace dat_emulation {
+
+inline thread_local cudaError_t last_error = cudaSuccess;
+inline std::map<std::pair<const void*, int>, int> shared_limit;  // of a kernel on a device
+
+inline cudaError_t result(bool good) {
+  if (!good) last_error = cudaErrorInvalidConfiguration;
+  return good ? cudaSuccess : cudaErrorInvalidConfiguration;
+}
+
+template <class Args>
+int& limit_of(void (*kernel)(Args)) {
+  const std::pair<const void*, int> key{reinterpret_cast<const void*>(kernel), device.index};
+  return shared_limit.emplace(key, std::min(device.shared, 48 * 1024)).first->second;
+}
+
+}  // namespace dat_emulation
+
 inline const char* cudaGetErrorString(cudaError_t) { return "invalid configuration argument"; }
-inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+inline cudaError_t cudaGetLastError() { return std::exchange(dat_emulation::last_error, cudaSuccess); }
 inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 inline cudaError_t cudaMemsetAsync(void* data, int value, size_t bytes, cudaStream_t) {
   std::memset(data, value, bytes);
   return cudaSuccess;
 }
-inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int) {
-  const dat_emulation::Device& d = dat_emulation::device;
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int index) {
+  dat_emulation::Device& d = dat_emulation::device;
+  d.asked += 1;
   *value = which == cudaDevAttrMaxThreadsPerBlock             ? d.threads
            : which == cudaDevAttrMaxSharedMemoryPerBlockOptin ? d.shared
            : which == cudaDevAttrMaxGridDimX                  ? d.grid
                                                               : d.clusters;
-  return cudaSuccess;
+  return dat_emulation::result(index == d.index);
 }
 template <class Args>
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, void (*)(Args)) {
   attributes->ptxVersion = dat_emulation::device.code;
+  dat_emulation::device.asked += 1;
   return cudaSuccess;
 }
 template <class Args>
-cudaError_t cudaFuncSetAttribute(void (*)(Args), cudaFuncAttribute, int bytes) {
-  return bytes <= dat_emulation::device.shared ? cudaSuccess : cudaErrorInvalidConfiguration;
+cudaError_t cudaFuncSetAttribute(void (*kernel)(Args), cudaFuncAttribute, int bytes) {
+  dat_emulation::Device& d = dat_emulation::device;
+  if (bytes < 0 || bytes > d.shared) return dat_emulation::result(false);
+  int& limit = dat_emulation::limit_of(kernel);
+  d.asked += 1;
+  d.lowered += bytes < limit;
+  limit = bytes;
+  return cudaSuccess;
 }
 template <class Args>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Args), const Args& args) {
@@ -186,8 +217,10 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   d.last_grid = grid, d.last_threads = threads, d.last_cluster = cluster;
   d.last_shared = static_cast<unsigned>(config->dynamicSmemBytes);
   if (d.fail || grid == 0 || grid > static_cast<unsigned>(d.grid) || grid % cluster || threads == 0 || threads % 32 ||
-      threads > 1024 || cluster > 8 || (cluster > 1 && !d.clusters) || d.last_shared > static_cast<unsigned>(d.shared))
-    return d.fail = 0, cudaErrorInvalidConfiguration;
-  dat_emulation::run_kernel(kernel, args, grid, threads, cluster, config->dynamicSmemBytes);
+      threads > 1024 || cluster > 8 || (cluster > 1 && !d.clusters) ||
+      d.last_shared > static_cast<unsigned>(dat_emulation::limit_of(kernel)))
+    return d.fail = 0, dat_emulation::result(false);
+  if (dat_emulation::note) dat_emulation::note(reinterpret_cast<const void*>(kernel), &args);
+  if (!d.idle) dat_emulation::run_kernel(kernel, args, grid, threads, cluster, config->dynamicSmemBytes);
   return cudaSuccess;
 }

@@ -1,4 +1,9 @@
 // The CUDA launchers, kernels and plan behind C functions for ctypes; tests/emulated_cuda.py calls them.
+#include <cxxabi.h>
+#include <dlfcn.h>
+
+#include <sstream>
+
 #include "cuda_bf16.h"
 #include "cuda_fp16.h"
 #include "cuda_runtime.h"
@@ -51,27 +56,61 @@ int guarded(char* error, const Call& call) {
   }
 }
 
+// A line for each launch: the kernel, and of the pass over the images what decides the kernel's way.
+std::string launches;
+
+void note_launch(const void* kernel, const void* args) {
+  Dl_info symbol{};
+  dladdr(kernel, &symbol);
+  const std::unique_ptr<char, void (*)(void*)> name(abi::__cxa_demangle(symbol.dli_sname, nullptr, nullptr, nullptr),
+                                                    std::free);
+  std::ostringstream line;
+  line << name.get();
+  if (std::strstr(name.get(), "images_kernel")) {
+    const auto& a = *static_cast<const cuda::ImagesArgs*>(args);
+    const auto any = [&](auto member) { return (a.side[0].*member).data || (a.side[1].*member).data; };
+    const dat_emulation::Device& d = dat_emulation::device;
+    line << "|threads=" << d.last_threads << "|cluster=" << a.cluster << "|kept=" << a.kept
+         << "|share=" << std::max(a.side[0].share, a.side[1].share) << "|attack=" << a.attack << "|reduce=" << a.reduce
+         << "|coefficient=" << any(&cuda::SideArgs::coefficient) << "|weight=" << any(&cuda::SideArgs::weight)
+         << "|grad=" << any(&cuda::SideArgs::grad) << "|norms=" << any(&cuda::SideArgs::norms)
+         << "|empty=" << (a.side[0].tasks == 0 || a.side[1].tasks == 0);
+  }
+  launches += line.str() + "\n";
+}
+
 }  // namespace
 
 extern "C" {
+
+// Of all launches since this was last called.
+const char* noted_launches() {
+  static std::string noted;
+  noted = std::exchange(launches, {});
+  dat_emulation::note = note_launch;
+  return noted.c_str();
+}
 
 dat_emulation::Device* emulated_device() { return &dat_emulation::device; }
 
 int attack_loss(const CTensor* logits, const CTensor* losses, const CTensor* out, const Options* o, char* error) {
   return guarded(error, [&] {
-    cuda::attack_loss(logits_of(logits, *o), tensor_of(*losses), tensor_of(out[0]), tensor_of(out[1]), 0, nullptr);
+    cuda::attack_loss(logits_of(logits, *o), tensor_of(*losses), tensor_of(out[0]), tensor_of(out[1]),
+                      dat_emulation::device.index, nullptr);
   });
 }
 
 int perturb(const CTensor* images, const Options* o, char* error) {
-  return guarded(error, [&] { cuda::perturb(images_of(images), perturbation_of(*o), 0, nullptr); });
+  return guarded(error, [&] {
+    cuda::perturb(images_of(images), perturbation_of(*o), dat_emulation::device.index, nullptr);
+  });
 }
 
 int attack_step(const CTensor* logits, const CTensor* real, const CTensor* fake, const CTensor* losses,
                 const CTensor* workspace, const Options* o, char* error) {
   return guarded(error, [&] {
     cuda::attack_step(logits_of(logits, *o), images_of(real), images_of(fake), perturbation_of(*o), tensor_of(*losses),
-                      workspace ? tensor_of(*workspace) : Tensor{}, 0, nullptr);
+                      workspace ? tensor_of(*workspace) : Tensor{}, dat_emulation::device.index, nullptr);
   });
 }
 

@@ -34,6 +34,13 @@ struct Buffer {
 
 bool failed = false;
 
+dat_emulation::Device& another_device() {  // of which nothing is known yet
+  const int index = dat_emulation::device.index + 1;
+  dat_emulation::device = {};
+  dat_emulation::device.index = index;
+  return dat_emulation::device;
+}
+
 // m real and m generated images; `padding` elements before each image make it misaligned, `stride` makes it strided.
 void run(int64_t m, int64_t numel, Norm norm, DType x_dtype, DType v_dtype, int64_t padding, int64_t stride,
          bool workspace) {
@@ -49,7 +56,7 @@ void run(int64_t m, int64_t numel, Norm norm, DType x_dtype, DType v_dtype, int6
   const Logits logits = {real.vector(m), fake.vector(m), real.vector(m), fake.vector(m), Objective::wasserstein,
                          Formulation::eq10};
   cuda::attack_step(logits, images[0], images[1], {0.5, norm}, losses.vector(2),
-                    workspace ? room.vector(2 * m) : Tensor{}, 0, nullptr);
+                    workspace ? room.vector(2 * m) : Tensor{}, dat_emulation::device.index, nullptr);
 
   double mean = 0, loss = 0;
   for (int64_t i = 0; i < m; ++i) mean += fake.at(i) / static_cast<double>(m);
@@ -75,12 +82,16 @@ int main() {
   run(2, 77, Norm::linf, f32, bf16, 3, 1, true);
   run(2, 77, Norm::l2, f64, f16, 3, 1, false);
   run(1, 9000, Norm::l2, f32, f32, 0, 1, false);  // a cluster, some of it kept
-  dat_emulation::device.shared = 1024;
+  another_device().shared = 1024;
   run(1, 2500, Norm::l2, f32, f32, 1, 1, false);  // a cluster that keeps nothing
-  dat_emulation::device = {};
-  dat_emulation::device.clusters = 0;
+  another_device().clusters = 0;
   dat_emulation::device.grid = 2;
   run(2, 1200, Norm::l2, f32, f32, 1, 1, false);  // one block for several images
+  const int index = another_device().index;
+  const auto ask = [&] { cuda::limits_of("", cuda::images_kernel<cuda::Any<float>>, index); };
+  std::thread other(ask);  // two threads that are the first on a device
+  ask();
+  other.join();
   std::puts(failed ? "a result is wrong" : "all cases agree");
   return failed;
 }
