@@ -99,10 +99,6 @@ class Watch(TorchDispatchMode):
         """Whether a tensor without images has one content for all of them, seen along `dim` (negative: no such dimension)."""
         return dim < 0 or tensor.shape[dim] == 1 or tensor.stride(dim) == 0 or self.state(tensor) is Own.ALIKE
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # compiled code is not watched, and telling the compiler so at every operation costs time
-
     def __torch_dispatch__(self, op: OpOverload, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         kwargs = kwargs or {}
         result = op(*args, **kwargs)
