@@ -50,6 +50,17 @@ def poisoned_outputs():
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.fixture
+def deterministic(monkeypatch):
+    """The same numbers bit for bit, which a GPU gives when it is asked; a CPU always does."""
+    if torch.cuda.is_available():
+        monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+        torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
 @pytest.fixture(params=[False, True], ids=["apart", "merged"])
 def merging(request, monkeypatch):
     """Whether real and generated images go through an independent discriminator as one batch, as on a GPU."""
