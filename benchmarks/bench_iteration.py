@@ -17,6 +17,7 @@ import pytest
 import datgan_fast as dat
 import floor
 from activity import activity, peak_memory
+from compilation import nothing_falls_back
 from datgan_fast.config import BASELINES
 from datgan_fast.option_values import ConfigError
 from measure import DEVICE, FULL, bf16_is_native, figures, interleaved
@@ -86,8 +87,9 @@ def measure(benchmark, rounds, capsys, chosen, cell) -> None:
             trainers[name] = kind(dat.TrainConfig(**{**COMMON, **cell, **options}))
         except ConfigError as error:
             skipped[name] = str(error)
-    costs = {name: cost(trainer) for name, trainer in trainers.items()}
-    samples = interleaved(benchmark, {name: t.train_step for name, t in trainers.items()}, rounds)
+    with nothing_falls_back():
+        costs = {name: cost(trainer) for name, trainer in trainers.items()}
+        samples = interleaved(benchmark, {name: t.train_step for name, t in trainers.items()}, rounds)
     if benchmark.stats is None:  # --benchmark-disable
         return
 

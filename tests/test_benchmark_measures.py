@@ -1,14 +1,18 @@
 """What the benchmarks measure with: the least an iteration needs, the memory and calls it takes, times of neighbours."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import activity
+import compilation
 import datgan_fast as dat
 import floor
 import measure
+from datgan_fast.config import BASELINES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -65,6 +69,112 @@ def test_seconds_adds_arithmetic_and_traffic(monkeypatch):
     monkeypatch.setattr(floor, "copy_bandwidth", lambda: 10.0)
     assert floor.Work(flops=100, bytes=5).seconds("fp32") == 1.5
     assert floor.Work(flops=100, bytes=5).seconds("bf16") == 1.0
+
+
+class Event:
+    """torch.cuda.Event of a device that needs 179 microseconds for a call, whatever the host does meanwhile."""
+
+    calls = 0
+
+    def __init__(self, enable_timing):
+        assert enable_timing
+
+    def record(self):
+        self.at = Event.calls
+
+    def synchronize(self):
+        pass
+
+    def elapsed_time(self, end):
+        return 0.179 * (end.at - self.at)
+
+
+@pytest.fixture
+def slow_host(monkeypatch):
+    """A GPU whose host takes a millisecond to wait for it."""
+    monkeypatch.setattr(measure, "DEVICE", "cuda")
+    monkeypatch.setattr(measure, "synchronise", lambda: None)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(measure, "seconds", lambda run, repeats=1: [run() for _ in range(repeats)] and 1e-3 + 179e-6)
+
+
+def test_device_time_leaves_the_host_out(slow_host):
+    def call():
+        Event.calls += 1
+
+    before = Event.calls
+    assert measure.device_time(call, 3) == [pytest.approx(179e-6)] * 3
+    assert Event.calls - before >= 3 * 10  # many calls in each sample
+
+
+def test_copy_bandwidth_is_of_the_traffic_asked_for(monkeypatch):
+    """Every byte counted is copied, by copies of the size asked for, over more memory than caches hold."""
+    copies = []
+    copy_ = torch.Tensor.copy_
+    monkeypatch.setattr(torch.Tensor, "copy_", lambda to, source: copies.append((to, source)) or copy_(to, source))
+    monkeypatch.setattr(floor, "CACHE", 4 * 2**20)
+
+    def one_call(run, rounds):
+        run()
+        return [2.0]
+
+    monkeypatch.setattr(floor, "device_time", one_call)
+    monkeypatch.setattr(floor, "recorded", lambda run: run)
+    found = floor.copy_bandwidth.__wrapped__(2**20)
+    assert found == sum(to.nbytes + source.nbytes for to, source in copies) / 2
+    assert {to.nbytes + source.nbytes for to, source in copies} == {2**20}
+    assert len({to.data_ptr() for to, _ in copies}) == 4
+
+
+@pytest.mark.parametrize(("part", "sets"), [(floor.CACHE, 64), (4.01, 5), (4, 4), (3.99, 4), (1e-3, 1)])
+def test_rotations_outgrow_the_caches(part, sets):
+    assert floor.rotations(int(floor.CACHE / part)) == sets
+
+
+# torch.compile
+
+compiled = partial(
+    torch.compile, backend="aot_eager", dynamic=False
+)  # of the compiler's parts, the one that can fall back
+
+
+def variants(function, sizes=range(2, 14)):
+    for size in sizes:
+        function(torch.ones(size))
+
+
+def test_a_function_is_compiled_anew_in_every_cell():
+    function = compiled(lambda x: x.sin() + 1)
+    for size in range(2, 14):  # the compiler gives up after eight
+        with compilation.nothing_falls_back():
+            variants(function, [size])
+
+
+def test_too_many_variants_in_a_cell_are_told():
+    function = compiled(lambda x: x.sin() + 1)
+    with pytest.raises(RuntimeError, match=r"ran 1 of 9 functions uncompiled"), compilation.nothing_falls_back():
+        variants(function)
+
+
+def test_a_function_compiled_in_parts_is_told():
+    def run(x):
+        y = x.sin()
+        torch._dynamo.graph_break()
+        return y + 1
+
+    with pytest.raises(RuntimeError, match=r"broke 1 in parts.*graph_break"), compilation.nothing_falls_back():
+        variants(compiled(run), [3])
+
+
+@pytest.mark.parametrize("baseline", BASELINES)
+def test_the_compiled_reference_is_compiled(monkeypatch, baseline):
+    monkeypatch.setattr(torch, "compile", compiled)
+    options = {"baseline": baseline, "width": 4, "batch_size": 4, "n_dis": 1, "device": "cpu"}
+    with compilation.nothing_falls_back():
+        trainer = dat.Trainer(dat.TrainConfig(**options, fused=False, channels_last=False, compile=True))
+        for _ in range(2):
+            trainer.train_step()
+    assert compilation.counters["frames"]["ok"] >= 3  # the generator, the discriminator of either batch
 
 
 @pytest.mark.skipif(measure.DEVICE != "cpu", reason="the CPU's account")

@@ -30,7 +30,7 @@ def result():
             "providers": {"reference": figure(100.0), "fused": figure(50.0, 2.0)},
         }
 
-    kernel = {"name": "test_kernel[a]", "min": 1.0, "median": 1.0, "stddev": 0.01, "rounds": 5}
+    kernel = {"name": "test_kernel[a]", "microseconds": 1.0, "noise": 0.01}
     steps = {"name": "test_discriminator_step[conv]", "batch_norm": False}
     steps["providers"] = {"reference": figure(30.0), "fused": figure(20.0, 1.5)}
     return {
@@ -103,7 +103,7 @@ def compared(tmp_path, old, new):
 def test_compare_passes_within_the_noise(tmp_path, capsys, result):
     new = copy.deepcopy(result)
     new["benchmarks"][0]["providers"]["fused"] = figure(500.0, 1.85)  # 8 % slower where 5 % + 5 % is noise
-    new["benchmarks"][4]["min"] = 1.015
+    new["benchmarks"][4]["microseconds"] = 1.015
     assert compared(tmp_path, result, new) == 0
     assert "0 of 9 cells became slower" in capsys.readouterr().out
 
@@ -113,7 +113,7 @@ def test_compare_passes_within_the_noise(tmp_path, capsys, result):
     [
         ("test_iteration[dcgan-dat] fused", lambda b: b[0]["providers"].update(fused=figure(50.0, 1.7))),
         ("test_iteration[dcgan-dat] reference", lambda b: b[0]["providers"].update(reference=figure(120.0))),
-        ("test_kernel[a]", lambda b: b[4].update(min=1.1)),
+        ("test_kernel[a]", lambda b: b[4].update(microseconds=1.1)),
     ],
 )
 def test_compare_fails_beyond_the_noise(tmp_path, capsys, result, cell, change):
@@ -126,18 +126,18 @@ def test_compare_fails_beyond_the_noise(tmp_path, capsys, result, cell, change):
 
 def test_compare_takes_the_noise_of_both_files(tmp_path, result):
     new = copy.deepcopy(result)
-    new["benchmarks"][4] |= {"min": 1.25, "stddev": 0.2}  # 25 % slower; the noise is 1 % and 20 %
+    new["benchmarks"][4] |= {"microseconds": 1.25, "noise": 0.2}  # 25 % slower; the noise is 1 % and 20 %
     assert compared(tmp_path, result, new) == 1
-    result["benchmarks"][4]["stddev"] = 0.1
+    result["benchmarks"][4]["noise"] = 0.1
     assert compared(tmp_path, result, new) == 0
 
 
 def test_compare_prefers_the_ratio_to_a_copy(tmp_path, result):
     new = copy.deepcopy(result)
     result["benchmarks"][4]["fraction_of_copy"] = 0.9
-    new["benchmarks"][4] |= {"fraction_of_copy": 0.9, "min": 2.0}  # the machine is slow today, its copies too
+    new["benchmarks"][4] |= {"fraction_of_copy": 0.9, "microseconds": 2.0}  # the machine is slow today, its copies too
     assert compared(tmp_path, result, new) == 0
-    new["benchmarks"][4] |= {"fraction_of_copy": 0.5, "min": 1.0}
+    new["benchmarks"][4] |= {"fraction_of_copy": 0.5, "microseconds": 1.0}
     assert compared(tmp_path, result, new) == 1
 
 
@@ -150,7 +150,7 @@ def test_compare_prefers_the_ratio_to_a_copy(tmp_path, result):
         ),
         (lambda r: r.update(threads=3), "different devices"),
         (lambda r: r.update(benchmarks=[]), "has no benchmarks"),
-        (lambda r: r["benchmarks"][4].pop("stddev"), "lacks what benchmarks/record.py writes"),
+        (lambda r: r["benchmarks"][4].pop("noise"), "lacks what benchmarks/record.py writes"),
         (lambda r: r.update(benchmarks=[{**r["benchmarks"][4], "name": "other"}]), "no cell in common"),
     ],
 )
