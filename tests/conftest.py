@@ -1,5 +1,10 @@
-"""Shared by all tests: real images where DATGAN_FAST_DATA names a folder of them, a cache folder, and the GPU marker."""
+"""Shared by all tests: real images where DATGAN_FAST_DATA names a folder of them, a cache folder, and two markers.
 
+Tests marked `gpu` are skipped without a CUDA device, those marked `needs("module")` where the module is not installed; but a
+module that DATGAN_FAST_TESTS_REQUIRE lists (with commas) must be there: then they fail.
+"""
+
+import importlib.util
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +18,15 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+def pytest_runtest_setup(item):
+    required = os.environ.get("DATGAN_FAST_TESTS_REQUIRE", "").split(",")
+    for name in (name for marker in item.iter_markers("needs") for name in marker.args):
+        if importlib.util.find_spec(name) is None:
+            if name in required:
+                pytest.fail(f"{name} is not installed, and DATGAN_FAST_TESTS_REQUIRE lists it", pytrace=False)
+            pytest.skip(f"{name} is not installed")
 
 
 @pytest.fixture(scope="session")

@@ -90,7 +90,13 @@ def test_every_option_has_bad_values():
     assert options == set(BAD_VALUES) | NO_VALUE | TESTED_BELOW
 
 
-@pytest.mark.parametrize(("option", "value"), [(o, v) for o, values in BAD_VALUES.items() for v in values])
+NEEDS = {"inception_weights": pytest.mark.needs("torch_fidelity")}
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [pytest.param(o, v, marks=NEEDS.get(o, ())) for o, values in BAD_VALUES.items() for v in values],
+)
 def test_bad_value_is_one_sentence_and_exit_code_2(tmp_path, capsys, no_training, option, value):
     assert run_train(tmp_path / "runs", f"{flag(option)}={value}") == 2
     complaint = capsys.readouterr().err
