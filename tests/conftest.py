@@ -12,6 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
+os.environ.setdefault(
+    "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+)  # for the tests that are deterministic; read once in a process
+
 
 def pytest_collection_modifyitems(items):
     if not torch.cuda.is_available():
@@ -65,12 +69,16 @@ def poisoned_outputs():
 
 
 @pytest.fixture
+def gpu_precision(monkeypatch):
+    """bf16, a GPU's default, on every machine: a test that means float32 says so."""
+    monkeypatch.setattr("datgan_fast.config._best_precision", lambda device: "bf16")
+
+
+@pytest.fixture
 def deterministic(monkeypatch):
-    """The same numbers bit for bit, which a GPU gives when it is asked; a CPU always does."""
-    if torch.cuda.is_available():
-        monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
-        torch.use_deterministic_algorithms(True)
+    """The same numbers bit for bit, which a CPU always gives, and a GPU where it is asked to."""
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    torch.use_deterministic_algorithms(torch.cuda.is_available())
     yield
     torch.use_deterministic_algorithms(False)
 

@@ -142,7 +142,7 @@ def test_a_recorded_fused_run_follows_the_reference(graphs, baseline, use_dat):
     compare_runs(fast, slow, rtol=2e-2)
 
 
-def test_state_goes_through_a_recorded_run(graphs):
+def test_state_goes_through_a_recorded_run(graphs, deterministic):
     """A checkpoint loads into the tensors that the graph knows."""
     whole, first, second = recorded(), recorded(), recorded()
     torch.manual_seed(3)
@@ -292,7 +292,7 @@ def test_the_host_waits_for_nothing_between_two_readings(baseline):
 
 @pytest.mark.parametrize("baseline", BASELINES)
 def test_an_iteration_reads_nothing_back(graphs_on_the_cpu, baseline):  # noqa: F811
-    made = trainer(baseline=baseline, norm="l2")
+    made = trainer(baseline=baseline, norm="l2", device="cpu")
     made.train_step()  # asks once whether images are independent
     with Recording():
         made.iteration.run()

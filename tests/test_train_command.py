@@ -293,7 +293,18 @@ elif moment == "between":  # the last generator is written, its checkpoint not
     trainer.RunFolder.save_checkpoint = not_saved
 sys.exit(train.main(arguments))
 """
-CONTINUED = [*TINY, "--save-every", "3", "--sample-every", "4", "--baseline", "wgan-alp", "--n-dis", "2"]
+CONTINUED = [
+    *TINY,
+    "--deterministic",
+    "--save-every",
+    "3",
+    "--sample-every",
+    "4",
+    "--baseline",
+    "wgan-alp",
+    "--n-dis",
+    "2",
+]
 RESUMED = [*CONTINUED, "--steps", "9"]
 
 
@@ -317,7 +328,7 @@ def undisturbed(tmp_path_factory) -> Path:
 @pytest.mark.parametrize(
     "moment", ["config", "step1", "step2", "step5", "checkpoint", "rename", "generator", "between"]
 )
-def test_resume_after_a_kill_is_exact(tmp_path, undisturbed, moment):
+def test_resume_after_a_kill_is_exact(tmp_path, undisturbed, deterministic, moment):
     options = [*RESUMED, "--outdir", str(tmp_path)]
     assert child(moment, *options) == -signal.SIGKILL
     assert train.main([*options, "--resume", "latest"]) == 0
@@ -332,7 +343,7 @@ def test_resume_after_a_kill_is_exact(tmp_path, undisturbed, moment):
     assert not list(run.rglob(".*.tmp*"))
 
 
-def test_resume_goes_on_past_the_end(tmp_path, undisturbed):
+def test_resume_goes_on_past_the_end(tmp_path, undisturbed, deterministic):
     options = [*CONTINUED, "--outdir", str(tmp_path)]
     assert train.main([*options, "--steps", "6"]) == 0
     assert train.main([*options, "--steps", "9", "--resume"]) == 0
@@ -341,8 +352,8 @@ def test_resume_goes_on_past_the_end(tmp_path, undisturbed):
     assert train.main([*options, "--steps", "9", "--resume", str(run)]) == 0  # nothing left to do
 
 
-def test_resume_from_a_chosen_checkpoint(tmp_path):
-    assert run_train(tmp_path, "--steps", "4", "--save-every", "2") == 0
+def test_resume_from_a_chosen_checkpoint(tmp_path, deterministic):
+    assert run_train(tmp_path, "--deterministic", "--steps", "4", "--save-every", "2") == 0
     (run,) = tmp_path.iterdir()
     before = (run / "generator.safetensors").read_bytes()
     (run / "generator.safetensors").unlink()
