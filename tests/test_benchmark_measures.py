@@ -12,6 +12,7 @@ import compilation
 import datgan_fast as dat
 import floor
 import measure
+import nodes
 from datgan_fast.config import BASELINES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -225,3 +226,41 @@ def test_figures_are_of_neighbours_in_time():
     made = measure.figures(samples, "reference")
     assert made["reference"] == {"ms": 2000.0, "ms_noise": pytest.approx((6.0 - 1.5) / 2)}
     assert made["fast"] == {"ms": 1000.0, "ms_noise": pytest.approx(2.25), "speedup": 2.0, "speedup_noise": 0.0}
+
+
+# Nodes of a CUDA graph
+
+
+def test_nodes_are_the_operations_that_compute():
+    x, layer = torch.randn(2, 3, 8, 8, requires_grad=True), nn.Conv2d(3, 5, 3)
+
+    def run():
+        y = layer(x).flatten(1).t()[1:]  # one convolution and three views
+        torch.empty_like(y)
+        y.detach().exp()
+
+    assert nodes.nodes(run) == {"convolution": 1, "exp": 1}
+
+    y = layer(x)
+    assert nodes.nodes(lambda: y.backward(torch.ones(2, 5, 6, 6)))["convolution_backward"] == 3  # x, weight, bias
+    y = layer(x.detach())
+    assert nodes.nodes(lambda: y.backward(torch.ones(2, 5, 6, 6)))["convolution_backward"] == 2
+
+
+@pytest.mark.parametrize("baseline", ["dcgan", "wgan"])
+def test_nodes_of_an_iteration_are_a_gpus(baseline):
+    """As many whatever the sizes are, and fewer than on the CPU where images go through the discriminator as one batch."""
+    small, other = (nodes.iteration_nodes(baseline, n_dis=n) for n in (1, 2))
+    with nodes.as_on_a_gpu():
+        larger = sum(nodes.nodes(nodes.trained(baseline, n_dis=1, width=8, batch_size=6).train_step).values())
+    assert small == larger < other
+    here = nodes.trained(baseline, n_dis=1, **nodes.SMALL)
+    on_the_cpu = sum(nodes.nodes(here.train_step).values())
+    assert small < on_the_cpu if baseline == "wgan" else small == on_the_cpu
+
+
+def test_prediction_adds_nodes_and_arithmetic(monkeypatch):
+    monkeypatch.setattr(nodes, "DEVICE_RATES", {"fp32": 100.0})
+    monkeypatch.setattr(nodes, "MEMORY", 10.0)
+    monkeypatch.setattr(nodes, "EFFICIENCY", 0.5)
+    assert nodes.predicted(1000, floor.Work(flops=100, bytes=5), "fp32") == (3002.0, 3003.0)

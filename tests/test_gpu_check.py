@@ -153,6 +153,8 @@ def test_the_first_parts_take_less_than_eight_minutes():
 
 
 def test_a_check_that_is_killed_loses_the_part_it_was_in(check):
+    check.results.mkdir()
+    (check.results / "kernels.json").write_text('{"an": "older check\'s"}')
     process = check("build", "sanitizer", "kernels", "paths", STANDIN_BLOCKS="test_kernels_on_gpu")
     (check.standin / "reached").read_text()  # waits for it
     process.send_signal(signal.SIGKILL)
