@@ -2,27 +2,28 @@
 
     python -m pytest benchmarks/bench_kernels.py --benchmark-only --benchmark-json FILE
 
-Bandwidth counts the traffic nobody can avoid: x and the gradient read, the perturbed images written. The kernels
-write into memory that is there, as a copy and as the fused step do; plain torch makes its own. Inputs
+Bandwidth counts the traffic nobody can avoid: x and the gradient read, the perturbed images written. It is compared with a
+copy whose traffic is 512 MiB (fraction_of_copy) and with one of as much traffic (fraction_of_own_copy), the better
+measure of a small cell.
+The kernels write into memory that is there, as a copy and as the fused step do; plain torch makes its own. Inputs
 rotate through more memory than caches hold. On a GPU a CUDA graph of all rotations is timed, so that the
 figures are the device's; the cells "call" time single calls from Python instead. DATGAN_FAST_BENCH_FULL=1 runs
 every cell.
 """
 
+import math
 from functools import cache, lru_cache, partial
 
 import pytest
 import torch
 
 import datgan_fast as dat
+from compilation import nothing_falls_back
 from datgan_fast import reference
 from datgan_fast.attack_arguments import Attack, AttackInputs
 from datgan_fast.ops import attack_step_into
-from floor import copy_bandwidth
-from measure import DEVICE, FULL, synchronise
-
-MIB = 2**20
-CACHE = 256 * MIB  # larger than any last-level cache we know of
+from floor import copy_bandwidth, recorded, rotations
+from measure import DEVICE, FULL, device_time, seconds, spread
 
 SIZES = {"64x3x32x32": (64, 3, 32, 32), "512x3x64x64": (512, 3, 64, 64)}
 if DEVICE == "cuda" or FULL:
@@ -92,7 +93,7 @@ def rotation(size, dtype):
     """[(x, v, logits, output)], as many as it takes to outgrow the caches."""
     shape, dtype = SIZES[size], DTYPES[dtype]
     sets = []
-    while not sets or (len(sets) < 64 and 3 * len(sets) * sets[0][0].nbytes < CACHE):
+    for _ in range(rotations(3 * dtype.itemsize * math.prod(shape))):
         x, v = (torch.randn(shape, device=DEVICE).to(dtype) for _ in range(2))
         sets.append((x, v, sides(torch.randn(shape[0], device=DEVICE)), torch.zeros_like(x)))
     return sets
@@ -124,32 +125,25 @@ def test_kernel(benchmark, op, size, dtype, norm, provider, mode):
     def run():
         for arguments in sets:
             function(*arguments)
-        synchronise()
 
-    run()
-    if mode == "graph":
-        stream = torch.cuda.Stream()
-        with torch.cuda.stream(stream):
-            run()
-        stream.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            for arguments in sets:
-                function(*arguments)
+    samples = []
+    with nothing_falls_back():
+        run()
+        timed = recorded(run) if mode == "graph" else run
 
-        def run():
-            graph.replay()
-            synchronise()
+        def sample():  # of calls from Python the host's time is what is asked for
+            samples.append(device_time(timed, 1)[0] if mode == "graph" else seconds(timed))
 
-    benchmark.pedantic(run, rounds=10 if DEVICE == "cuda" else 5, warmup_rounds=1)
+        benchmark.pedantic(sample, rounds=10)
     if benchmark.stats is None:  # --benchmark-disable
         return
-    seconds = benchmark.stats.stats.min / len(sets)  # the best, as of the copy
-    benchmark.extra_info["microseconds"] = 1e6 * seconds
+    best = min(samples) / len(sets)  # the best, as of the copy
+    benchmark.extra_info |= {"microseconds": 1e6 * best, "noise": spread(samples)}
     if op != "attack_loss":
         benchmark.extra_info |= {
             "bytes": traffic,
-            "gigabytes_per_second": traffic / seconds / 1e9,
-            "fraction_of_copy": traffic / seconds / copy_bandwidth(),
+            "gigabytes_per_second": traffic / best / 1e9,
+            "fraction_of_copy": traffic / best / copy_bandwidth(),
+            "fraction_of_own_copy": traffic / best / copy_bandwidth(traffic),
             "copy_gigabytes_per_second": copy_bandwidth() / 1e9,
         }

@@ -46,11 +46,11 @@ def speeds(result: dict[str, Any]) -> Iterator[tuple[str, Speed]]:
                 speed = Speed("per second", 1e3 / figure["ms"], figure["ms_noise"])
             yield f"{name} {provider}", speed
         if "providers" not in benchmark:
-            noise = benchmark["stddev"] / benchmark["median"]
+            noise = benchmark["noise"] if "noise" in benchmark else benchmark["stddev"] / benchmark["median"]
             if "fraction_of_copy" in benchmark:
                 yield name, Speed("of a copy", benchmark["fraction_of_copy"], noise)
             else:
-                yield name, Speed("per second", 1 / benchmark["min"], noise)
+                yield name, Speed("per second", 1e6 / benchmark["microseconds"], noise)
 
 
 def machine(result: dict[str, Any]) -> str:

@@ -17,8 +17,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from measure import DEVICE, seconds
+from measure import DEVICE, device_time
 
+MIB = 2**20
+CACHE = 256 * MIB  # larger than any last-level cache we know of
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 TRIES = 10
 
@@ -89,8 +91,7 @@ def iteration(trainer) -> Work:
 
 
 def _best(run: Callable[[], object]) -> float:
-    run()
-    return min(seconds(run) for _ in range(TRIES))
+    return min(device_time(run, TRIES))
 
 
 @cache
@@ -110,8 +111,35 @@ def flop_rate(precision: str) -> float:
 
 
 @cache
-def copy_bandwidth() -> float:
-    """Bytes per second that a copy of 256 MiB reads and writes."""
-    source = torch.ones(64 * 2**20, device=DEVICE)
-    target = torch.empty_like(source)
-    return 2 * source.nbytes / _best(lambda: target.copy_(source))
+def copy_bandwidth(traffic: int = 512 * MIB) -> float:
+    """Bytes per second of copies that read and write so many bytes each.
+
+    They rotate through more memory than caches hold. On a GPU a CUDA graph of them is timed: launched one by one, small
+    copies would show what a launch costs.
+    """
+    numel = max(1, traffic // 8)
+    pairs = [(torch.ones(numel, device=DEVICE), torch.empty(numel, device=DEVICE)) for _ in range(rotations(8 * numel))]
+
+    def run() -> None:
+        for source, target in pairs:
+            target.copy_(source)
+
+    return 8 * numel * len(pairs) / _best(recorded(run) if DEVICE == "cuda" else run)
+
+
+def rotations(traffic: int) -> int:
+    """How many sets of tensors, of so many bytes each, outgrow the caches; 64 of tiny ones must do."""
+    return max(1, min(64, -(-CACHE // traffic)))
+
+
+def recorded(run: Callable[[], object]) -> Callable[[], None]:
+    """The replay of a CUDA graph of `run`, which has no input."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay

@@ -16,6 +16,7 @@ FULL = os.environ.get("DATGAN_FAST_BENCH_FULL") == "1"
 # A sample lasts at least so long: on a GPU, or the clock and the launches ahead would show; on a CPU, because a function's
 # first call after another's finds the other's data in the caches.
 LEAST_SECONDS = 0.03 if DEVICE == "cuda" else 0.4
+DEVICE_SECONDS = 0.03  # the same of a sample of device_time, which nothing interrupts
 
 
 def synchronise() -> None:
@@ -36,6 +37,24 @@ def seconds(run: Callable[[], object], repeats: int = 1) -> float:
         run()
     synchronise()
     return (time.perf_counter() - start) / repeats
+
+
+def device_time(run: Callable[[], object], rounds: int) -> list[float]:
+    """Seconds of one call in each round, without the host's part: many calls a round, between two events on a GPU."""
+    run()
+    repeats = max(1, math.ceil(DEVICE_SECONDS / seconds(run)))
+    return [_events(run, repeats) if DEVICE == "cuda" else seconds(run, repeats) for _ in range(rounds)]
+
+
+def _events(run: Callable[[], object], repeats: int) -> float:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    synchronise()
+    start.record()
+    for _ in range(repeats):
+        run()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3 / repeats
 
 
 def interleaved(benchmark, runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:

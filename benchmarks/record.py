@@ -1,8 +1,9 @@
 """Result files: what one was measured on (environment), reading one (read), and a command line that writes one.
 
-    python benchmarks/record.py --out FILE --command "..." [--section NAME=FILE]... [--status NAME=CODE]...
+    python benchmarks/record.py --out FILE --command "..." [--section NAME=FILE]... [--status NAME=CODE]... [--environment FILE]
 
-A section is another JSON file taken in whole (a pytest-benchmark report is cut down to its figures).
+A section is another JSON file taken in whole (a pytest-benchmark report is cut down to its figures); one that was not written is
+left out.
 """
 
 from __future__ import annotations
@@ -73,11 +74,15 @@ def environment() -> dict[str, Any]:
     """Device, date, versions and commit. DATGAN_FAST_COMMIT stands in where there is no git."""
     import torch
 
-    import datgan_fast
+    try:
+        import datgan_fast
 
+        package = {"datgan_fast": datgan_fast.__version__, "backends": datgan_fast.backends()}
+    except ImportError as error:  # the record of a build that failed
+        package = {"datgan_fast": None, "backends": None, "import_error": str(error)}
     cuda = torch.cuda.is_available()
     return {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "date": now(),
         "commit": os.environ.get("DATGAN_FAST_COMMIT") or _output("git", "rev-parse", "HEAD"),
         "modified": _modified(),
         "device": torch.cuda.get_device_name() if cuda else _cpu(),
@@ -92,15 +97,28 @@ def environment() -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "nvcc": (_output("nvcc", "--version") or "").rpartition("\n")[2] or None,
         "triton": _version("triton"),
-        "datgan_fast": datgan_fast.__version__,
-        "backends": datgan_fast.backends(),
+        **package,
     }
+
+
+def kept_environment(file: Path | None) -> dict[str, Any]:
+    """The environment, which takes seconds to look at, from a file that an earlier record of the same check left."""
+    if file is None:
+        return environment()
+    if file.is_file():
+        return {**json.loads(file.read_text()), "date": now()}
+    found = environment()
+    if found["datgan_fast"]:
+        file.write_text(json.dumps(found))
+    return found
+
+
+def now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def section(path: Path) -> Any:
     """A JSON file's content; of a pytest-benchmark report each benchmark's figures."""
-    if not path.is_file():
-        return None
     content = json.loads(path.read_text())
     if not isinstance(content, dict) or "benchmarks" not in content:
         return content
@@ -120,17 +138,27 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--command", required=True, help="the command that made the result")
     parser.add_argument("--section", action="append", default=[], metavar="NAME=FILE")
     parser.add_argument("--status", action="append", default=[], metavar="NAME=CODE", help="exit status of a part")
+    parser.add_argument("--environment", type=Path, metavar="FILE", help="where the parts of a check keep it")
     options = parser.parse_args(arguments)
     statuses = {name: int(code) for name, _, code in (item.partition("=") for item in options.status)}
     result = {
-        **environment(),
+        **kept_environment(options.environment),
         "command": options.command,
         "passed": not any(statuses.values()) if statuses else None,  # nothing was checked
         "status": statuses,
-        **{name: section(Path(path)) for name, _, path in (item.partition("=") for item in options.section)},
     }
+    for name, _, path in (item.partition("=") for item in options.section):
+        if Path(path).is_file():
+            result[name] = section(Path(path))
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    write_whole(options.out, json.dumps(result, indent=1) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Nobody ever finds half of it, whenever the process is killed."""
+    beside = path.with_name(f".{path.name}.tmp")
+    beside.write_text(text)
+    beside.replace(path)
 
 
 if __name__ == "__main__":

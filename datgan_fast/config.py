@@ -149,6 +149,10 @@ class TrainConfig:
         None, "replay each iteration as one CUDA graph; default: on a GPU, with a warning where it cannot be captured"
     )
     compile: bool = _option(False, "torch.compile the networks; penalties run on the plain ones")
+    deterministic: bool = _option(
+        False,
+        "a GPU computes the same bits every time, as a CPU does anyway, but more slowly: --resume then continues bit for bit",
+    )
     reuse_fakes: bool = _option(
         False, "the generator learns from the last discriminator step's images instead of new ones"
     )

@@ -31,6 +31,7 @@ _MAY_CHANGE = {
     "backend",
     "cuda_graph",
     "compile",
+    "deterministic",
     "inception_weights",
 }
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -46,8 +47,12 @@ class Trainer:
     def __init__(self, config: TrainConfig) -> None:
         self.config = c = config.resolved()
         self.device = torch.device(c.device)
+        if c.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by the process's first matrix product
+            torch.use_deterministic_algorithms(True)
         if self.device.type == "cuda":
-            torch.backends.cudnn.benchmark = True  # shapes never change
+            # Shapes never change, so that measuring pays; but today's fastest algorithm may not be tomorrow's.
+            torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
             torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = c.tf32
         torch.manual_seed(c.seed)
         images = load_images(c.dataset, c.data_dir, c.image_size, c.channels, download=c.download)
@@ -134,7 +139,7 @@ class Trainer:
     # State
 
     def state(self) -> dict[str, Any]:
-        """Everything a continuation needs to be exact; loads with torch.load(weights_only=True)."""
+        """Everything that an exact continuation needs; loads with torch.load(weights_only=True)."""
         return {
             "step": self.step,
             "config": dataclasses.asdict(self.config),

@@ -1,5 +1,10 @@
-"""Shared by all tests: real images where DATGAN_FAST_DATA names a folder of them, a cache folder, and the GPU marker."""
+"""Shared by all tests: real images where DATGAN_FAST_DATA names a folder of them, a cache folder, and two markers.
 
+Tests marked `gpu` are skipped without a CUDA device, those marked `needs("module")` where the module is not installed; but a
+module that DATGAN_FAST_TESTS_REQUIRE lists (with commas) must be there: then they fail.
+"""
+
+import importlib.util
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,12 +12,25 @@ from pathlib import Path
 import pytest
 import torch
 
+os.environ.setdefault(
+    "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+)  # for the tests that are deterministic; read once in a process
+
 
 def pytest_collection_modifyitems(items):
     if not torch.cuda.is_available():
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+def pytest_runtest_setup(item):
+    required = os.environ.get("DATGAN_FAST_TESTS_REQUIRE", "").split(",")
+    for name in (name for marker in item.iter_markers("needs") for name in marker.args):
+        if importlib.util.find_spec(name) is None:
+            if name in required:
+                pytest.fail(f"{name} is not installed, and DATGAN_FAST_TESTS_REQUIRE lists it", pytrace=False)
+            pytest.skip(f"{name} is not installed")
 
 
 @pytest.fixture(scope="session")
@@ -46,6 +64,21 @@ def one_thread():
 def poisoned_outputs():
     """torch.empty gives NaN, so that an element no kernel wrote shows."""
     torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def gpu_precision(monkeypatch):
+    """bf16, a GPU's default, on every machine: a test that means float32 says so."""
+    monkeypatch.setattr("datgan_fast.config._best_precision", lambda device: "bf16")
+
+
+@pytest.fixture
+def deterministic(monkeypatch):
+    """The same numbers bit for bit, which a CPU always gives, and a GPU where it is asked to."""
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    torch.use_deterministic_algorithms(torch.cuda.is_available())
     yield
     torch.use_deterministic_algorithms(False)
 

@@ -30,7 +30,7 @@ def result():
             "providers": {"reference": figure(100.0), "fused": figure(50.0, 2.0)},
         }
 
-    kernel = {"name": "test_kernel[a]", "min": 1.0, "median": 1.0, "stddev": 0.01, "rounds": 5}
+    kernel = {"name": "test_kernel[a]", "microseconds": 1.0, "noise": 0.01}
     steps = {"name": "test_discriminator_step[conv]", "batch_norm": False}
     steps["providers"] = {"reference": figure(30.0), "fused": figure(20.0, 1.5)}
     return {
@@ -103,7 +103,7 @@ def compared(tmp_path, old, new):
 def test_compare_passes_within_the_noise(tmp_path, capsys, result):
     new = copy.deepcopy(result)
     new["benchmarks"][0]["providers"]["fused"] = figure(500.0, 1.85)  # 8 % slower where 5 % + 5 % is noise
-    new["benchmarks"][4]["min"] = 1.015
+    new["benchmarks"][4]["microseconds"] = 1.015
     assert compared(tmp_path, result, new) == 0
     assert "0 of 9 cells became slower" in capsys.readouterr().out
 
@@ -113,7 +113,7 @@ def test_compare_passes_within_the_noise(tmp_path, capsys, result):
     [
         ("test_iteration[dcgan-dat] fused", lambda b: b[0]["providers"].update(fused=figure(50.0, 1.7))),
         ("test_iteration[dcgan-dat] reference", lambda b: b[0]["providers"].update(reference=figure(120.0))),
-        ("test_kernel[a]", lambda b: b[4].update(min=1.1)),
+        ("test_kernel[a]", lambda b: b[4].update(microseconds=1.1)),
     ],
 )
 def test_compare_fails_beyond_the_noise(tmp_path, capsys, result, cell, change):
@@ -126,18 +126,18 @@ def test_compare_fails_beyond_the_noise(tmp_path, capsys, result, cell, change):
 
 def test_compare_takes_the_noise_of_both_files(tmp_path, result):
     new = copy.deepcopy(result)
-    new["benchmarks"][4] |= {"min": 1.25, "stddev": 0.2}  # 25 % slower; the noise is 1 % and 20 %
+    new["benchmarks"][4] |= {"microseconds": 1.25, "noise": 0.2}  # 25 % slower; the noise is 1 % and 20 %
     assert compared(tmp_path, result, new) == 1
-    result["benchmarks"][4]["stddev"] = 0.1
+    result["benchmarks"][4]["noise"] = 0.1
     assert compared(tmp_path, result, new) == 0
 
 
 def test_compare_prefers_the_ratio_to_a_copy(tmp_path, result):
     new = copy.deepcopy(result)
     result["benchmarks"][4]["fraction_of_copy"] = 0.9
-    new["benchmarks"][4] |= {"fraction_of_copy": 0.9, "min": 2.0}  # the machine is slow today, its copies too
+    new["benchmarks"][4] |= {"fraction_of_copy": 0.9, "microseconds": 2.0}  # the machine is slow today, its copies too
     assert compared(tmp_path, result, new) == 0
-    new["benchmarks"][4] |= {"fraction_of_copy": 0.5, "min": 1.0}
+    new["benchmarks"][4] |= {"fraction_of_copy": 0.5, "microseconds": 1.0}
     assert compared(tmp_path, result, new) == 1
 
 
@@ -150,7 +150,7 @@ def test_compare_prefers_the_ratio_to_a_copy(tmp_path, result):
         ),
         (lambda r: r.update(threads=3), "different devices"),
         (lambda r: r.update(benchmarks=[]), "has no benchmarks"),
-        (lambda r: r["benchmarks"][4].pop("stddev"), "lacks what benchmarks/record.py writes"),
+        (lambda r: r["benchmarks"][4].pop("noise"), "lacks what benchmarks/record.py writes"),
         (lambda r: r.update(benchmarks=[{**r["benchmarks"][4], "name": "other"}]), "no cell in common"),
     ],
 )
@@ -188,24 +188,72 @@ def test_targets_of_a_cpu_result(tmp_path, capsys):
     assert [line.rsplit(None, 1)[1] for line in lines] == ["met", "MISSED", "met"]
 
 
-def test_targets_of_a_gpu_result(tmp_path, capsys):
-    def cell(use_dat, **ms):
-        return {
-            "name": "test_iteration[x]",
-            "baseline": "wgan",
-            "dat": use_dat,
-            "providers": {k: {"ms": v} for k, v in ms.items()},
-        }
+def iteration(baseline, use_dat, **ms):
+    providers = {name.replace("_", " "): {"ms": value} for name, value in ms.items()}
+    return {"name": "test_iteration[x]", "baseline": baseline, "dat": use_dat, "providers": providers}
 
-    with_dat = {"reference": 100.0, "compiled reference bf16": 29.0, "fused graph": 12.0, "fused graph bf16": 10.0}
-    path = tmp_path / "result.json"
-    path.write_text(
-        json.dumps({"device": "x", "devices": 1, "benchmarks": [cell(True, **with_dat), cell(False, reference=11.0)]})
-    )
-    with pytest.raises(SystemExit, match="1"):
-        targets.main([str(path)])
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.rsplit(None, 1)[1] for line in lines] == ["met", "MISSED", "met"]
-    path.write_text(json.dumps({"device": "x", "devices": 1, "benchmarks": []}))
-    with pytest.raises(SystemExit, match="2"):
-        targets.main([str(path)])
+
+def growth(rate):
+    fused = {"fused": {"fraction_of_floor_rate": rate}, "reference": {"fraction_of_floor_rate": 0.9}}
+    return {"name": "test_growth[x]", "baseline": "dcgan", "batch_size": 1024, "providers": fused}
+
+
+def kernel(op, norm, fraction):
+    return {"name": f"test_kernel[{op}-341x3x256x256-float32-{norm}-cuda-graph]", "fraction_of_own_copy": fraction}
+
+
+@pytest.mark.parametrize(
+    ("cells", "verdicts"),
+    [
+        (
+            [iteration("dcgan", True, reference=40, compiled_reference=25, fused_graph=12, fused_graph_bf16=10)],
+            "met met",
+        ),
+        ([iteration("wgan-gp", True, reference=39.9, compiled_reference=24.9, fused_graph=10)], "MISSED MISSED"),
+        ([iteration("wgan", True, reference=1, compiled_reference=25, fused_graph=10)], "met"),
+        (
+            [iteration("wgan", True, compiled_reference=25, fused_graph=10), iteration("wgan", False, reference=20)],
+            "met met",
+        ),
+        (
+            [iteration("wgan", True, compiled_reference=25, fused_graph=10), iteration("wgan", False, reference=19.9)],
+            "met MISSED",
+        ),
+        ([growth(0.5)], "met"),
+        ([growth(0.49)], "MISSED"),
+        (
+            [kernel("perturb", "none", 0.95), kernel("perturb", "l2", 0.85), kernel("perturb", "linf", 0.94)],
+            "met met MISSED",
+        ),
+        ([kernel("attack_step", "l2", 0.84), kernel("attack_step", "none", 0.94)], "MISSED MISSED"),
+    ],
+    ids=range(9),
+)
+def test_targets_of_a_gpu_result(tmp_path, capsys, cells, verdicts):
+    """Of several files, one a cell."""
+    files = [
+        written(tmp_path, f"{i}.json", {"device": "x", "devices": 1, "benchmarks": [cell]})
+        for i, cell in enumerate(cells)
+    ]
+    with pytest.raises(SystemExit) as stop:
+        targets.main(files)
+    found = [line.rsplit(None, 1)[1] for line in capsys.readouterr().out.splitlines()]
+    assert sorted(found) == sorted(verdicts.split())
+    assert stop.value.code == ("MISSED" in verdicts)
+
+
+@pytest.mark.parametrize(
+    ("results", "words"),
+    [
+        ([{"device": "x", "devices": 1, "benchmarks": []}], "has no benchmarks"),
+        ([{"device": "x", "devices": 1, "benchmarks": [{"name": "other"}]}], "has none of the benchmarks"),
+        ([{"device": "x", "devices": 1, "benchmarks": [iteration("wgan", True, fused_graph=1)]}], "lacks a benchmark"),
+        ([{"device": d, "devices": 1, "benchmarks": [growth(1.0)]} for d in "xy"], "different devices: x, y"),
+    ],
+)
+def test_targets_refuse_what_they_cannot_judge(tmp_path, capsys, results, words):
+    with pytest.raises(SystemExit) as stop:
+        targets.main([written(tmp_path, f"{i}.json", result) for i, result in enumerate(results)])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1

@@ -235,7 +235,7 @@ def test_a_broken_generator_has_no_values(run, tmp_path, capsys):
         ("--dataset", "imagenet"),
         ("--device", "tpu"), ("--device", "cuda:99"),
         ("--out", "metrics.txt"), ("--out", "no-such-folder/metrics.jsonl"),
-        ("--inception-weights", "no-such-file.pth"),
+        pytest.param("--inception-weights", "no-such-file.pth", marks=pytest.mark.needs("torch_fidelity")),
     ],
 )  # fmt: skip
 def test_bad_value_is_one_sentence_and_exit_code_2(run, tmp_path, capsys, monkeypatch, option, value):

@@ -12,6 +12,8 @@ from PIL import Image
 from datgan_fast import inception
 from datgan_fast.option_values import ConfigError
 
+pytestmark = pytest.mark.needs("torch_fidelity")
+
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):

@@ -1,7 +1,10 @@
 """A recorded iteration does what the iteration does, which is what the reference does; and what a recording must not do."""
 
+import contextlib
 import copy
+import itertools
 import math
+import re
 import warnings
 
 import pytest
@@ -11,6 +14,7 @@ from emulated_graph import Recording, graphs_on_the_cpu  # noqa: F401
 import datgan_fast as dat
 from datgan_fast import cuda_graph
 from datgan_fast.config import BASELINES
+from datgan_fast.iteration import Iteration
 from datgan_fast.option_values import ConfigError
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -70,7 +74,8 @@ def graphs(request):
     if request.param == "emulated":
         if DEVICE == "cuda":
             pytest.skip("the emulation is for machines without a GPU")
-        request.getfixturevalue("graphs_on_the_cpu")
+        return request.getfixturevalue("graphs_on_the_cpu")
+    return None
 
 
 @pytest.mark.parametrize("use_dat", [True, False], ids=["dat", "plain"])
@@ -137,7 +142,7 @@ def test_a_recorded_fused_run_follows_the_reference(graphs, baseline, use_dat):
     compare_runs(fast, slow, rtol=2e-2)
 
 
-def test_state_goes_through_a_recorded_run(graphs):
+def test_state_goes_through_a_recorded_run(graphs, deterministic):
     """A checkpoint loads into the tensors that the graph knows."""
     whole, first, second = recorded(), recorded(), recorded()
     torch.manual_seed(3)
@@ -154,28 +159,98 @@ def test_state_goes_through_a_recorded_run(graphs):
     assert_same(whole.state(), second.state())
 
 
-def test_what_cannot_be_captured_is_said(graphs, monkeypatch):
-    made = trainer()
-    plain = type(made.iteration).run
+def reads_in(*runs):
+    """An iteration that looks at a value on the host in its first, second, ... run, of those given (None: in each)."""
+    plain = Iteration.run
+    count = itertools.count(1)
 
-    def reads(iteration):
+    def run(iteration):
         plain(iteration)
-        if iteration.step.item() < 0:
-            raise AssertionError
+        if next(count) in runs or None in runs:
+            iteration.step.item()
 
-    monkeypatch.setattr(type(made.iteration), "run", reads)
+    return run
+
+
+@pytest.fixture(params=["seen in the warm-up", "seen in the capture", "hidden in the capture"])
+def unrecordable(request, graphs, monkeypatch):
+    """Iterations of the three kinds that cannot be captured; the last goes on as if nothing had happened."""
+    kind = request.param
+    run = reads_in(None) if kind == "seen in the warm-up" else reads_in(cuda_graph.WARM_UP + 1)
+    if kind == "hidden in the capture":
+
+        def hiding(iteration, run=run):
+            with contextlib.suppress(RuntimeError):
+                run(iteration)
+
+        run = hiding
+    monkeypatch.setattr(Iteration, "run", run)
+    yield
+    if graphs:
+        assert graphs.as_it_was()
+        assert graphs.captures == (0 if kind == "seen in the warm-up" else 2)  # the broken one, one that works
+
+
+def test_cuda_graph_insists(unrecordable):
+    made = trainer()
     before = copy.deepcopy(made.state())
     made.config.cuda_graph = True
-    with pytest.raises(ConfigError, match=r"--cuda-graph: .*captur.*--no-cuda-graph"):
+    with pytest.raises(ConfigError, match=r"^--cuda-graph: .*; use --no-cuda-graph$") as refused:
         made.train_step()
+    assert re.search("captur|synchroniz", str(refused.value))
     assert_same(before, made.state())
+
+
+@pytest.mark.parametrize("baseline", BASELINES)
+def test_training_goes_on_without_a_graph(unrecordable, deterministic, baseline):
+    made, plain = trainer(baseline=baseline, n_dis=1), trainer(baseline=baseline, n_dis=1)
     made.config.cuda_graph = None
+    torch.manual_seed(3)
     with pytest.warns(RuntimeWarning, match="without a CUDA graph"):
         made.train_step()
     with warnings.catch_warnings():  # once
         warnings.simplefilter("error")
         made.train_step()
-    assert made.iteration.step.item() == made.step == 2
+        made.train_step()
+    torch.manual_seed(3)
+    for _ in range(3):
+        plain.train_step()
+    assert_same(made.state(), plain.state())
+
+
+def test_a_capture_after_one_that_failed(graphs, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Iteration, "run", reads_in(cuda_graph.WARM_UP + 1))
+        with pytest.raises(ConfigError):
+            recorded()
+    check_replays()
+
+
+def test_nothing_that_changes_is_no_error(graphs):
+    x, total = torch.ones(3, device=DEVICE), torch.zeros(3, device=DEVICE)
+    replay = cuda_graph.capture(lambda: total.copy_(2 * x), [], x.device)
+    x.fill_(4.0)
+    replay()
+    assert total.tolist() == [8.0] * 3
+    with pytest.raises(cuda_graph.CaptureError, match="synchroniz"):
+        cuda_graph.capture(lambda: x.sum().item(), [], x.device)
+
+
+def test_an_error_of_the_functions_own_is_told(graphs):
+    def run():
+        if next(count) > cuda_graph.WARM_UP:
+            raise RuntimeError("its own")
+
+    count = itertools.count(1)
+    with pytest.raises(cuda_graph.CaptureError, match=r"^its own$"):
+        cuda_graph.capture(run, [], torch.device(DEVICE))
+    assert graphs is None or graphs.as_it_was()
+
+
+@pytest.mark.skipif(not torch.version.cuda, reason="this torch was built without CUDA")
+def test_torch_can_end_a_pool():
+    assert {"_cuda_endAllocateToPool", "_cuda_endAllocateCurrentStreamToPool"} & set(dir(torch._C))
+    assert hasattr(torch._C, "_cuda_releasePool")
 
 
 @pytest.mark.parametrize("baseline", ["dcgan", "wgan-gp"])
@@ -217,7 +292,7 @@ def test_the_host_waits_for_nothing_between_two_readings(baseline):
 
 @pytest.mark.parametrize("baseline", BASELINES)
 def test_an_iteration_reads_nothing_back(graphs_on_the_cpu, baseline):  # noqa: F811
-    made = trainer(baseline=baseline, norm="l2")
+    made = trainer(baseline=baseline, norm="l2", device="cpu")
     made.train_step()  # asks once whether images are independent
     with Recording():
         made.iteration.run()

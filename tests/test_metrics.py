@@ -42,6 +42,7 @@ def test_frechet_distance_of_general_gaussians(d):
     assert frechet_distance(a, b) == pytest.approx(expected.item(), rel=1e-9)
 
 
+@pytest.mark.needs("torch_fidelity")
 def test_frechet_distance_agrees_with_torch_fidelity():
     from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
 
@@ -93,6 +94,7 @@ def test_classifier_score_splits():
         classifier_score(first, splits=7)
 
 
+@pytest.mark.needs("torch_fidelity")
 def test_classifier_score_agrees_with_torch_fidelity():
     from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
 

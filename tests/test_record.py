@@ -1,17 +1,12 @@
-"""benchmarks/record.py, which writes what a GPU machine reports, and the script around it."""
+"""benchmarks/record.py, which writes what a GPU machine reports."""
 
 import json
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 import record
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_environment_names_device_versions_and_commit(monkeypatch):
@@ -52,31 +47,30 @@ def test_result_file(tmp_path, codes, passed):
     assert result["command"] == "the command"
     assert result["passed"] is passed
     assert result["status"] == {f"part{i}": code for i, code in enumerate(codes)}
-    assert result["other"] is None
+    assert "other" not in result
+    assert [file.name for file in out.parent.iterdir()] == ["result.json"]
     assert result["benchmarks"] == [
         {"name": "a", "min": 1.0, "median": 2.0, "stddev": 0.5, "rounds": 3, "fraction_of_copy": 0.9}
     ]
 
 
-def test_script_records_a_part_that_failed(tmp_path):
-    """The sanitizer has no GPU kernels to look at here, or no tool; every other part is left out."""
-    run = subprocess.run(
-        ["bash", ROOT / "benchmarks" / "gpu_check.sh", tmp_path],
-        env=os.environ
-        | {
-            "PYTHON": sys.executable,
-            "DATGAN_FAST_CHECK_SKIP": "build tests benchmarks",
-            "CUDA_HOME": str(tmp_path / "no-toolkit"),
-            "PATH": os.pathsep.join(
-                p for p in os.environ["PATH"].split(os.pathsep) if not (Path(p) / "compute-sanitizer").exists()
-            ),
-        },
-        capture_output=True,
-        text=True,
+def test_the_parts_of_a_check_share_an_environment(tmp_path, monkeypatch):
+    kept, looks = tmp_path / "environment.json", []
+    monkeypatch.setattr(
+        record, "environment", lambda: looks.append(1) or {"date": "then", "datgan_fast": "1", "device": "x"}
     )
-    assert run.returncode == 1, run.stdout + run.stderr
-    [file] = tmp_path.glob("gpu-check-*.json")
-    result = json.loads(file.read_text())
-    assert result["status"] == {"sanitizer": 127}
-    assert not result["passed"]
-    assert "compute-sanitizer was not found" in run.stdout
+    for name in "ab":
+        record.main(["--out", str(tmp_path / name), "--command", "c", "--environment", str(kept)])
+    first, second = (json.loads((tmp_path / name).read_text()) for name in "ab")
+    assert len(looks) == 1
+    assert first["device"] == second["device"] == "x"
+    assert first["date"] == "then" != second["date"]
+
+
+def test_environment_where_the_package_cannot_be_imported(tmp_path, monkeypatch):
+    """It is not kept: the next part may have built it."""
+    monkeypatch.setitem(sys.modules, "datgan_fast", None)
+    kept = tmp_path / "environment.json"
+    found = record.kept_environment(kept)
+    assert found["datgan_fast"] is None and "datgan_fast" in found["import_error"]
+    assert not kept.exists()

@@ -23,7 +23,7 @@ from datgan_fast.networks import build_discriminator, build_generator
 from datgan_fast.option_values import ConfigError
 from datgan_fast.toy_data import TOY_DATASETS, toy_points
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "gpu_precision")
 SMALL = {"dataset": "ring", "batch_size": 16, "width": 8, "device": "cpu"}
 
 
@@ -151,7 +151,8 @@ def test_defaults(baseline):
 @pytest.mark.parametrize("use_dat", [True, False], ids=["dat", "plain"])
 @pytest.mark.parametrize("baseline", BASELINES)
 def test_fused_follows_the_reference(baseline, use_dat, options):
-    fast, slow = (steps(trainer(baseline=baseline, dat=use_dat, fused=f, **options), 4) for f in (True, False))
+    options = {"baseline": baseline, "dat": use_dat, "precision": "fp32", "tf32": False, **options}
+    fast, slow = (steps(trainer(fused=fused, **options), 4) for fused in (True, False))
     ours, theirs = (made.iteration.statistics.read() for made in (fast, slow))
     for name, value in theirs.items():
         assert ours[name] == pytest.approx(value, rel=1e-3, abs=1e-5), name
@@ -162,7 +163,7 @@ def test_fused_follows_the_reference(baseline, use_dat, options):
 @pytest.mark.parametrize("use_dat", [True, False], ids=["dat", "plain"])
 @pytest.mark.parametrize("baseline", BASELINES)
 def test_replays_are_the_iteration(graphs_on_the_cpu, baseline, use_dat):  # noqa: F811
-    eager, replayed = (trainer(baseline=baseline, dat=use_dat, cuda_graph=False) for _ in range(2))
+    eager, replayed = (trainer(baseline=baseline, dat=use_dat, cuda_graph=False, device="cpu") for _ in range(2))
     replayed.config.cuda_graph = True
     replayed._run = replayed._prepare()
     assert replayed._run != replayed.iteration.run
@@ -172,7 +173,7 @@ def test_replays_are_the_iteration(graphs_on_the_cpu, baseline, use_dat):  # noq
     assert_same(eager.state(), replayed.state())
 
 
-def test_a_resumed_run_is_the_whole_run():
+def test_a_resumed_run_is_the_whole_run(deterministic):
     whole, first, second = (trainer(baseline="wgan-gp", n_dis=2) for _ in range(3))
     torch.manual_seed(3)
     expected = copy.deepcopy(steps(whole, 5).state())

@@ -90,7 +90,13 @@ def test_every_option_has_bad_values():
     assert options == set(BAD_VALUES) | NO_VALUE | TESTED_BELOW
 
 
-@pytest.mark.parametrize(("option", "value"), [(o, v) for o, values in BAD_VALUES.items() for v in values])
+NEEDS = {"inception_weights": pytest.mark.needs("torch_fidelity")}
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [pytest.param(o, v, marks=NEEDS.get(o, ())) for o, values in BAD_VALUES.items() for v in values],
+)
 def test_bad_value_is_one_sentence_and_exit_code_2(tmp_path, capsys, no_training, option, value):
     assert run_train(tmp_path / "runs", f"{flag(option)}={value}") == 2
     complaint = capsys.readouterr().err
@@ -287,7 +293,18 @@ elif moment == "between":  # the last generator is written, its checkpoint not
     trainer.RunFolder.save_checkpoint = not_saved
 sys.exit(train.main(arguments))
 """
-CONTINUED = [*TINY, "--save-every", "3", "--sample-every", "4", "--baseline", "wgan-alp", "--n-dis", "2"]
+CONTINUED = [
+    *TINY,
+    "--deterministic",
+    "--save-every",
+    "3",
+    "--sample-every",
+    "4",
+    "--baseline",
+    "wgan-alp",
+    "--n-dis",
+    "2",
+]
 RESUMED = [*CONTINUED, "--steps", "9"]
 
 
@@ -311,7 +328,7 @@ def undisturbed(tmp_path_factory) -> Path:
 @pytest.mark.parametrize(
     "moment", ["config", "step1", "step2", "step5", "checkpoint", "rename", "generator", "between"]
 )
-def test_resume_after_a_kill_is_exact(tmp_path, undisturbed, moment):
+def test_resume_after_a_kill_is_exact(tmp_path, undisturbed, deterministic, moment):
     options = [*RESUMED, "--outdir", str(tmp_path)]
     assert child(moment, *options) == -signal.SIGKILL
     assert train.main([*options, "--resume", "latest"]) == 0
@@ -326,7 +343,7 @@ def test_resume_after_a_kill_is_exact(tmp_path, undisturbed, moment):
     assert not list(run.rglob(".*.tmp*"))
 
 
-def test_resume_goes_on_past_the_end(tmp_path, undisturbed):
+def test_resume_goes_on_past_the_end(tmp_path, undisturbed, deterministic):
     options = [*CONTINUED, "--outdir", str(tmp_path)]
     assert train.main([*options, "--steps", "6"]) == 0
     assert train.main([*options, "--steps", "9", "--resume"]) == 0
@@ -335,8 +352,8 @@ def test_resume_goes_on_past_the_end(tmp_path, undisturbed):
     assert train.main([*options, "--steps", "9", "--resume", str(run)]) == 0  # nothing left to do
 
 
-def test_resume_from_a_chosen_checkpoint(tmp_path):
-    assert run_train(tmp_path, "--steps", "4", "--save-every", "2") == 0
+def test_resume_from_a_chosen_checkpoint(tmp_path, deterministic):
+    assert run_train(tmp_path, "--deterministic", "--steps", "4", "--save-every", "2") == 0
     (run,) = tmp_path.iterdir()
     before = (run / "generator.safetensors").read_bytes()
     (run / "generator.safetensors").unlink()

@@ -1,6 +1,8 @@
 """Every baseline trains, plain and with DAT, and the fast path follows the reference."""
 
+import copy
 import gzip
+import os
 
 import numpy as np
 import pytest
@@ -11,12 +13,14 @@ from datgan_fast.config import BASELINES
 from datgan_fast.measuring import Statistics
 from datgan_fast.networks import build_discriminator, build_generator
 
+pytestmark = pytest.mark.usefixtures("gpu_precision")
 STEPS = 4
 
 
 def losses(steps=STEPS, **options):
     """[step, (loss_d, loss_g, penalty, wasserstein, input_grad_norm)] of a run that writes nothing, and its generator."""
-    trainer = dat.Trainer(dat.TrainConfig(batch_size=16, z_dim=8, log_every=1, **options))
+    options = {"batch_size": 16, "z_dim": 8, "log_every": 1, "precision": "fp32", "tf32": False, **options}
+    trainer = dat.Trainer(dat.TrainConfig(**options))
     rows = []
     for _ in range(steps):
         trainer.train_step()
@@ -123,7 +127,7 @@ def test_average_follows_the_weights():
         assert torch.equal(ours, theirs)
 
 
-def test_evaluation_and_samples_leave_training_alone():
+def test_evaluation_and_samples_leave_training_alone(deterministic):
     trainer, other = (dat.Trainer(dat.TrainConfig(width=4, batch_size=8)) for _ in range(2))
     torch.manual_seed(0)
     trainer.train_step()
@@ -137,6 +141,38 @@ def test_evaluation_and_samples_leave_training_alone():
     assert torch.equal(after, torch.rand(3))
     for a, b in zip(trainer.generator.parameters(), other.generator.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_deterministic_is_asked_of_torch(deterministic, monkeypatch):
+    torch.use_deterministic_algorithms(False)
+    torch.backends.cudnn.benchmark = True
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    trainer = dat.Trainer(dat.TrainConfig(width=4, batch_size=8))
+    assert not torch.are_deterministic_algorithms_enabled()
+    trainer = dat.Trainer(dat.TrainConfig(width=4, batch_size=8, deterministic=True))
+    assert torch.are_deterministic_algorithms_enabled()
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    assert trainer.device.type == "cpu" or not torch.backends.cudnn.benchmark
+
+
+@pytest.mark.parametrize("architecture", ["dcgan", "resnet"])
+@pytest.mark.parametrize("baseline", BASELINES)
+def test_deterministic_training_continues_bit_for_bit(deterministic, baseline, architecture):
+    """In a GPU's default precision and, there, as replays of a CUDA graph."""
+    options = {"baseline": baseline, "architecture": architecture, "deterministic": True}
+
+    def trained(steps, state=None):
+        trainer = dat.Trainer(dat.TrainConfig(width=4, batch_size=8, z_dim=8, **options))
+        if state:
+            trainer.load_state(state)
+        for _ in range(steps):
+            trainer.train_step()
+        return trainer
+
+    whole, continued = trained(4), trained(2, state=copy.deepcopy(trained(2).state()))
+    for name in ("generator", "discriminator"):
+        for a, b in zip(getattr(whole, name).parameters(), getattr(continued, name).parameters(), strict=True):
+            assert torch.equal(a, b), name
 
 
 def test_mnist_files_train(tmp_path):
