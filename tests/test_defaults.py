@@ -1,13 +1,15 @@
 """The process's defaults (torch.set_default_device, set_default_dtype) change nothing of ours."""
 
 import ast
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
-from networks import conv, images
+from networks import build, images
 
 import datgan_fast as dat
+from datgan_fast.metrics import sliced_wasserstein
 
 PACKAGE = Path(__file__).resolve().parent.parent / "datgan_fast"
 FLOATING = {"rand", "randn", "empty", "zeros", "ones", "linspace", "normal"}  # whose dtype is the default one
@@ -34,42 +36,65 @@ def test_every_factory_names_its_device_and_dtype():
     assert not found, "\n".join(found)
 
 
-@pytest.fixture(params=["device", "dtype"])
-def other_default(request):
+@contextmanager
+def other_default(kind):
     """A default device on which nothing can be computed, or another default dtype."""
-    if request.param == "device":
-        torch.set_default_device("meta")
+    set_it = torch.set_default_device if kind == "device" else torch.set_default_dtype
+    other, usual = ("meta", None) if kind == "device" else (torch.float64, torch.float32)
+    set_it(other)
+    try:
         yield
-        torch.set_default_device(None)
-    else:
-        torch.set_default_dtype(torch.float64)
-        yield
-        torch.set_default_dtype(torch.float32)
+    finally:
+        set_it(usual)
 
 
-def results():
-    """What the library computes, by name, from networks and images that name their devices themselves."""
-    torch.manual_seed(0)
-    with torch.device("cpu"):
-        x = images(4, 1), images(3, 2)
-        network = conv().to(torch.float32)
-        penalties = {
-            "gp": dat.penalties.gradient_penalty(),
-            "alp": dat.penalties.adversarial_lipschitz(),
-            "r1": dat.penalties.r1(),
-        }
-    for name in ("state", "float"):
-        del name
-    made = {}
-    for fused in (True, False):
-        for steps in (1, 2):
-            record = dat.discriminator_step(
-                network, *x, eps=0.1, norm="l2", steps=steps, random_start=steps > 1, fused=fused
-            )
-            made[f"step {fused} {steps}"] = record.loss
-    made["attack"] = dat.adversarial_batch(network, *x, eps=0.1)[0]
-    made["perturb"] = dat.perturb(x[0], x[0], 0.1)
-    made["loss"] = dat.attack_loss(x[0][:, 0, 0, 0], x[1][:, 0, 0, 0])[0]
-    for name, penalty in penalties.items():
-        made[name] = penalty(network, *x).detach()
-    return made
+def steps_and_attacks():
+    x, network = (images(4, 1), images(3, 2)), build("conv")
+
+    def run():
+        torch.manual_seed(0)
+        for fused in (True, False):
+            for more in ({}, {"norm": "l2", "steps": 2, "random_start": True}):
+                yield dat.discriminator_step(network, *x, eps=0.1, fused=fused, **more).loss
+        yield dat.adversarial_batch(network, *x, eps=0.1)[0]
+        yield dat.perturb(x[0], x[0], 0.1)
+        yield dat.attack_loss(x[0][:, 0, 0, 0], x[1][:, 0, 0, 0])[0]
+        for penalty in (dat.penalties.gradient_penalty(), dat.penalties.adversarial_lipschitz(), dat.penalties.r1()):
+            yield penalty(network, *x).detach()
+
+    return run
+
+
+def training(dataset):
+    def run():
+        trainer = dat.Trainer(dat.TrainConfig(dataset=dataset, width=4, batch_size=8, baseline="wgan-gp", device="cpu"))
+        trainer.train_step()
+        yield from (p.detach() for p in trainer.iteration.average.parameters())
+        yield torch.tensor(trainer.evaluate()[0]["value"], dtype=torch.float64, device="cpu")
+
+    return run
+
+
+def a_metric():
+    x = images(5, 1), images(5, 2)
+    return lambda: [torch.tensor(sliced_wasserstein(*x), dtype=torch.float64, device="cpu")]
+
+
+RUNS = {
+    "steps and attacks": steps_and_attacks,
+    "training on images": lambda: training("digits"),
+    "training on points": lambda: training("ring"),
+    "a metric": a_metric,
+}
+
+
+@pytest.mark.parametrize("other", ["device", "dtype"])
+@pytest.mark.parametrize("name", RUNS)
+def test_defaults_change_nothing(name, other):
+    run = RUNS[name]()
+    expected = list(run())
+    with other_default(other):
+        results = list(run())
+    for result, value in zip(results, expected, strict=True):
+        assert result.device.type == "cpu"
+        assert torch.equal(result, value)

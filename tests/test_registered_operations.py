@@ -1,0 +1,137 @@
+"""torch.ops.datgan_fast.* called directly cannot touch memory that is not its own: every tensor that does not fit is refused."""
+
+import pytest
+import torch
+
+import datgan_fast  # noqa: F401  registers the operations
+
+OPS = torch.ops.datgan_fast
+M, N, SHAPE = 4, 3, (3, 5, 5)
+
+each_impl = pytest.mark.parametrize("impl", ["", "reference"], ids=["kernels", "reference"])
+
+
+def wrong_ones(t, name):
+    """Tensors in t's place that are too small, too large or of another kind, with what is said of them."""
+    yield t.new_zeros(*(size + 1 for size in t.shape)), (ValueError,)
+    yield t.new_zeros(*(max(size - 1, 0) for size in t.shape)), (ValueError,)
+    yield t.new_zeros(*t.shape, 64), (ValueError,)
+    yield t.new_zeros(()), (ValueError,)
+    yield t.to(torch.int64), (TypeError,)
+    yield t.to("meta"), (ValueError, RuntimeError)
+    yield t.to_sparse(), (TypeError, RuntimeError)
+    if name in WRITTEN:
+        yield t.new_zeros(1, *t.shape[1:]).expand(t.shape), (ValueError,)
+        if not name.startswith("norm"):
+            yield t.double(), (ValueError,)
+
+
+def step_arguments():
+    x, v = torch.zeros(M, *SHAPE), torch.zeros(M, *SHAPE)
+    y, w = torch.zeros(N, *SHAPE), torch.zeros(N, *SHAPE)
+    real, fake = torch.zeros(M), torch.zeros(N)
+    return {
+        "x_real": x,
+        "x_fake": y,
+        "v_real": v,
+        "v_fake": w,
+        "real_logits": real,
+        "fake_logits": fake,
+        "reference_real": real,
+        "reference_fake": fake,
+        "weight_real": torch.ones(M),
+        "weight_fake": torch.ones(N),
+        "eps": 0.1,
+        "objective": "vanilla",
+        "formulation": "eq10",
+        "norm": "l2",
+        "clip_min": -1.0,
+        "clip_max": 1.0,
+        "adv_real": x.clone(),
+        "adv_fake": y.clone(),
+        "grad_real": v.clone(),
+        "grad_fake": w.clone(),
+        "norm_real": torch.zeros(M),
+        "norm_fake": torch.zeros(N),
+        "losses": torch.zeros(2),
+    }
+
+
+WRITTEN = ("adv_real", "adv_fake", "grad_real", "grad_fake", "norm_real", "norm_fake", "losses", "out")
+FREE = ("reference_real", "reference_fake")  # of any length
+
+
+def call_step(arguments, impl):
+    values = list(arguments.values())
+    OPS.attack_step(*values[:16], impl, *values[16:])
+
+
+@each_impl
+@pytest.mark.parametrize("name", [name for name, value in step_arguments().items() if isinstance(value, torch.Tensor)])
+def test_attack_step_refuses_what_does_not_fit(name, impl):
+    call_step(step_arguments(), impl)
+    for wrong, kinds in wrong_ones(step_arguments()[name], name):
+        if name in FREE and wrong.dim() == 1 and kinds == (ValueError,):  # another number of logits
+            continue
+        with pytest.raises(kinds):
+            call_step(step_arguments() | {name: wrong}, impl)
+
+
+@each_impl
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [("objective", "wgan"), ("formulation", "eq9"), ("norm", "l1"), ("eps", float("nan")), ("clip_min", 2.0)],
+)
+def test_attack_step_refuses_other_words_and_numbers(name, wrong, impl):
+    with pytest.raises(ValueError, match=name):
+        call_step(step_arguments() | {name: wrong}, impl)
+
+
+@each_impl
+@pytest.mark.parametrize("name", ["x", "grad", "out"])
+def test_perturb_refuses_what_does_not_fit(name, impl):
+    def call(**changes):
+        given = {"x": torch.zeros(M, *SHAPE), "grad": torch.zeros(M, *SHAPE), "out": torch.zeros(M, *SHAPE)} | changes
+        OPS.perturb(given["x"], given["grad"], 1.0, "none", None, None, impl, given["out"])
+
+    call()
+    for wrong, kinds in wrong_ones(torch.zeros(M, *SHAPE), name):
+        with pytest.raises(kinds):
+            call(**{name: wrong})
+    with pytest.raises(ValueError, match="norm must be one of"):
+        OPS.perturb(*torch.zeros(2, M, 3), 1.0, "l1", None, None, impl, torch.zeros(M, 3))
+
+
+@each_impl
+@pytest.mark.parametrize("place", range(4))
+def test_attack_loss_refuses_what_does_not_fit(place, impl):
+    logits = [torch.zeros(n) for n in (M, N, M, N)]
+    OPS.attack_loss(*logits, "vanilla", "eq10", impl)
+    for wrong in (
+        torch.zeros(64, 64),
+        torch.zeros(()),
+        torch.zeros(4, dtype=torch.int32),
+        torch.zeros(4, device="meta"),
+    ):
+        with pytest.raises((TypeError, ValueError, RuntimeError)):
+            OPS.attack_loss(*logits[:place], wrong, *logits[place + 1 :], "vanilla", "eq10", impl)
+    for objective, formulation in (("wgan", "eq10"), ("vanilla", "eq9")):
+        with pytest.raises(ValueError, match="must be one of"):
+            OPS.attack_loss(*logits, objective, formulation, impl)
+
+
+def test_nothing_is_written_where_something_is_refused():
+    arguments = step_arguments()
+    arguments["adv_fake"] = torch.zeros(N + 1, *SHAPE)
+    arguments["adv_real"].fill_(7)
+    with pytest.raises(ValueError, match="adv_fake"):
+        call_step(arguments, "")
+    assert (arguments["adv_real"] == 7).all()
+
+
+@pytest.mark.parametrize("device", ["meta", "cpu"])
+def test_shapes_are_checked_without_values_too(device):
+    """Fake and meta tensors, as the compiler sees them."""
+    x = torch.zeros(M, *SHAPE, device=device)
+    with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True), pytest.raises(ValueError, match="out must be"):
+        OPS.perturb(x, x, 1.0, "none", None, None, "", x[:2])
