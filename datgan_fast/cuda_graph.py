@@ -65,7 +65,7 @@ class Recorder:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream = cuda.Stream(device)
-        self._scratch = torch.zeros((), device=device)
+        self._scratch = torch.zeros((), dtype=torch.float32, device=device)
 
     def warm_up(self, run: Callable[[], None]) -> None:
         """Raises RuntimeError if the last run waits for the device: found now, it breaks no capture."""

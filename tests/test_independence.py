@@ -7,7 +7,7 @@ from networks import DISCRIMINATORS, SHAPE, Stranger, build, conv, images
 from torch import nn
 
 import datgan_fast as dat
-from datgan_fast.independence import treats_images_independently
+from datgan_fast.independence import LARGEST_MEMORY, treats_images_independently
 
 pytestmark = pytest.mark.usefixtures("one_thread", "merging")
 
@@ -134,3 +134,54 @@ def test_the_question_for_independence_leaves_autocast_its_weights():
         with torch.autocast("cpu", dtype=torch.bfloat16):
             logits.append(dat.discriminator_step(network, x_real, x_fake, eps=0.1).real_logits)
     assert torch.equal(*logits)
+
+
+class ScaledByTheBatchSize(nn.Module):
+    """Through a gate that is closed, so that no value tells."""
+
+    def __init__(self, tensor):
+        super().__init__()
+        self.gate, self.tensor = nn.Parameter(torch.zeros(())), tensor
+
+    def forward(self, x):
+        size = torch.tensor(float(len(x))) if self.tensor else len(x)
+        return x + self.gate * x * size
+
+
+@pytest.mark.parametrize("tensor", [False, True])
+def test_the_size_of_the_batch_behind_a_closed_gate(tensor):
+    assert not treats_images_independently(conv(ScaledByTheBatchSize(tensor)), *batches())
+
+
+class ThroughNumpy(nn.Module):
+    """Where no operation of torch's shows what is done: the values must tell."""
+
+    def forward(self, x):
+        return x - torch.from_numpy(x.detach().numpy().mean(0))
+
+
+def test_values_tell_where_operations_do_not():
+    assert not treats_images_independently(conv(ThroughNumpy()), *batches())
+
+
+class Refuses(nn.Module):
+    def forward(self, x):
+        if len(x) > M:
+            raise KeyError("more images than there are labels")
+        return x
+
+
+def test_a_network_that_does_not_take_both_batches():
+    assert not treats_images_independently(conv(Refuses()), *batches())
+
+
+def test_a_network_that_always_changes_is_not_asked_for_ever():
+    class Changing(nn.Module):
+        def forward(self, x):
+            return x
+
+    network, calls = conv(Changing()), []
+    network.register_forward_hook(lambda *_: calls.append(1))
+    for m in range(2, 90):
+        treats_images_independently(network, images(m, 1), images(N, 2))
+    assert len(calls) == 3 * LARGEST_MEMORY
