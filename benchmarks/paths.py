@@ -48,6 +48,7 @@ def step(baseline: str, use_dat: bool, precision: str) -> dict[str, Any]:
         iteration.discriminator_step = plain
     return {
         "path": seen[-1].path,
+        "reason": seen[-1].reason,
         "expected_path": "separate" if config.resolved().batch_norm else "shared",
         "backend": dispatch.resolve(torch.device(DEVICE)),
         "finite": bool(seen[-1].loss.isfinite()),

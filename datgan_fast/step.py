@@ -199,7 +199,10 @@ def adversarial_batch(
         (adv_real, adv_fake), detached, like the images given.
 
     Raises:
-        ValueError: an argument has the wrong value, or the discriminator does not give one logit per image.
+        ValueError: an argument has the wrong value, images lie outside [clip_min, clip_max] (looked at in a discriminator's first
+            attack), or the discriminator does not give one logit per image that depends on the image.
+        TypeError: images or numbers are of another kind.
+        RuntimeError: inside torch.inference_mode().
 
     Source: Li, Xia, Li (2020), Eq. 9 and 10, Algorithm 1 lines 5-8.
     """
@@ -280,10 +283,14 @@ def discriminator_step(
     Returns:
         DiscriminatorStep, everything detached; `path` says what ran: "shared" (one backward for weights and inputs),
         "separate" (a backward of its own for the attack, where images depend on each other or the attack's coefficient
-        cannot be had from the objective's) or "reference".
+        cannot be had from the objective's) or "reference" (asked for, or where hooks on parameters or on a module's backward
+        want one backward of the whole loss); `reason` says why it is not "shared".
 
     Raises:
-        ValueError: an argument has the wrong value, or the discriminator does not give one logit per image.
+        ValueError: an argument has the wrong value, images lie outside [clip_min, clip_max] (looked at in a discriminator's first
+            step), or the discriminator does not give one logit per image that depends on the image.
+        TypeError: images or numbers are of another kind.
+        RuntimeError: inside torch.inference_mode().
 
     Spectral normalisation makes one power iteration per step. Running statistics see the clean and the perturbed images, in
     either path alike.
