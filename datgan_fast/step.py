@@ -15,157 +15,14 @@ from torch import Tensor, nn
 
 from . import formulas, reference
 from .attack_arguments import Attack, AttackInputs, Pair
+from .batches import Batches, ChangedError
 from .formulas import Bound, as_float, image_norm
-from .independence import Forward, ask, forget, forward, seen_to_mix
+from .independence import Forward, forget
 from .memory import keep_freed_memory
 from .module_state import one_power_iteration, remember, unchanged_state, weights_are_cached
 from .ops import attack_loss, attack_step_into, perturb
 from .reference import DiscriminatorStep, Penalty
-from .step_arguments import StepArguments, check_graph, check_lambda, check_trainable, checked, logits_of
-
-
-def _merging_pays(device: torch.device) -> bool:
-    return device.type == "cuda"
-
-
-class _ChangedError(Exception):
-    """The network does something else with the merged batch than when it was asked."""
-
-
-class _Batches:
-    """Real and generated images on their way through D, one batch after the other, or merged into one.
-
-    Where images are independent the two are the same. On a GPU merging halves the launches; on a CPU, where it saves
-    nothing, it would double the memory that a pass takes.
-    """
-
-    def __init__(self, given: StepArguments, may_merge: bool) -> None:
-        self.m = len(given.x_real)
-        self._network = given.network
-        self._objective = given.attack.objective
-        self._answer = seen_to_mix(given.network)  # without an answer forwards are watched
-        merging = may_merge and _merging_pays(given.x_real.device)
-        self._compiled = given.network.is_compiled()
-        if merging or self._compiled:
-            answer = ask(given.network, given.x_real, given.x_fake)
-            if answer.why_not is None or self._compiled:
-                self._answer = answer
-        self.merged = merging and self._answer is not None and self._answer.why_not is None
-        self.clean = self.join(given.x_real, given.x_fake)
-
-    def join(self, real: Tensor, fake: Tensor) -> list[Tensor]:
-        return [torch.cat([real, fake])] if self.merged else [real, fake]
-
-    def sides(self, tensors: Sequence[Tensor]) -> Pair:
-        return (tensors[0][: self.m], tensors[0][self.m :]) if self.merged else (tensors[0], tensors[1])
-
-    @property
-    def why_not(self) -> str | None:
-        """Why images are known not to stay apart, where that is known before a forward."""
-        return self._answer.why_not if self._answer else None
-
-    def serves_attack(self, shareable: bool) -> bool:
-        """Whether a forward's graph can give the attack its gradients: compiled code gives one backward, which is the clean
-        loss's."""
-        return not self._compiled or (shareable and self.why_not is None)
-
-    def forward(self, images: Tensor) -> Forward:
-        """D's logits with their graph to the leaf `images`."""
-        result = forward(self._network, images, self._answer)
-        if self.merged and result.why_not:
-            raise _ChangedError(result.why_not)
-        check_graph(result.graph, [images], self._objective)
-        return result
-
-    def objective(self, k: int, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Batch k's part of the discriminator's objective, and its slope for each logit, in float32 or float64."""
-        t = logits.detach().requires_grad_()
-        if self.merged:
-            loss = formulas.discriminator_loss(t[: self.m], t[self.m :], self._objective)
-        else:
-            loss = -(formulas.g1, formulas.g2)[k](self._objective, t).mean()
-        return loss.detach(), torch.autograd.grad(loss, t)[0]
-
-
-Result = TypeVar("Result")
-
-
-def _merged_or_apart(discriminator: nn.Module, device: torch.device, run: Callable[[bool], Result]) -> Result:
-    """run(True); should the network have changed since it was asked, which shows before anything is kept, run(False)."""
-    if not _merging_pays(device) or (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
-        return run(device.type == "cuda")
-    put_back = remember(discriminator)
-    try:
-        return run(True)
-    except _ChangedError:  # and with it goes the graph
-        forget(discriminator)
-    put_back()
-    return run(False)
-
-
-def _leaves(tensors: Sequence[Tensor]) -> list[Tensor]:
-    return [t.detach().requires_grad_() for t in tensors]
-
-
-def _per_image(values: Tensor, images: Tensor) -> Tensor:
-    return as_float(values).view(-1, *[1] * (images.dim() - 1))
-
-
-def _image_gradient(logits: Tensor, x: Tensor, weights: Tensor, to_weights: bool, retain_graph: bool) -> Tensor:
-    """Backward of weights * logits to the images and, if asked to, into the parameters' .grad."""
-    if not to_weights:
-        return torch.autograd.grad(logits, x, weights, retain_graph=retain_graph)[0]
-    logits.backward(weights, retain_graph=retain_graph)
-    gradient = x.grad
-    assert gradient is not None
-    return gradient
-
-
-def _attack(
-    batches: _Batches,
-    x: list[Tensor],
-    logits: Pair,
-    passes: list[Forward],
-    attack: Attack,
-    target: Pair,
-    retain_graph: bool = False,
-    had: Sequence[tuple[Tensor, Tensor]] = (),
-) -> list[Tensor]:
-    """One attack step by a backward of its own, from the graphs of `passes` to the last of the leaves `x`.
-
-    had: of the batches before those, which needed none, (v, weights) of the backward of weights * logits.
-    """
-    own = x[len(had) :]
-    if not had and all(
-        p.why_not is None for p in passes
-    ):  # each image's gradient is its own: its coefficient can come later
-        ones = [torch.ones_like(p.logits) for p in passes]
-        v = torch.autograd.grad([p.logits for p in passes], own, ones, retain_graph=retain_graph)
-        adv = [torch.empty_like(t, requires_grad=False) for t in x]
-        inputs = AttackInputs(batches.sides(x), batches.sides(v), logits, target)
-        attack_step_into(inputs, attack, batches.sides(adv))
-        return adv
-    r, f = _leaves(logits)
-    losses = attack_loss(
-        r,
-        f,
-        objective=attack.objective,
-        formulation=attack.formulation,
-        reference_real_logits=target[0],
-        reference_fake_logits=target[1],
-    )
-    coefficients = batches.join(*torch.autograd.grad(losses[0] + losses[1], (r, f)))
-    gradients = [
-        torch.where(w == 0, 0.0, c / w).view(-1, *[1] * (v.dim() - 1)) * v
-        for c, (v, w) in zip(coefficients, had, strict=False)
-    ]
-    gradients += torch.autograd.grad(
-        [p.logits for p in passes], own, coefficients[len(had) :], retain_graph=retain_graph
-    )
-    return [
-        perturb(images, gradient, attack.eps, norm=attack.norm, clip_min=attack.clip_min, clip_max=attack.clip_max)
-        for images, gradient in zip(x, gradients, strict=True)
-    ]
+from .step_arguments import StepArguments, check_lambda, check_trainable, checked, logits_of
 
 
 def adversarial_batch(
@@ -208,14 +65,15 @@ def adversarial_batch(
     """
     attack = Attack(eps, objective, formulation, norm, clip_min, clip_max)
     given = checked("adversarial_batch", discriminator, x_real, x_fake, attack, steps, alpha, random_start)
-    return _adversarial_batch(discriminator, given)
+    return _adversarial_batch(given)
 
 
-def _adversarial_batch(discriminator: nn.Module, given: StepArguments) -> Pair:
-    return _merged_or_apart(discriminator, given.x_real.device, lambda merge: _attacked(discriminator, given, merge))
+def _adversarial_batch(given: StepArguments) -> Pair:
+    return _merged_or_apart(given, lambda merge: _attacked(given, merge))
 
 
-def _attacked(discriminator: nn.Module, given: StepArguments, may_merge: bool) -> Pair:
+def _attacked(given: StepArguments, merge: bool) -> Pair:
+    discriminator = given.network.module
     attack, (low, high) = given.attack, (given.attack.clip_min, given.attack.clip_max)
     # Several steps are projected first and clipped then.
     step = attack if given.single else attack._replace(eps=given.alpha, clip_min=None, clip_max=None)
@@ -224,7 +82,7 @@ def _attacked(discriminator: nn.Module, given: StepArguments, may_merge: bool) -
         real, fake = (formulas.clip(formulas.random_point(x, attack.eps, attack.norm), low, high) for x in start)
         start = (real, fake)
     with unchanged_state(discriminator), torch.enable_grad():
-        clean = _Batches(given, may_merge)
+        clean = Batches(given, merge)
         adv = clean.join(*start)
         target: Pair | None = None  # the clean batches' logits
         if given.random_start:
@@ -312,113 +170,238 @@ def discriminator_step(
             discriminator, given, lambda_clean, lambda_adv, penalty, grad_scale, reason
         )
 
-    def run(may_merge: bool) -> DiscriminatorStep:
-        return _step(discriminator, given, lambda_clean, lambda_adv, penalty, grad_scale, may_merge)
+    return _merged_or_apart(
+        given, lambda merge: _Step(given, lambda_clean, lambda_adv, penalty, grad_scale, merge).run()
+    )
 
-    return _merged_or_apart(discriminator, given.x_real.device, run)
 
+class _Step:
+    """One step's way through Algorithm 1; each method is one of its passes.
 
-def _step(
-    discriminator: nn.Module,
-    given: StepArguments,
-    lambda_clean: float,
-    lambda_adv: float,
-    penalty: Penalty | None,
-    grad_scale: float | Tensor,
-    may_merge: bool,
-) -> DiscriminatorStep:
-    attack, single = given.attack, given.single
-    formulation, objective = attack.formulation, attack.objective
-    with one_power_iteration(discriminator), torch.enable_grad():
-        clean = _Batches(given, may_merge)
+    What a batch's images get from the clean backward is v = weight * the gradient of their logits. Where the attack can use that
+    (`shares`), a batch's graph is gone before the next is built; the others' wait for both batches' scores.
+    """
+
+    def __init__(
+        self,
+        given: StepArguments,
+        lambda_clean: float,
+        lambda_adv: float,
+        penalty: Penalty | None,
+        grad_scale: float | Tensor,
+        merge: bool,
+    ) -> None:
+        self.given, self.attack, self.penalty = given, given.attack, penalty
+        self.discriminator = given.network.module
+        self.lambda_clean, self.lambda_adv, self.grad_scale = lambda_clean, lambda_adv, grad_scale
+        self.merge = merge
+        self.why_not = ""  # why the step is not shared
         # With eq10, or wasserstein's constant g', the attack's coefficient is the objective's times a sign: nothing that
         # has saturated in the objective is wanted in the attack, and the factor between them is finite.
-        shareable = formulation == "eq10" or objective == "wasserstein" or not lambda_clean
-        why_not = ""
-        if lambda_adv and not shareable:
-            why_not = f"{formulation} wants gradients that {objective}'s objective may have saturated to zero"
-        # The attack comes first and by itself where it makes several steps, or where a graph serves one backward only.
-        alone = lambda_adv > 0 and not (single and clean.serves_attack(shareable))
-        if alone:
-            why_not = why_not or clean.why_not or "an attack of several steps makes its own backwards"
-        adv = clean.join(*_adversarial_batch(discriminator, given)) if alone else []
-        attacks = lambda_adv > 0 and not alone
-        borrowed, again = weights_are_cached(), False
+        formulation, objective = self.attack.formulation, self.attack.objective
+        self.shareable = formulation == "eq10" or objective == "wasserstein" or not lambda_clean
+        if lambda_adv and not self.shareable:
+            self.why_not = f"{formulation} wants gradients that {objective}'s objective may have saturated to zero"
 
-        x = _leaves(clean.clean)
-        logits, losses, weights = [], [], []
-        passes: dict[int, Forward] = {}  # whose graphs the attack wants, with both batches' scores
-        gradients: dict[int, Tensor] = {}
-        for k, images in enumerate(x):
-            pass_ = clean.forward(images)
-            why_not = why_not or ("" if alone else pass_.why_not or "")
-            borrowed |= pass_.graph.is_borrowed()
-            logits.append(pass_.logits.detach())
-            loss, slope = clean.objective(k, pass_.logits)
-            losses.append(loss)
+    def run(self) -> DiscriminatorStep:
+        with one_power_iteration(self.discriminator), torch.enable_grad():
+            self.batches = Batches(self.given, self.merge)
+            self.adv = self.early_attack()
+            self.clean_pass()
+            self.attack_pass()
+            self.input_gradient_norms()
+            self.adversarial_pass()
+            self.penalty_pass()
+        return self.record()
+
+    def early_attack(self) -> list[Tensor]:
+        """An attack with forwards of its own: of several steps, or where a graph serves one backward only, the clean loss's."""
+        self.attacks = self.lambda_adv > 0
+        if not self.attacks or (self.given.single and self.batches.serves_attack(self.shareable)):
+            return []
+        self.attacks = False  # in the passes below
+        self.why_not = self.why_not or self.batches.why_not or "an attack of several steps makes its own backwards"
+        return self.batches.join(*_adversarial_batch(self.given))
+
+    def clean_pass(self) -> None:
+        """Line 6, and the clean half of line 10: the scores, and each batch's backward unless the attack needs its graph."""
+        attack_is_early = bool(self.adv)
+        self.x = _leaves(self.batches.clean)
+        self.logits: list[Tensor] = []
+        self.losses: list[Tensor] = []
+        self.weights: list[Tensor] = []
+        self.v: dict[int, Tensor] = {}
+        self.waiting: dict[int, Forward] = {}
+        self.borrowed = weights_are_cached()  # a part of these graphs is wanted by later backwards
+        for k, images in enumerate(self.x):
+            result = self.batches.forward(images)
+            if not attack_is_early:
+                self.why_not = self.why_not or result.why_not or ""
+            self.borrowed |= result.graph.is_borrowed()
+            loss, slope = self.batches.objective(k, result.logits)
             # Without the clean loss only the images' gradients are wanted.
-            weight = (
-                (grad_scale * lambda_clean * slope).to(pass_.logits.dtype)
-                if lambda_clean
-                else torch.ones_like(pass_.logits)
-            )
-            weights.append(weight)
-            shares = shareable and pass_.why_not is None
-            if attacks and not shares and pass_.graph.is_compiled():  # inside, where the modules do not show it
-                attacks, again = False, True
-            if not attacks or shares:
-                gradients[k] = _image_gradient(pass_.logits, images, weight, bool(lambda_clean), borrowed)
+            weight = self.grad_scale * self.lambda_clean * slope if self.lambda_clean else torch.ones_like(slope)
+            self.logits.append(result.logits.detach())
+            self.losses.append(loss)
+            self.weights.append(weight.to(result.logits.dtype))
+            shares = self.shareable and result.why_not is None
+            if self.attacks and not shares and result.graph.is_compiled():  # inside, where the modules do not show it
+                self.attacks = False
+            if shares or not self.attacks:
+                self.clean_backward(k, result.logits)
             else:
-                passes[k] = pass_
-            del pass_  # before the next one is built
-        r, f = clean.sides(logits)
-        loss_clean = torch.stack(losses).sum()
-        norms: list[Tensor] = []
-        if passes and not again:
-            had = [(gradients[k], weights[k]) for k in sorted(gradients)]
-            adv = _attack(clean, x, (r, f), list(passes.values()), attack, (r, f), retain_graph=True, had=had)
-        for k in sorted(passes):
-            gradients[k] = _image_gradient(passes.pop(k).logits, x[k], weights[k], bool(lambda_clean), borrowed)
-        if again:
-            adv = clean.join(*_adversarial_batch(discriminator, given))
-        v = [gradients.pop(k) for k in range(len(x))]
-        x = [t.detach() for t in x]
-        if attacks and not adv:
-            norms = [torch.empty(len(t), dtype=loss_clean.dtype, device=t.device) for t in x]
-            adv = [torch.empty_like(t) for t in x]
-            attack_step_into(
-                AttackInputs(clean.sides(x), clean.sides(v), (r, f), (r, f), clean.sides(weights)),
-                attack,
-                clean.sides(adv),
-                norms=clean.sides(norms),
-            )
-            norms = [a / w.to(a.dtype).abs() for a, w in zip(norms, weights, strict=True)]
-        else:  # divided first, as in the reference
-            norms = [image_norm(as_float(t) / _per_image(w, t)) for t, w in zip(v, weights, strict=True)]
-        del v
+                self.waiting[k] = result
+            del result  # before the next one is built
 
-        loss_adv = torch.zeros_like(loss_clean)
-        for k, images in enumerate(adv):
-            graph = logits_of(discriminator, images)
-            loss, slope = clean.objective(k, graph)
-            loss_adv = loss_adv + loss
-            graph.backward((grad_scale * lambda_adv * slope).to(graph.dtype), retain_graph=borrowed)
-            del graph
-        penalty_value = torch.zeros_like(loss_clean)
-        if penalty is not None:
-            penalty_value = penalty(discriminator, given.x_real, given.x_fake)
-            if penalty_value.requires_grad:
-                (penalty_value * grad_scale).backward()
-            penalty_value = penalty_value.detach()
-    return DiscriminatorStep(
-        loss=lambda_clean * loss_clean + lambda_adv * loss_adv + penalty_value,
-        loss_clean=loss_clean,
-        loss_adv=loss_adv,
-        penalty=penalty_value,
-        real_logits=r,
-        fake_logits=f,
-        wasserstein=r.mean(dtype=loss_clean.dtype) - f.mean(dtype=loss_clean.dtype),
-        input_grad_norm=torch.cat(norms),
-        path="separate" if why_not else "shared",
-        reason=why_not,
+    def clean_backward(self, k: int, logits: Tensor) -> None:
+        """Of the weighted logits, to the images and to the parameters' .grad."""
+        if self.lambda_clean:
+            logits.backward(self.weights[k], retain_graph=self.borrowed)
+            gradient = self.x[k].grad
+            assert gradient is not None
+        else:
+            (gradient,) = torch.autograd.grad(logits, self.x[k], self.weights[k], retain_graph=self.borrowed)
+        self.v[k] = gradient
+
+    def attack_pass(self) -> None:
+        """Lines 7 and 8: the perturbed images, from the clean backward or by a backward of the attack's own."""
+        scores = self.batches.sides(self.logits)
+        if self.attacks and self.waiting:
+            had = [(self.v[k], self.weights[k]) for k in sorted(self.v)]
+            waiting = list(self.waiting.values())
+            self.adv = _attack(self.batches, self.x, scores, waiting, self.attack, scores, retain_graph=True, had=had)
+            del waiting
+        for k in sorted(self.waiting):
+            self.clean_backward(k, self.waiting.pop(k).logits)
+        if self.lambda_adv and not self.attacks and not self.adv:  # found to be compiled on the way
+            self.adv = self.batches.join(*_adversarial_batch(self.given))
+        self.x = [t.detach() for t in self.x]
+        self.norms: list[Tensor] = []
+        if not self.attacks or self.adv:
+            return
+        batches, v = self.batches, [self.v[k] for k in range(len(self.x))]
+        self.norms = [torch.empty(len(t), dtype=self.losses[0].dtype, device=t.device) for t in self.x]
+        self.adv = [torch.empty_like(t) for t in self.x]
+        attack_step_into(
+            AttackInputs(batches.sides(self.x), batches.sides(v), scores, scores, batches.sides(self.weights)),
+            self.attack,
+            batches.sides(self.adv),
+            norms=batches.sides(self.norms),
+        )
+
+    def input_gradient_norms(self) -> None:
+        """||v / weight|| of each image, which the single pass has measured on its way; frees the gradients."""
+        if self.norms:
+            self.norms = [a / w.to(a.dtype).abs() for a, w in zip(self.norms, self.weights, strict=True)]
+        else:  # divided first, as in the reference
+            pairs = [(as_float(self.v[k]), as_float(w)) for k, w in enumerate(self.weights)]
+            self.norms = [image_norm(v / w.view(-1, *[1] * (v.dim() - 1))) for v, w in pairs]
+        self.v.clear()
+
+    def adversarial_pass(self) -> None:
+        """Lines 9 and 10 for the perturbed images: their loss and its backward, batch by batch."""
+        self.loss_adv = torch.zeros_like(self.losses[0])
+        for k, images in enumerate(self.adv):
+            logits = logits_of(self.discriminator, images)
+            loss, slope = self.batches.objective(k, logits)
+            self.loss_adv = self.loss_adv + loss
+            logits.backward((self.grad_scale * self.lambda_adv * slope).to(logits.dtype), retain_graph=self.borrowed)
+            del logits
+
+    def penalty_pass(self) -> None:
+        self.penalty_value = torch.zeros_like(self.losses[0])
+        if self.penalty is None:
+            return
+        value = self.penalty(self.discriminator, self.given.x_real, self.given.x_fake)
+        if value.requires_grad:
+            (value * self.grad_scale).backward()
+        self.penalty_value = value.detach()
+
+    def record(self) -> DiscriminatorStep:
+        r, f = self.batches.sides(self.logits)
+        loss_clean = torch.stack(self.losses).sum()
+        return DiscriminatorStep(
+            loss=self.lambda_clean * loss_clean + self.lambda_adv * self.loss_adv + self.penalty_value,
+            loss_clean=loss_clean,
+            loss_adv=self.loss_adv,
+            penalty=self.penalty_value,
+            real_logits=r,
+            fake_logits=f,
+            wasserstein=r.mean(dtype=loss_clean.dtype) - f.mean(dtype=loss_clean.dtype),
+            input_grad_norm=torch.cat(self.norms),
+            path="separate" if self.why_not else "shared",
+            reason=self.why_not,
+        )
+
+
+def _merging_pays(device: torch.device) -> bool:
+    return device.type == "cuda"
+
+
+Result = TypeVar("Result")
+
+
+def _merged_or_apart(given: StepArguments, run: Callable[[bool], Result]) -> Result:
+    """run(whether to merge both batches). A network that has changed since it was asked whether that may be shows it in its
+    first forward, before anything is kept: then once more with the batches apart."""
+    device = given.x_real.device
+    if not _merging_pays(device) or (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
+        return run(_merging_pays(device))
+    put_back = remember(given.network.module)
+    try:
+        return run(True)
+    except ChangedError:  # and with it goes the graph
+        forget(given.network.module)
+    put_back()
+    return run(False)
+
+
+def _leaves(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [t.detach().requires_grad_() for t in tensors]
+
+
+def _attack(
+    batches: Batches,
+    x: list[Tensor],
+    logits: Pair,
+    passes: list[Forward],
+    attack: Attack,
+    target: Pair,
+    retain_graph: bool = False,
+    had: Sequence[tuple[Tensor, Tensor]] = (),
+) -> list[Tensor]:
+    """One attack step by a backward of its own, from the graphs of `passes` to the last of the leaves `x`.
+
+    had: of the batches before those, which needed none, (v, weights) of the backward of weights * logits.
+    """
+    own = x[len(had) :]
+    if not had and all(
+        p.why_not is None for p in passes
+    ):  # each image's gradient is its own: its coefficient can come later
+        ones = [torch.ones_like(p.logits) for p in passes]
+        v = torch.autograd.grad([p.logits for p in passes], own, ones, retain_graph=retain_graph)
+        adv = [torch.empty_like(t, requires_grad=False) for t in x]
+        inputs = AttackInputs(batches.sides(x), batches.sides(v), logits, target)
+        attack_step_into(inputs, attack, batches.sides(adv))
+        return adv
+    r, f = _leaves(logits)
+    losses = attack_loss(
+        r,
+        f,
+        objective=attack.objective,
+        formulation=attack.formulation,
+        reference_real_logits=target[0],
+        reference_fake_logits=target[1],
     )
+    coefficients = batches.join(*torch.autograd.grad(losses[0] + losses[1], (r, f)))
+    gradients = [
+        torch.where(w == 0, 0.0, c / w).view(-1, *[1] * (v.dim() - 1)) * v
+        for c, (v, w) in zip(coefficients, had, strict=False)
+    ]
+    gradients += torch.autograd.grad(
+        [p.logits for p in passes], own, coefficients[len(had) :], retain_graph=retain_graph
+    )
+    return [
+        perturb(images, gradient, attack.eps, norm=attack.norm, clip_min=attack.clip_min, clip_max=attack.clip_max)
+        for images, gradient in zip(x, gradients, strict=True)
+    ]
