@@ -64,13 +64,14 @@ def as_on_a_gpu() -> Iterator[None]:
     """The choices that the library makes by the device."""
     rmsprop = sys.modules["torch.optim.rmsprop"]
     merging, capturable, devices = step._merging_pays, optimizers._capturable, rmsprop._get_capturable_supported_devices
-    step._merging_pays = lambda device: True
+    capturing = step._capturing
+    step._merging_pays = step._capturing = lambda device: True
     optimizers._capturable = lambda device: True
     rmsprop._get_capturable_supported_devices = lambda *_: ["cpu"]
     try:
         yield
     finally:
-        step._merging_pays, optimizers._capturable = merging, capturable
+        step._merging_pays, step._capturing, optimizers._capturable = merging, capturing, capturable
         rmsprop._get_capturable_supported_devices = devices
 
 

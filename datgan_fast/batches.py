@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import formulas
 from .attack_arguments import Pair
-from .independence import Forward, ask, forward, seen_to_mix
+from .independence import Answer, Forward, ask, forward, seen_to_mix
 from .step_arguments import StepArguments, check_graph
 
 
@@ -22,19 +22,20 @@ class Batches:
 
     Where images are independent the two are the same. On a GPU merging halves the launches; on a CPU, where it saves
     nothing, it would double the memory that a pass takes.
+
+    merge: make them one; only where `ask` has said that this is the same.
     """
 
     def __init__(self, given: StepArguments, merge: bool) -> None:
         self.m = len(given.x_real)
         self._network = given.network
         self._objective = given.attack.objective
-        self._answer = seen_to_mix(given.network)  # without an answer forwards are watched
         self._compiled = given.network.is_compiled()
+        self.merged = merge
         if merge or self._compiled:
-            answer = ask(given.network, given.x_real, given.x_fake)
-            if answer.why_not is None or self._compiled:
-                self._answer = answer
-        self.merged = merge and self._answer is not None and self._answer.why_not is None
+            self._answer: Answer | None = ask(given.network, given.x_real, given.x_fake)
+        else:
+            self._answer = seen_to_mix(given.network)  # without an answer the forward is watched
         self.clean = self.join(given.x_real, given.x_fake)
 
     def join(self, real: Tensor, fake: Tensor) -> list[Tensor]:

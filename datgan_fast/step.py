@@ -17,7 +17,7 @@ from . import formulas, reference
 from .attack_arguments import Attack, AttackInputs, Pair
 from .batches import Batches, ChangedError
 from .formulas import Bound, as_float, image_norm
-from .independence import Forward, forget
+from .independence import Forward, ask, forget
 from .memory import keep_freed_memory
 from .module_state import one_power_iteration, remember, unchanged_state, weights_are_cached
 from .ops import attack_loss, attack_step_into, perturb
@@ -338,6 +338,10 @@ def _merging_pays(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
+def _capturing(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
 Result = TypeVar("Result")
 
 
@@ -345,8 +349,9 @@ def _merged_or_apart(given: StepArguments, run: Callable[[bool], Result]) -> Res
     """run(whether to merge both batches). A network that has changed since it was asked whether that may be shows it in its
     first forward, before anything is kept: then once more with the batches apart."""
     device = given.x_real.device
-    if not _merging_pays(device) or (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
-        return run(_merging_pays(device))
+    merge = _merging_pays(device) and ask(given.network, given.x_real, given.x_fake).why_not is None
+    if not merge or _capturing(device):  # a captured network does what it did in the warm-up
+        return run(merge)
     put_back = remember(given.network.module)
     try:
         return run(True)
