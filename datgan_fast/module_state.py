@@ -80,11 +80,14 @@ def unchanged_state(module: nn.Module) -> Iterator[None]:
     Raises RuntimeError for dropout while a CUDA graph is captured, which cannot rewind random numbers.
     """
     put_back = remember(module)
+    cached = dict(parametrize._cache)  # of weights, in parametrize.cached(): one made here may be another in the step
     try:
         with _unchanged_random_state(module), _resting_spectral_norms(module):
             yield
     finally:
         put_back()
+        parametrize._cache.clear()
+        parametrize._cache.update(cached)
 
 
 def _unchanged_random_state(module: nn.Module) -> AbstractContextManager[None]:
