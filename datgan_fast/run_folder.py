@@ -202,9 +202,12 @@ def environment() -> dict[str, Any]:
     from . import __version__, backends
 
     def commit() -> str | None:
+        checkout = Path(__file__).parent.parent
+        if not (checkout / "csrc").is_dir():  # installed: a repository around it is somebody else's
+            return None
         try:
             found = subprocess.run(
-                ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
+                ["git", "-C", str(checkout), "rev-parse", "HEAD"],
                 capture_output=True,
                 text=True,
                 check=True,

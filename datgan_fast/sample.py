@@ -31,7 +31,14 @@ def sample(arguments: argparse.Namespace) -> int:
     if not out.parent.is_dir():
         raise ConfigError(f"--out {out}: its folder does not exist; make {out.parent} first")
     device = resolve_device(arguments.device)
-    generator, network = load_generator(arguments.file)
+    file = Path(arguments.file)
+    if file.is_dir():  # a run
+        file /= "generator.safetensors"
+        if not file.is_file():
+            raise ConfigError(
+                f"FILE {arguments.file}: must be a run folder with a generator.safetensors, or such a file"
+            )
+    generator, network = load_generator(str(file))
     points = network["image_size"] is None
     if arguments.n is None:
         count = 1000 if points else 64
@@ -52,7 +59,7 @@ def sample(arguments: argparse.Namespace) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="python -m datgan_fast.sample", description=__doc__)
-    parser.add_argument("file", metavar="FILE", help="generator.safetensors of a run")
+    parser.add_argument("file", metavar="FILE", help="a run folder, or its generator.safetensors")
     parser.add_argument("--n", help="how many (default: 64 images or 1000 points)")
     parser.add_argument("--seed", default="0", help="seed of the latent vectors (default: 0)")
     parser.add_argument("--out", default="samples.png", help="the picture (default: samples.png)")

@@ -484,8 +484,12 @@ def test_sample_command(tmp_path, capsys):
     assert sample.main([generator, "--n", "9", "--out", str(tmp_path / "a.png")]) == 0
     assert sample.main([generator, "--n", "9", "--out", str(tmp_path / "b.png")]) == 0
     assert sample.main([generator, "--n", "9", "--seed", "1", "--out", str(tmp_path / "c.png")]) == 0
-    a, b, c = ((tmp_path / f"{name}.png").read_bytes() for name in "abc")
-    assert a == b != c
+    assert sample.main([str(run), "--n", "9", "--out", str(tmp_path / "d.png")]) == 0  # the run folder will do
+    a, b, c, d = ((tmp_path / f"{name}.png").read_bytes() for name in "abcd")
+    assert a == b == d != c
+    (run / "generator.safetensors").unlink()
+    assert sample.main([str(run), "--out", str(tmp_path / "e.png")]) == 2
+    assert f"FILE {run}: must be a run folder with a generator.safetensors" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,49 @@
+"""The package as an import and as an installation."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import datgan_fast as dat
+from datgan_fast import run_folder
+
+
+@pytest.mark.parametrize("name", dat.__all__)
+def test_public_names_are_there(name):
+    assert getattr(dat, name) is not None
+    assert name in dir(dat)
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="has no attribute 'trainr'"):
+        dat.trainr  # noqa: B018
+
+
+def test_the_import_draws_and_logs_nothing():
+    """What only the trainer and the commands need is imported when it is asked for."""
+    program = """
+import sys, datgan_fast
+heavy = {"matplotlib", "tensorboard", "torchvision", "sklearn", "scipy", "torch_fidelity", "PIL", "yaml"}
+print(sorted(heavy & set(sys.modules)))
+datgan_fast.Trainer
+print("matplotlib" in sys.modules)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parent.parent
+    )
+    assert (result.returncode, result.stdout.split("\n")[:2]) == (0, ["[]", "True"]), result.stderr
+
+
+def test_an_installed_package_has_no_commit(tmp_path, monkeypatch):
+    """A repository around site-packages is the user's, not ours."""
+    package = tmp_path / "venv" / "lib" / "datgan_fast"
+    package.mkdir(parents=True)
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "theirs"], check=True)
+    monkeypatch.setattr(run_folder, "__file__", str(package / "run_folder.py"))
+    assert run_folder.environment()["commit"] is None
+    (package.parent / "csrc").mkdir()  # a checkout
+    assert len(run_folder.environment()["commit"]) == 40
