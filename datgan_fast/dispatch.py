@@ -129,6 +129,12 @@ def resolve(device: torch.device, impl: str = "") -> str:
     raise AssertionError("the reference is always usable")
 
 
+def kernels(device: torch.device) -> str:
+    """What runs operations on tensors of this device, in words: the backend, on a CPU with its instruction set."""
+    name = resolve(device)
+    return f"{name} ({native.instruction_set()})" if name == "cpu" else name
+
+
 def _works_on(name: str, device_type: str) -> bool:
     if name == "reference":
         return True

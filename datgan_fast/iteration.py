@@ -52,6 +52,7 @@ class Iteration:
         self._generator: Any = torch.compile(self.generator, dynamic=False) if c.compile else self.generator
         self._discriminator: Any = torch.compile(self.discriminator, dynamic=False) if c.compile else self.discriminator
         self._layout = layout
+        self.path, self.reason = "", ""  # of the last discriminator step, see DiscriminatorStep
 
         self.step = torch.zeros((), dtype=torch.int64, device=self.device)
         self.lr_g, self.lr_d = (torch.tensor(lr, device=self.device, dtype=torch.float32) for lr in (c.lr_g, c.lr_d))
@@ -120,6 +121,7 @@ class Iteration:
                 clip_max=high,
                 grad_scale=self.scaler_d.scale if c.precision == "fp16" else 1.0,
             )
+        self.path, self.reason = record.path, record.reason
         excused = self.scaler_d.may_fall()
         self.scaler_d.step(self.optimizer_d)
         if c.lipschitz == "clamp":

@@ -52,6 +52,11 @@ def cpu_problem() -> str | None:
     return problem
 
 
+def instruction_set() -> str:
+    """What the CPU kernels are using: "baseline", "avx2" or "avx512"."""
+    return extension.cpu_info()[0]  # type: ignore[union-attr]
+
+
 def cuda_problem() -> str | None:
     """Why the CUDA kernels cannot be used on the current device, None if they can."""
     if not torch.cuda.is_available():

@@ -81,6 +81,15 @@ class RunFolder:
             reason = " ".join(str(error).split())
             raise ConfigError(f"{option} {self.path}: its config.yaml cannot be read ({reason})") from None
 
+    def computed_by(self, how: dict[str, str]) -> None:
+        """Adds to env.json how the run's steps are computed, which is known once there was one."""
+        path = self.path / "env.json"
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # nothing of the run depends on it
+            before = {}
+        files.write_text(path, json.dumps({**before, **how}, indent=2) + "\n")
+
     # What happened
 
     def log(self, text: str) -> None:

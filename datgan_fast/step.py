@@ -195,13 +195,13 @@ class _Step:
         self.discriminator = given.network.module
         self.lambda_clean, self.lambda_adv, self.grad_scale = lambda_clean, lambda_adv, grad_scale
         self.merge = merge
-        self.why_not = ""  # why the step is not shared
+        self.reasons: list[str] = []  # why the step is not shared
         # With eq10, or wasserstein's constant g', the attack's coefficient is the objective's times a sign: nothing that
         # has saturated in the objective is wanted in the attack, and the factor between them is finite.
         formulation, objective = self.attack.formulation, self.attack.objective
         self.shareable = formulation == "eq10" or objective == "wasserstein" or not lambda_clean
         if lambda_adv and not self.shareable:
-            self.why_not = f"{formulation} wants gradients that {objective}'s objective may have saturated to zero"
+            self.because(f"{formulation} wants gradients that {objective}'s objective may have saturated to zero")
 
     def run(self) -> DiscriminatorStep:
         with one_power_iteration(self.discriminator), torch.enable_grad():
@@ -220,7 +220,9 @@ class _Step:
         if not self.attacks or (self.given.single and self.batches.serves_attack(self.shareable)):
             return []
         self.attacks = False  # in the passes below
-        self.why_not = self.why_not or self.batches.why_not or "an attack of several steps makes its own backwards"
+        self.because(self.batches.why_not)
+        if not self.given.single:
+            self.because("an attack of several steps makes its own backwards")
         return self.batches.join(*_adversarial_batch(self.given))
 
     def clean_pass(self) -> None:
@@ -236,7 +238,7 @@ class _Step:
         for k, images in enumerate(self.x):
             result = self.batches.forward(images)
             if not attack_is_early:
-                self.why_not = self.why_not or result.why_not or ""
+                self.because(result.why_not)
             self.borrowed |= result.graph.is_borrowed()
             loss, slope = self.batches.objective(k, result.logits)
             # Without the clean loss only the images' gradients are wanted.
@@ -329,9 +331,13 @@ class _Step:
             fake_logits=f,
             wasserstein=r.mean(dtype=loss_clean.dtype) - f.mean(dtype=loss_clean.dtype),
             input_grad_norm=torch.cat(self.norms),
-            path="separate" if self.why_not else "shared",
-            reason=self.why_not,
+            path="separate" if self.reasons else "shared",
+            reason="; ".join(self.reasons),
         )
+
+    def because(self, reason: str | None) -> None:
+        if reason and reason not in self.reasons:
+            self.reasons.append(reason)
 
 
 def _merging_pays(device: torch.device) -> bool:

@@ -23,7 +23,7 @@ from . import cuda_graph
 from .command import TrainingStopped
 from .config import TrainConfig
 from .data import load_images
-from .dispatch import use_backend
+from .dispatch import kernels, use_backend
 from .evaluation import Evaluator
 from .generator_file import generate, load_generator, save_generator
 from .iteration import Iteration
@@ -199,6 +199,7 @@ class Trainer:
             if bar is not None:
                 bar.update()
             if self.step == first:  # a run's first step warms up; the rates begin after it
+                self._say_how(run, say)
                 clock.lap(self.step)
             last = self.step == steps
             logs = last or self.step % c.log_every == 0
@@ -249,6 +250,13 @@ class Trainer:
         if self._run != self.iteration.run:
             how.append("CUDA graph")
         return f"{c.baseline}{' + DAT' if c.dat else ''} on {c.dataset}, {', '.join(how)}"
+
+    def _say_how(self, run: RunFolder, say: Callable[[str], None]) -> None:
+        """Which way a discriminator step goes, why, and what computes it; into the log and env.json."""
+        path, reason = self.iteration.path, self.iteration.reason
+        how = {"path": path, "reason": reason, "kernels": kernels(self.device), "precision": str(self.config.precision)}
+        say(f"discriminator steps: {path}{f' ({reason})' if reason else ''}; kernels: {how['kernels']}")
+        run.computed_by(how)
 
     def _stopped(self, run: RunFolder, why: str) -> TrainingStopped:
         run.log(why)

@@ -230,7 +230,13 @@ def test_run_folder(tmp_path):
     assert TrainConfig(**yaml.safe_load((first / "config.yaml").read_text())) == TrainConfig(
         width=4, z_dim=8, batch_size=8, log_every=2, eval_every=3, steps=5, sample_every=2, save_every=4, outdir=str(tmp_path)
     ).resolved()  # fmt: skip
-    assert json.loads((first / "env.json").read_text())["torch"] == torch.__version__
+    environment = json.loads((first / "env.json").read_text())
+    assert environment["torch"] == torch.__version__
+    assert (environment["path"], environment["precision"]) == ("separate", "fp32")
+    assert "statistics of their batch" in environment["reason"]
+    assert environment["kernels"].startswith("cpu (")
+    log = (first / "log.txt").read_text()
+    assert f"discriminator steps: separate ({environment['reason']}); kernels: {environment['kernels']}" in log
     assert Image.open(first / "samples" / "step-000005.png").size[0] > 400
     # the same seed gives the same generator
     assert (first / "generator.safetensors").read_bytes() == (second / "generator.safetensors").read_bytes()
