@@ -249,7 +249,7 @@ class _Step:
             shares = self.shareable and result.why_not is None
             if self.attacks and not shares and result.graph.is_compiled():  # inside, where the modules do not show it
                 self.attacks = False
-            if shares or not self.attacks:
+            if (shares and not self.waiting) or not self.attacks:
                 self.clean_backward(k, result.logits)
             else:
                 self.waiting[k] = result
@@ -383,7 +383,7 @@ def _attack(
 ) -> list[Tensor]:
     """One attack step by a backward of its own, from the graphs of `passes` to the last of the leaves `x`.
 
-    had: of the batches before those, which needed none, (v, weights) of the backward of weights * logits.
+    had: of the batches before those, which need none, (v, weights) of the backward of weights * logits.
     """
     own = x[len(had) :]
     if not had and all(

@@ -506,7 +506,7 @@ class GroupedStddev(nn.Module):
         return torch.cat([x, y.repeat(group)[:, None, None, None].expand(n, 1, h, w)], 1)
 
 
-@pytest.mark.parametrize(("m", "n"), [(4, 4), (3, 3), (2, 3), (8, 2), (1, 4), (1, 1)])
+@pytest.mark.parametrize(("m", "n"), [(4, 4), (3, 3), (2, 3), (8, 2), (1, 4), (4, 1), (1, 1)])
 @each_path
 def test_groups_that_the_merged_batch_does_not_divide_into(m, n, fused):
     x = images(m, 1), images(n, 2)
