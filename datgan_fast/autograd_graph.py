@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
+from torch.overrides import TorchFunctionMode
 
 _KNOWN = re.compile(r"(?:AccumulateGrad|CopySlices|[A-Za-z0-9_]*Backward\d+)")  # torch's own nodes
 _SHAPING = re.compile(
@@ -67,7 +68,9 @@ class Graph:
         places = {node: k for k, node in enumerate(self.nodes)}
         return [
             (
-                name,
+                node.__class__
+                if isinstance(node, BackwardCFunction)
+                else name,  # each compiled graph has a class of its own
                 [tuple(m.shape) for m in node._input_metadata],
                 [(places.get(parent), k) for parent, k in node.next_functions],
                 [getattr(node, attribute) for attribute in _settings(node.__class__)],
@@ -86,6 +89,46 @@ class Graph:
 def _settings(kind: Any) -> tuple[str, ...]:
     """The numbers a node keeps, such as dimensions; not the tensors, which may have to be computed again to be seen."""
     return tuple(name for name in dir(kind) if name.startswith("_saved_") and not hasattr(kind, "_raw" + name))
+
+
+class Hooks(TorchFunctionMode):
+    """Inside this context the hooks that a forward hangs on its own tensors are noticed, and later what they do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hung = False  # on any tensor
+        self.inside = False  # on one that is not the output
+        self.changed = False
+        self.refuse: Exception | None = None  # raised where a hook changes a gradient
+        self._tensors: list[Tensor] = []
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if function is Tensor.register_hook:
+            self._tensors.append(args[0])
+            hook = args[1] if len(args) > 1 else kwargs["hook"]
+            return function(args[0], self._watched(hook))
+        if getattr(function, "__self__", None) is Tensor.grad_fn:  # the hooks of a node cannot be seen
+            self.hung = self.inside = self.changed = True
+        return function(*args, **kwargs)
+
+    def end(self, output: object) -> None:
+        """The forward is over and gave this."""
+        self.hung |= bool(self._tensors)
+        self.inside |= any(t is not output for t in self._tensors)
+        self._tensors.clear()
+
+    def _watched(self, hook: Callable[[Tensor], Tensor | None]) -> Callable[[Tensor], Tensor | None]:
+        def watched(gradient: Tensor) -> Tensor | None:
+            version = gradient._version
+            result = hook(gradient)
+            if result is not None or gradient._version != version:
+                self.changed = True
+                if self.refuse is not None:
+                    raise self.refuse
+            return result
+
+        return watched
 
 
 def next_number() -> int:

@@ -9,7 +9,6 @@ does not depend on what weights or images are or will become. An operation witho
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from enum import Enum
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -28,11 +27,10 @@ class Images(NamedTuple):
     rows: int = 1
 
 
-class Own(Enum):
+class Own(NamedTuple):
     """A tensor that this forward made from something else than images."""
 
-    ALIKE = "the same content for every image, such as a number it was filled with"
-    OTHER = "any other"
+    alike: frozenset[int] = frozenset()  # the dimensions along which it has the same content for every image
 
 
 class Meeting(Exception):  # noqa: N818  no error: an answer
@@ -47,10 +45,16 @@ class Watch(TorchDispatchMode):
         rule_of: the rule of an operation, None where there is none.
         program: a list to which every operation is appended, in a form that is the same for every N as long as nothing but the
             batch's extent follows it.
+        known: with a program, the tensors that the network has by itself; any other that no operation has made may hold what
+            another library made of the images.
     """
 
     def __init__(
-        self, images: Tensor, rule_of: Callable[[OpOverload], Rule | None], program: list[object] | None = None
+        self,
+        images: Tensor,
+        rule_of: Callable[[OpOverload], Rule | None],
+        program: list[object] | None = None,
+        known: Iterable[Tensor] = (),
     ) -> None:
         super().__init__()
         self.count = len(images)
@@ -59,13 +63,14 @@ class Watch(TorchDispatchMode):
         self.numbers: list[object] = []  # that the program took from tensors
         self._meeting: str | None = None
         self._change: str | None = None  # weaker: a statistic that changes is mostly part of a meeting
-        self._hook: str | None = None
         self.written: set[int] = set()  # storages of this forward into which images were written
+        self._rewritten: set[int] = set()  # ... into which anything was written
+        self._known = {_memory(t) for t in known}
         self._mark(images, Images(0))
 
     def why_not(self, scores: object) -> str | None:
         """Why the images are not known to stay apart on their way to `scores`, [N, ...]; None if they are."""
-        found = self._meeting or self._change or self._hook
+        found = self._meeting or self._change
         if not found and not (isinstance(scores, Tensor) and self.state(scores) == Images(0)):
             found = "its output could not be followed"
         return found
@@ -79,7 +84,7 @@ class Watch(TorchDispatchMode):
         watch, state = getattr(tensor, "_datgan_fast_flow", (None, None))
         if watch is not self:
             state = None
-        if not isinstance(state, Images) and self.written and tensor.untyped_storage()._cdata in self.written:
+        if not isinstance(state, Images) and self.written and _memory(tensor) in self.written:
             raise Meeting("images were written into a part of this tensor")
         return state
 
@@ -97,7 +102,12 @@ class Watch(TorchDispatchMode):
 
     def same_for_each(self, tensor: Tensor, dim: int) -> bool:
         """Whether a tensor without images has one content for all of them, seen along `dim` (negative: no such dimension)."""
-        return dim < 0 or tensor.shape[dim] == 1 or tensor.stride(dim) == 0 or self.state(tensor) is Own.ALIKE
+        return dim < 0 or tensor.shape[dim] == 1 or tensor.stride(dim) == 0 or dim in self.alike_in(tensor)
+
+    def alike_in(self, tensor: Tensor) -> frozenset[int]:
+        """The dimensions along which a tensor of this forward has the same content for every image."""
+        state = self.state(tensor)
+        return state.alike if isinstance(state, Own) and _memory(tensor) not in self._rewritten else frozenset()
 
     def __torch_dispatch__(self, op: OpOverload, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         kwargs = kwargs or {}
@@ -113,14 +123,15 @@ class Watch(TorchDispatchMode):
         given = list(_tensors((*args, *kwargs.values())))
         carriers = [t for t in given if self.images_in(t)]
         call = Call(op, args, kwargs, carriers, [t for t in given if not self.images_in(t)], result)
-        if any(t._backward_hooks for t in carriers):
-            self._hook = "a hook on a tensor inside the network may change its gradient"
         if torch.Tag.nondeterministic_seeded in op.tags and call.argument("dropout_p") != 0:
             raise Meeting("random numbers are drawn for the batch")
         if name_of(op) in _READS:
             raise Meeting("the network reads a number back and may go another way with the next one")
-        if any(self.state(t) is None for t in _tensors(map(call.argument, _written(op)))):
-            self._change = f"the network changes a tensor that outlives its forward (in {name_of(op)})"
+        for t in _tensors(map(call.argument, _written(op))):
+            self._rewritten.add(_memory(t))
+            if self.state(t) is None:  # and nothing may be written onto it either
+                self._change = f"the network changes a tensor that outlives its forward (in {name_of(op)})"
+                return
         if not carriers or name_of(op).startswith("new_"):  # which takes nothing of its operand but device and dtype
             self._mark_own(op, given, result)
         elif self.count == 1:  # nothing can meet
@@ -137,9 +148,17 @@ class Watch(TorchDispatchMode):
     def _mark_own(self, op: OpOverload, given: list[Tensor], result: Any) -> None:
         if op.is_view and self.state(given[0]) is None:  # a part of a parameter is no tensor of this forward
             return
-        state = Own.ALIKE if name_of(op) in _ALIKE_MAKERS else Own.OTHER
         for t in _tensors((result,)):
-            self._mark(t, state)
+            alike: Iterable[int] = ()
+            if name_of(op) in _FILLED:
+                alike = range(t.dim())
+            elif name_of(op) == "repeat":
+                new = t.dim() - given[0].dim()
+                alike = (d for d in range(t.dim()) if d < new or t.shape[d] != given[0].shape[d - new])
+            self._mark(t, Own(frozenset(alike)))
+        depends = any(self.alike_in(t) for t in given)
+        if depends and self.program is not None and not op.is_view and torch.Tag.pointwise not in op.tags:
+            self.program.append(self.count)  # a sum of ones tells how many there are
 
     def _described(self, op: OpOverload, args: Any, kwargs: Any, result: Any) -> object:
         names = (a.name for a in op._schema.arguments)
@@ -149,15 +168,17 @@ class Watch(TorchDispatchMode):
 
     def _shown(self, value: Any) -> object:
         if isinstance(value, Tensor):
-            images, own = self.images_in(value), self.state(value)
+            images, alike = self.images_in(value), self.alike_in(value)
             dims = zip(value.shape, value.stride(), strict=True)
             shape: list[float] = [1 if stride == 0 else size for size, stride in dims]
             if images:
                 shape[images.dim] //= self.count
-            elif own is Own.ALIKE:
-                shape = [size if size % self.count else size / self.count for size in shape]
+            elif alike:
+                shape = [s / self.count if d in alike and s % self.count == 0 else s for d, s in enumerate(shape)]
             elif value.numel() == 1 and value.device.type != "meta":
                 self.numbers.append(value.item())
+            elif value.numel() and self.state(value) is None and _memory(value) not in self._known:
+                raise Meeting("a tensor comes from outside torch's operations")
             return images, tuple(shape), value.dtype
         if isinstance(value, (list, tuple)):
             return tuple(map(self._shown, value))
@@ -172,6 +193,10 @@ def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
 @cache
 def name_of(op: OpOverload) -> str:
     namespace, _, name = op._schema.name.partition("::")
@@ -184,7 +209,7 @@ def _written(op: OpOverload) -> tuple[str, ...]:
 
 
 _READS = {"_local_scalar_dense", "equal", "is_nonzero", "nonzero", "masked_select", "_unique2", "unique_dim"}
-_ALIKE_MAKERS = {"zeros", "ones", "full", "new_zeros", "new_ones", "new_full", "scalar_tensor", "repeat"}
+_FILLED = {"zeros", "ones", "full", "new_zeros", "new_ones", "new_full", "scalar_tensor"}
 _FLEETING = {"detach", "alias"}  # which come and go with hooks on saved tensors
 _SIZES = {"size", "repeats", "N"}  # arguments that the shape of the result repeats
 

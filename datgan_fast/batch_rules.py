@@ -194,9 +194,16 @@ def _padded(watch: Watch, call: Call) -> None:
     _last_dimensions(watch, call, len(call.argument("pad")) // 2)
 
 
-@_for("pixel_shuffle", "pixel_unshuffle", "channel_shuffle")
+@_for("pixel_shuffle", "pixel_unshuffle")
 def _shuffled(watch: Watch, call: Call) -> None:
     _last_dimensions(watch, call, 3)
+
+
+@_for("channel_shuffle")
+def _channels_shuffled(watch: Watch, call: Call) -> None:
+    """Works on dimension 1, however many there are."""
+    source, _ = _source(watch, call)
+    _last_dimensions(watch, call, source.dim() - 1)
 
 
 def _over_space(dimensions: int) -> Rule:
@@ -239,7 +246,7 @@ def _batch_norm(watch: Watch, call: Call) -> None:
         raise Meeting("a statistic is kept of the batch")
     if images.dim > 1:
         raise Meeting("images lie where the operation mixes")
-    if images.dim == 1 and any(watch.state(t) is not Own.ALIKE for t in call.others):
+    if images.dim == 1 and any(t.numel() and 0 not in watch.alike_in(t) for t in call.others):
         raise Meeting("the batch is combined with a tensor that has an entry for each of its images")
     for t in call.results:
         if t.shape == source.shape:
@@ -317,4 +324,6 @@ def _indexed(watch: Watch, call: Call) -> None:
 def _embedded(watch: Watch, call: Call) -> None:
     images = watch.images_in(call.only_carrier_is(1))
     assert images is not None
+    if call.argument("scale_grad_by_freq"):
+        raise Meeting("a gradient is divided by how often the batch has an index")
     watch.mark_images(call.result, images)

@@ -9,12 +9,16 @@ from torch import Tensor
 
 from . import formulas
 from .attack_arguments import Pair
-from .independence import Answer, Forward, ask, forward, seen_to_mix
+from .independence import HOOKED, Answer, Forward, ask, forward, seen_to_mix
 from .step_arguments import StepArguments, check_graph
 
 
 class ChangedError(RuntimeError):
-    """The network does something else with the merged batch than when it was asked."""
+    """The network does something else with the merged batch than when it was asked, or, for a reason that lasts, more."""
+
+    def __init__(self, message: str, lasts: bool = False) -> None:
+        super().__init__(message)
+        self.lasts = lasts
 
 
 class Batches:
@@ -30,9 +34,8 @@ class Batches:
         self.m = len(given.x_real)
         self._network = given.network
         self._objective = given.attack.objective
-        self._compiled = given.network.is_compiled()
         self.merged = merge
-        if merge or self._compiled:
+        if merge:
             self._answer: Answer | None = ask(given.network, given.x_real, given.x_fake)
         else:
             self._answer = seen_to_mix(given.network)  # without an answer the forward is watched
@@ -52,13 +55,15 @@ class Batches:
     def serves_attack(self, shareable: bool) -> bool:
         """Whether a forward's graph can give the attack its gradients: compiled code gives one backward, which is the clean
         loss's."""
-        return not self._compiled or (shareable and self.why_not is None)
+        return not self._network.compiled or (shareable and self.why_not is None)
 
     def forward(self, images: Tensor) -> Forward:
         """D's logits with their graph to the leaf `images`."""
         result = forward(self._network, images, self._answer)
-        if self.merged and result.why_not:
-            raise ChangedError(result.why_not)
+        if self.merged:
+            if result.why_not or result.hooks.inside:
+                raise ChangedError(result.why_not or HOOKED, lasts=result.hooks.inside)
+            result.hooks.refuse = ChangedError(HOOKED, lasts=True)  # the output's come first in the backward
         check_graph(result.graph, [images], self._objective)
         return result
 

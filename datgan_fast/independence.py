@@ -8,28 +8,31 @@ it is found out once, and remembered with the program it was found for. A forwar
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from .autograd_graph import Graph, next_number
+from .autograd_graph import Graph, Hooks, next_number
 from .batch_flow import Watch
 from .batch_rules import rule_of
 from .module_state import Network, unchanged_state
-from .step_arguments import as_logits, logits_of
+from .step_arguments import as_logits
 
+MOST_GRAPHS = 8  # ways that one batch may take and be known; a network that has more is watched
+HOOKED = "a hook on a tensor inside the network may change its gradient"
 LARGEST_MEMORY = 64  # answers for one network; one that asks for more changes all the time and is not asked again
 
 _answers: WeakKeyDictionary[nn.Module, dict[object, Answer]] = WeakKeyDictionary()
-_graphs: WeakKeyDictionary[nn.Module, dict[object, list[object] | None]] = WeakKeyDictionary()
+_graphs: WeakKeyDictionary[nn.Module, dict[object, _Known]] = WeakKeyDictionary()
+_compiled: WeakKeyDictionary[nn.Module, dict[object, list[tuple[list[object], str | None]]]] = WeakKeyDictionary()
 _mixing: WeakKeyDictionary[nn.Module, dict[object, str]] = WeakKeyDictionary()
 
 
 class Answer(NamedTuple):
     why_not: str | None  # why images are not known to stay apart; None if they are
-    program: list[object] | None = None  # for which it was found; None: of compiled code, which cannot be watched
+    program: list[object] | None = None  # for which it was found
 
 
 class Forward(NamedTuple):
@@ -38,6 +41,16 @@ class Forward(NamedTuple):
     logits: Tensor  # [N], with their graph
     graph: Graph
     why_not: str | None
+    hooks: Hooks  # that the network hung on its own tensors on the way
+    lends: bool = False  # whether a part of the graph may be wanted by another backward
+
+
+class _Known:
+    """The graphs of a batch by itself in which its images stay apart."""
+
+    def __init__(self) -> None:
+        self.fingerprints: list[list[object]] = []
+        self.watch = True  # the next forward
 
 
 def seen_to_mix(network: Network) -> Answer | None:
@@ -46,54 +59,92 @@ def seen_to_mix(network: Network) -> Answer | None:
     return Answer(why_not) if why_not else None
 
 
+def note_mixing(network: Network, reason: str) -> None:
+    _mixing.setdefault(network.module, {})[network.modes] = reason
+
+
 def forward(network: Network, images: Tensor, answer: Answer | None = None) -> Forward:
     """D(images) with its graph, and whether the images stayed apart on their way.
 
     Args:
         images: a leaf. D is given a copy, which it may change.
-        answer: for a compiled network, for one that was seen to mix its images, or for two batches that go as one.
+        answer: for one that was seen to mix its images, or for two batches that go as one.
     """
     begun = next_number()
     own = images.clone()
-    if answer is not None and answer.program is None:
-        logits = logits_of(network.module, own)
-        graph = Graph(logits, begun)
-        return Forward(logits, graph, answer.why_not or _odd(graph, compiled=True))
-    if answer is None:
-        return _with_known_graph(network, own, begun)
-    return _watched(network, own, begun, answer.program)
+    if answer is not None and answer.why_not:
+        result = _unwatched(network, own, begun, answer.why_not)
+    elif network.compiled:
+        result = _judged(network, own, begun, _unwatched(network, own, begun, None))
+    elif answer is not None:
+        result = _watched(network, own, begun, answer.program)
+    else:
+        result = _with_known_graph(network, own, begun)
+    kept = network.kept()
+    if result.why_not is None and any(Graph(t, begun).reaches([images]) for t in kept):
+        result = result._replace(why_not="the network keeps a tensor of its graph for the next forward")
+    return result._replace(lends=bool(kept) or result.graph.is_borrowed())
+
+
+def _unwatched(network: Network, own: Tensor, begun: int, why_not: str | None) -> Forward:
+    hooks = Hooks()
+    with nullcontext() if network.compiled else hooks:  # the compiler has no use for such a mode
+        output = network.module(own)
+    hooks.end(output)
+    logits = as_logits(output, len(own))
+    return Forward(logits, Graph(logits, begun), why_not, hooks)
+
+
+def _judged(network: Network, own: Tensor, begun: int, result: Forward) -> Forward:
+    """Of compiled code, which cannot be watched: the Python it was made from is, once for each piece of it that is met."""
+    known = _compiled.setdefault(network.module, {}).setdefault((network.modes, own.shape, own.dtype), [])
+    fingerprint = result.graph.fingerprint()
+    for graph, why_not in known:
+        if graph == fingerprint:
+            return result._replace(why_not=why_not)
+    with unchanged_state(network.module), eager(True):
+        why_not = _watched(network, own.detach().clone().requires_grad_().clone(), begun).why_not
+    why_not = why_not or _odd(result.graph, compiled=True)
+    if fingerprint is not None and len(known) < MOST_GRAPHS:
+        known.append((fingerprint, why_not))
+    return result._replace(why_not=why_not)
 
 
 def _with_known_graph(network: Network, own: Tensor, begun: int) -> Forward:
-    """A batch by itself: what its backward does is all in its graph, so that the same graph needs no second look."""
+    """A batch by itself: what its backward does is in its graph and in hooks, so that the same graph needs no second look."""
+    kind = own.device.type
+    autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
     graphs = _graphs.setdefault(network.module, {})
-    key = (network.modes, own.shape, own.dtype)
-    known = graphs.get(key)
-    if known is None:
+    known = graphs.setdefault((network.modes, own.shape, own.dtype, autocast), _Known())
+    if known.watch:
         result = _watched(network, own, begun)
-        if result.why_not is None and key not in graphs and len(graphs) < LARGEST_MEMORY:
-            graphs[key] = result.graph.fingerprint()
+        fingerprint = result.graph.fingerprint() if result.why_not is None else None
+        if fingerprint is not None and len(known.fingerprints) < MOST_GRAPHS and len(graphs) <= LARGEST_MEMORY:
+            known.fingerprints.append(fingerprint)
+            known.watch = False
         return result
-    logits = logits_of(network.module, own)
-    graph = Graph(logits, begun)
-    if graph.fingerprint() == known:
-        return Forward(logits, graph, None)
-    graphs[key] = None  # a network that goes this way and that is watched from now on
-    return Forward(logits, graph, "its graph is another than the one that was looked at")
+    result = _unwatched(network, own, begun, None)
+    if result.graph.is_compiled():  # inside, where the modules do not show it
+        return _judged(network, own, begun, result)
+    if result.graph.fingerprint() not in known.fingerprints:
+        known.watch = True  # a network that goes this way and that
+        result = result._replace(why_not="its graph is another than those that were looked at")
+    return result
 
 
 def _watched(network: Network, own: Tensor, begun: int, expected: list[object] | None = None) -> Forward:
     program: list[object] = []
-    with Watch(own, rule_of, program if expected else None) as watch:
+    with Hooks() as hooks, Watch(own, rule_of, program if expected else None, network.tensors()) as watch:
         output = network.module(own)
+    hooks.end(output)
     logits = as_logits(output, len(own))
     graph = Graph(logits, begun)
     why_not = watch.why_not(output)
     if why_not:
-        _mixing.setdefault(network.module, {})[network.modes] = why_not
+        note_mixing(network, why_not)
     elif expected and program != expected:
         why_not = "it does something else than before"
-    return Forward(logits, graph, why_not or _odd(graph))
+    return Forward(logits, graph, why_not or _odd(graph), hooks)
 
 
 def _odd(graph: Graph, compiled: bool = False) -> str | None:
@@ -118,10 +169,8 @@ def ask(network: Network, x_real: Tensor, x_fake: Tensor) -> Answer:
     """Whether both batches may go through D as one; remembered for the same modules, modes and sizes."""
     if x_real.shape[1:] != x_fake.shape[1:] or x_real.dtype != x_fake.dtype:
         return Answer("real and generated images have different shapes or dtypes")
-    compiled = network.is_compiled()
     key = (
-        # What compiled code depends on is looked at, since it cannot be watched.
-        _fingerprint(network) if compiled else network.modes,
+        network.modes,
         (x_real.shape, x_fake.shape, x_real.dtype, x_real.device),
         torch.is_autocast_enabled(x_real.device.type),
     )
@@ -129,18 +178,21 @@ def ask(network: Network, x_real: Tensor, x_fake: Tensor) -> Answer:
     if key not in answers:
         if len(answers) >= LARGEST_MEMORY:
             return Answer("the network has changed too often to be asked again")
-        answer = _ask(network.module, x_real.detach(), x_fake.detach(), compiled)
+        answer = _ask(network, x_real.detach(), x_fake.detach())
         if answer is None:
             return Answer("its scores are not finite")
-        answers[key] = answer._replace(program=None) if compiled else answer
+        answers[key] = answer
     return answers[key]
 
 
-def forget(discriminator: nn.Module) -> None:
-    _answers.pop(discriminator, None)
+def forget(network: Network, reason: str | None = None) -> None:
+    """The network may be asked again, or, for a reason that will last, never."""
+    answers = _answers.pop(network.module, {})
+    if reason:
+        _answers[network.module] = dict.fromkeys(answers, Answer(reason))
 
 
-def _ask(discriminator: nn.Module, x_real: Tensor, x_fake: Tensor, compiled: bool) -> Answer | None:
+def _ask(network: Network, x_real: Tensor, x_fake: Tensor) -> Answer | None:
     """Watches both batches alone and together: D must do the same with all three, and nowhere may images meet.
 
     None where the three cannot be compared, because their scores are not finite.
@@ -150,15 +202,16 @@ def _ask(discriminator: nn.Module, x_real: Tensor, x_fake: Tensor, compiled: boo
     cached = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)  # copies of the weights that were made here are not for the step
     try:
-        with unchanged_state(discriminator), torch.enable_grad(), eager(compiled):
+        with unchanged_state(network.module), torch.enable_grad(), eager(network.compiled):
             for images in (torch.cat([x_real, x_fake]), x_real, x_fake):
                 program: list[object] = []
                 begun = next_number()
                 own = images.clone().requires_grad_().clone()
-                with Watch(own, rule_of, program) as watch:
-                    output = discriminator(own)
+                with Hooks() as hooks, Watch(own, rule_of, program, network.tensors()) as watch:
+                    output = network.module(own)
+                hooks.end(output)
                 scores = as_logits(output, len(images))
-                if why_not := watch.why_not(output) or _odd(Graph(scores, begun)):
+                if why_not := watch.why_not(output) or (HOOKED if hooks.inside else _odd(Graph(scores, begun))):
                     return Answer(why_not)
                 programs.append((program, watch.numbers))
                 logits.append(scores.detach().float())
@@ -171,23 +224,10 @@ def _ask(discriminator: nn.Module, x_real: Tensor, x_fake: Tensor, compiled: boo
     together, apart = logits[0], torch.cat(logits[1:])
     if not (together.isfinite().all() and apart.isfinite().all()):
         return None
-    tolerance = 0.05 * together.abs().max().clamp(min=1e-6)  # another algorithm for another size rounds otherwise
+    # Another algorithm for another size rounds otherwise.
+    tf32 = together.is_cuda and torch.backends.cudnn.allow_tf32
+    resolution = 2.0**-10 if tf32 and scores.dtype == torch.float32 else torch.finfo(scores.dtype).eps
+    tolerance = min(1e3 * resolution, 0.1) * together.abs().max().clamp(min=1e-6)
     if bool((together - apart).abs().max() > tolerance):
         return Answer("its scores depend on the size of the batch")
     return Answer(None, programs[0][0])
-
-
-def _fingerprint(network: Network) -> object:
-    """What the way of images through compiled code can depend on besides weights, as the compiler sees it."""
-    plain = (bool, int, float, str, type(None))
-
-    def described(value: Any) -> object:
-        if isinstance(value, plain):
-            return value
-        if isinstance(value, (tuple, list)):
-            return tuple(map(described, value))
-        if isinstance(value, dict):  # hooks, and the registries of parameters, buffers and modules
-            return tuple((k, None if isinstance(v, Tensor) else described(v)) for k, v in value.items())
-        return id(value)
-
-    return tuple((id(m), *((k, described(v)) for k, v in vars(m).items())) for m in network.modules)

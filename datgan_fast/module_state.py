@@ -6,8 +6,10 @@ discriminator a different number of times, as the fused one does, would otherwis
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -35,19 +37,21 @@ def one_power_iteration(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _resting_spectral_norms(module: nn.Module) -> Iterator[None]:
-    resting = []
-    for m in module.modules():
-        is_spectral = isinstance(m, _SpectralNorm) or any(
-            isinstance(hook, SpectralNorm) for hook in m._forward_pre_hooks.values()
-        )
-        if is_spectral and m.training:
-            m.training = False
-            resting.append(m)
+    resting = [m for m in module.modules() if isinstance(m, _SpectralNorm) and m.training]
+    # The old kind is a hook on its layer, whose own training mode is the layer's.
+    hooks = [h for m in module.modules() for h in m._forward_pre_hooks.values() if isinstance(h, SpectralNorm)]
+    iterations = [h.n_power_iterations for h in hooks]
+    for m in resting:
+        m.training = False
+    for h in hooks:
+        h.n_power_iterations = 0
     try:
         yield
     finally:
         for m in resting:
             m.training = True
+        for h, n in zip(hooks, iterations, strict=True):
+            h.n_power_iterations = n
 
 
 def remember(module: nn.Module) -> Callable[[], None]:
@@ -67,8 +71,16 @@ def remember(module: nn.Module) -> Callable[[], None]:
         for holder, name, value, content in saved:
             if holder.get(name) is not value:
                 holder[name] = value
-            if isinstance(value, Tensor) and content is not None:
-                value.data.copy_(content)  # .data: a graph that saved the tensor still finds the value it saved
+            if not isinstance(value, Tensor) or content is None:
+                continue
+            # .data: a graph that saved the tensor still finds the value it saved
+            if value.shape != content.shape:
+                value.data = content
+            else:
+                own = tuple(
+                    slice(0, 1) if stride == 0 else slice(None) for stride in value.stride()
+                )  # elements, if expanded
+                value.data[own].copy_(content[own])
 
     return put_back
 
@@ -138,7 +150,24 @@ class Network:
             return "hooks on a module's backward want it to run once"
         return None
 
-    def is_compiled(self) -> bool:
+    def tensors(self) -> list[Tensor]:
+        """Parameters, buffers, and tensors among the modules' attributes."""
+        own = (value for m in self.modules for value in vars(m).values() if isinstance(value, Tensor))
+        return [*self.parameters, *self.buffers, *own]
+
+    def kept(self) -> list[Tensor]:
+        """Tensors of a forward's graph that it left among the attributes or buffers, where the next forward may use them."""
+        found: list[Tensor] = []
+        for m in self.modules:
+            for value in (*vars(m).values(), *m._buffers.values()):
+                several = isinstance(value, (list, tuple, deque))
+                found += [
+                    t for t in (value if several else (value,)) if isinstance(t, Tensor) and t.grad_fn is not None
+                ]
+        return found
+
+    @cached_property
+    def compiled(self) -> bool:
         """Whether torch.compile is at work in it."""
         return any(
             "_orig_mod" in m._modules

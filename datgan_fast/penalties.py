@@ -24,7 +24,7 @@ def _column(values: Tensor, images: Tensor) -> Tensor:
 def _input_gradient(network: Network, discriminator: nn.Module, x: Tensor) -> Tensor:
     """d sum(D(x)) / dx with its graph, to be differentiated again; compiled code, which cannot be, runs as Python."""
     x = x.detach().requires_grad_()
-    logits, graph = _forward(discriminator, x, network.is_compiled())
+    logits, graph = _forward(discriminator, x, network.compiled)
     if graph.is_compiled():  # by a function inside, which the modules do not show
         logits, graph = _forward(discriminator, x, True)
     check_graph(graph, [x])

@@ -35,7 +35,17 @@ from .formulas import (
     slope2,
 )
 from .module_state import one_power_iteration, unchanged_state
-from .step_arguments import StepArguments, check_graph, check_lambda, check_trainable, checked, logits_of
+from .step_arguments import (
+    NO_GRADIENT,
+    StepArguments,
+    check_graph,
+    check_lambda,
+    check_penalty,
+    check_trainable,
+    checked,
+    image_gradients,
+    logits_of,
+)
 
 __all__ = [
     "FORMULATIONS",
@@ -269,7 +279,7 @@ def _adversarial_batch(discriminator: nn.Module, given: StepArguments) -> tuple[
                 reference_real_logits=target[0],
                 reference_fake_logits=target[1],
             )
-            grads = torch.autograd.grad(losses[0] + losses[1], adv)
+            grads = image_gradients([losses[0] + losses[1]], adv, [torch.ones_like(losses[0])])
             adv = [
                 perturb(x.detach(), grad, given.alpha, norm=attack.norm, clip_min=None, clip_max=None)
                 for x, grad in zip(adv, grads, strict=True)
@@ -354,7 +364,7 @@ def discriminator_step_checked(
             loss = loss + lambda_adv * loss_adv
         penalty_value = torch.zeros_like(loss_clean)
         if penalty is not None:
-            penalty_value = penalty(discriminator, given.x_real, given.x_fake)
+            penalty_value = check_penalty(penalty(discriminator, given.x_real, given.x_fake))
             loss = loss + penalty_value
         if not lambda_clean:  # the clean images' gradients are wanted for their norms alone
             torch.autograd.backward([r, f], [torch.ones_like(r), torch.ones_like(f)], inputs=[r, f, *clean])
@@ -363,7 +373,9 @@ def discriminator_step_checked(
 
     norms = []
     for x, t in zip(clean, (r, f), strict=True):
-        assert x.grad is not None and t.grad is not None  # retained above
+        if x.grad is None:
+            raise ValueError(NO_GRADIENT)
+        assert t.grad is not None  # retained above
         # divided first: the squares of a saturated objective's small gradients would underflow
         norms.append(image_norm(as_float(x.grad) / as_float(t.grad).view(-1, *[1] * (x.dim() - 1))))
     return DiscriminatorStep(

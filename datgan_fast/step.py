@@ -17,12 +17,21 @@ from . import formulas, reference
 from .attack_arguments import Attack, AttackInputs, Pair
 from .batches import Batches, ChangedError
 from .formulas import Bound, as_float, image_norm
-from .independence import Forward, ask, forget
+from .independence import HOOKED, Forward, ask, forget, note_mixing
 from .memory import keep_freed_memory
 from .module_state import one_power_iteration, remember, unchanged_state, weights_are_cached
 from .ops import attack_loss, attack_step_into, perturb
 from .reference import DiscriminatorStep, Penalty
-from .step_arguments import StepArguments, check_lambda, check_trainable, checked, logits_of
+from .step_arguments import (
+    NO_GRADIENT,
+    StepArguments,
+    check_lambda,
+    check_penalty,
+    check_trainable,
+    checked,
+    image_gradients,
+    logits_of,
+)
 
 
 def adversarial_batch(
@@ -69,18 +78,20 @@ def adversarial_batch(
 
 
 def _adversarial_batch(given: StepArguments) -> Pair:
-    return _merged_or_apart(given, lambda merge: _attacked(given, merge))
+    start = (given.x_real, given.x_fake)
+    if given.random_start:  # drawn here, where the random state moves on
+        attack = given.attack
+        points = (formulas.random_point(x, attack.eps, attack.norm) for x in start)
+        real, fake = (formulas.clip(x, attack.clip_min, attack.clip_max) for x in points)
+        start = (real, fake)
+    return _merged_or_apart(given, lambda merge: _attacked(given, start, merge))
 
 
-def _attacked(given: StepArguments, merge: bool) -> Pair:
+def _attacked(given: StepArguments, start: Pair, merge: bool) -> Pair:
     discriminator = given.network.module
     attack, (low, high) = given.attack, (given.attack.clip_min, given.attack.clip_max)
     # Several steps are projected first and clipped then.
     step = attack if given.single else attack._replace(eps=given.alpha, clip_min=None, clip_max=None)
-    start = (given.x_real, given.x_fake)
-    if given.random_start:  # drawn outside, where the random state moves on
-        real, fake = (formulas.clip(formulas.random_point(x, attack.eps, attack.norm), low, high) for x in start)
-        start = (real, fake)
     with unchanged_state(discriminator), torch.enable_grad():
         clean = Batches(given, merge)
         adv = clean.join(*start)
@@ -163,7 +174,7 @@ def discriminator_step(
     if given.x_real.device.type == "cpu":
         keep_freed_memory()
     reason = "fused=False" if not fused else given.network.backward_hooks()
-    if weights_are_cached() and given.network.is_compiled():
+    if weights_are_cached() and given.network.compiled:
         reason = reason or "compiled code gives one backward, and cached weights want several"
     if reason:
         return reference.discriminator_step_checked(
@@ -239,7 +250,7 @@ class _Step:
             result = self.batches.forward(images)
             if not attack_is_early:
                 self.because(result.why_not)
-            self.borrowed |= result.graph.is_borrowed()
+            self.borrowed |= result.lends
             loss, slope = self.batches.objective(k, result.logits)
             # Without the clean loss only the images' gradients are wanted.
             weight = self.grad_scale * self.lambda_clean * slope if self.lambda_clean else torch.ones_like(slope)
@@ -251,6 +262,10 @@ class _Step:
                 self.attacks = False
             if (shares and not self.waiting) or not self.attacks:
                 self.clean_backward(k, result.logits)
+                if self.attacks and result.hooks.changed:  # the gradient is none that the attack could use
+                    self.attacks = False
+                    self.because(HOOKED)
+                    note_mixing(self.given.network, HOOKED)
             else:
                 self.waiting[k] = result
             del result  # before the next one is built
@@ -260,9 +275,10 @@ class _Step:
         if self.lambda_clean:
             logits.backward(self.weights[k], retain_graph=self.borrowed)
             gradient = self.x[k].grad
-            assert gradient is not None
+            if gradient is None:
+                raise ValueError(NO_GRADIENT)
         else:
-            (gradient,) = torch.autograd.grad(logits, self.x[k], self.weights[k], retain_graph=self.borrowed)
+            (gradient,) = image_gradients([logits], [self.x[k]], [self.weights[k]], self.borrowed)
         self.v[k] = gradient
 
     def attack_pass(self) -> None:
@@ -275,7 +291,7 @@ class _Step:
             del waiting
         for k in sorted(self.waiting):
             self.clean_backward(k, self.waiting.pop(k).logits)
-        if self.lambda_adv and not self.attacks and not self.adv:  # found to be compiled on the way
+        if self.lambda_adv and not self.attacks and not self.adv:  # found on the way to need forwards of its own
             self.adv = self.batches.join(*_adversarial_batch(self.given))
         self.x = [t.detach() for t in self.x]
         self.norms: list[Tensor] = []
@@ -314,7 +330,7 @@ class _Step:
         self.penalty_value = torch.zeros_like(self.losses[0])
         if self.penalty is None:
             return
-        value = self.penalty(self.discriminator, self.given.x_real, self.given.x_fake)
+        value = check_penalty(self.penalty(self.discriminator, self.given.x_real, self.given.x_fake))
         if value.requires_grad:
             (value * self.grad_scale).backward()
         self.penalty_value = value.detach()
@@ -361,8 +377,8 @@ def _merged_or_apart(given: StepArguments, run: Callable[[bool], Result]) -> Res
     put_back = remember(given.network.module)
     try:
         return run(True)
-    except ChangedError:  # and with it goes the graph
-        forget(given.network.module)
+    except ChangedError as error:  # and with it goes the graph
+        forget(given.network, str(error) if error.lasts else None)
     put_back()
     return run(False)
 
@@ -386,11 +402,10 @@ def _attack(
     had: of the batches before those, which need none, (v, weights) of the backward of weights * logits.
     """
     own = x[len(had) :]
-    if not had and all(
-        p.why_not is None for p in passes
-    ):  # each image's gradient is its own: its coefficient can come later
+    if not had and all(p.why_not is None and not p.hooks.hung for p in passes):
+        # Each image's gradient is its own, so that its coefficient can come later.
         ones = [torch.ones_like(p.logits) for p in passes]
-        v = torch.autograd.grad([p.logits for p in passes], own, ones, retain_graph=retain_graph)
+        v = image_gradients([p.logits for p in passes], own, ones, retain_graph)
         adv = [torch.empty_like(t, requires_grad=False) for t in x]
         inputs = AttackInputs(batches.sides(x), batches.sides(v), logits, target)
         attack_step_into(inputs, attack, batches.sides(adv))
@@ -409,9 +424,7 @@ def _attack(
         torch.where(w == 0, 0.0, c / w).view(-1, *[1] * (v.dim() - 1)) * v
         for c, (v, w) in zip(coefficients, had, strict=False)
     ]
-    gradients += torch.autograd.grad(
-        [p.logits for p in passes], own, coefficients[len(had) :], retain_graph=retain_graph
-    )
+    gradients += image_gradients([p.logits for p in passes], own, coefficients[len(had) :], retain_graph)
     return [
         perturb(images, gradient, attack.eps, norm=attack.norm, clip_min=attack.clip_min, clip_max=attack.clip_max)
         for images, gradient in zip(x, gradients, strict=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -63,9 +63,13 @@ def checked(
     if alpha is not None and not math.isfinite(alpha := number("alpha", alpha)):
         raise ValueError(f"alpha must be a finite number; got {alpha}")
     network, x_real, x_fake = images_of(function, discriminator, x_real, x_fake)
-    for x in (x_real, x_fake):
-        check_bound("clip_min", attack.clip_min, x)
-        check_bound("clip_max", attack.clip_max, x)
+    for name, bound in (("clip_min", attack.clip_min), ("clip_max", attack.clip_max)):
+        for x in (x_real, x_fake):
+            check_bound(name, bound, x)
+            if isinstance(bound, Tensor) and bound.dim() == x.dim() and len(bound) > 1:
+                raise ValueError(
+                    f"{name} must be the same for all images, such as [channels, 1, 1]; got {tuple(bound.shape)}"
+                )
     check_range(function, discriminator, x_real, x_fake, attack.clip_min, attack.clip_max)
     if alpha is None:
         alpha = default_alpha(attack.eps, steps, attack.norm)
@@ -156,6 +160,32 @@ def _shown(bound: Bound) -> str:
     return "none" if bound is None else f"{float(bound):.4g}"
 
 
+NO_GRADIENT = (
+    "the discriminator's logits do not depend on its images, so that there is no gradient to follow; a detach(), "
+    "torch.no_grad() or a Function without a gradient inside it would do that"
+)
+
+
+def image_gradients(
+    logits: Sequence[Tensor], images: Sequence[Tensor], weights: Sequence[Tensor], retain_graph: bool = False
+) -> list[Tensor]:
+    """Of the weighted logits, with respect to the images. Raises ValueError where there is none."""
+    gradients = torch.autograd.grad(
+        list(logits), list(images), list(weights), retain_graph=retain_graph, allow_unused=True
+    )
+    if any(g is None for g in gradients):
+        raise ValueError(NO_GRADIENT)
+    return list(gradients)
+
+
+def check_penalty(value: Any) -> Tensor:
+    """What a penalty gave, if it can be added to a loss."""
+    if not isinstance(value, Tensor) or value.dim() != 0 or not value.is_floating_point():
+        got = f"{value.dtype}, {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"penalty must return a floating 0-d tensor; got {got}")
+    return value
+
+
 def check_graph(graph: Graph, images: list[Tensor], objective: str | None = None) -> None:
     """Of a forward on `images`, leaves that require gradients."""
     if graph.is_reentrant():
@@ -164,10 +194,7 @@ def check_graph(graph: Graph, images: list[Tensor], objective: str | None = None
             "had; use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
         )
     if not graph.reaches(images):
-        raise ValueError(
-            "the discriminator's logits do not depend on its images, so that there is no gradient to follow; "
-            "a detach() or torch.no_grad() inside it would do that"
-        )
+        raise ValueError(NO_GRADIENT)
     if objective in ("vanilla", "fgan") and graph.ends_in_probabilities():
         raise ValueError(
             f"the discriminator ends in a sigmoid or softmax, but objective {objective!r} takes logits, not probabilities; "
