@@ -88,7 +88,7 @@ def forward(network: Network, images: Tensor, answer: Answer | None = None) -> F
 
 def _unwatched(network: Network, own: Tensor, begun: int, why_not: str | None) -> Forward:
     hooks = Hooks()
-    with nullcontext() if network.compiled else hooks:  # the compiler has no use for such a mode
+    with nullcontext() if network.compiled or network.hangs_no_hooks else hooks:  # no compiler has use for such a mode
         output = network.module(own)
     hooks.end(output)
     logits = as_logits(output, len(own))

@@ -159,12 +159,27 @@ class Network:
         """Tensors of a forward's graph that it left among the attributes or buffers, where the next forward may use them."""
         found: list[Tensor] = []
         for m in self.modules:
-            for value in (*vars(m).values(), *m._buffers.values()):
-                several = isinstance(value, (list, tuple, deque))
-                found += [
-                    t for t in (value if several else (value,)) if isinstance(t, Tensor) and t.grad_fn is not None
-                ]
+            for holder in (m.__dict__, m._buffers):
+                for value in holder.values():
+                    if isinstance(value, Tensor):
+                        if value.grad_fn is not None:
+                            found.append(value)
+                    elif value.__class__ in (list, tuple, deque):
+                        found += [t for t in value if isinstance(t, Tensor) and t.grad_fn is not None]
         return found
+
+    @cached_property
+    def hangs_no_hooks(self) -> bool:
+        """Whether every forward in it is torch's own, which hangs no hooks on its tensors."""
+        every = nn.modules.module
+        return not (every._global_forward_hooks or every._global_forward_pre_hooks) and all(
+            not isinstance(m, torch.jit.ScriptModule)
+            and m.__class__.forward.__module__.startswith("torch.nn.modules")
+            and "forward" not in m.__dict__
+            and not m._forward_hooks
+            and not m._forward_pre_hooks
+            for m in self.modules
+        )
 
     @cached_property
     def compiled(self) -> bool:
