@@ -144,16 +144,15 @@ def check_step(inputs: AttackInputs, attack: Attack) -> None:
 
 
 def check_result(
-    name: str, result: Tensor, like: Tensor, *, any_float: bool = False, device: torch.device | None = None
+    name: str, result: Tensor, shape: Sequence[int], dtype: torch.dtype | None, device: torch.device
 ) -> None:
-    """Of memory that an operation writes: it must be there for all that is written."""
+    """Of memory that an operation writes: it must be there for all that is written. dtype None: any floating one."""
     check_float(name, result)
-    if result.shape != like.shape or (result.dtype != like.dtype and not any_float):
-        want = "a float" if any_float else str(like.dtype)
+    if result.shape != shape or (dtype is not None and result.dtype != dtype):
         raise ValueError(
-            f"{name} must be {want} tensor of shape {tuple(like.shape)}; got {result.dtype}, {tuple(result.shape)}"
+            f"{name} must be a {dtype or 'floating'} tensor of shape {tuple(shape)}; got {result.dtype}, {tuple(result.shape)}"
         )
-    if result.device != (device or like.device):
-        raise ValueError(f"{name} must be on {device or like.device}; got {result.device}")
+    if result.device != device:
+        raise ValueError(f"{name} must be on {device}; got {result.device}")
     if result.numel() and any(st == 0 and size > 1 for size, st in zip(result.shape, result.stride(), strict=True)):
         raise ValueError(f"{name} must have memory of its own for every element; got strides {result.stride()}")

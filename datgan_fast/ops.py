@@ -126,7 +126,7 @@ def _perturb_fake(
 ) -> None:
     check_images("x", x, grad)
     check_perturbation(eps, norm, clip_min, clip_max)
-    check_result("out", out, x)
+    check_result("out", out, x.shape, x.dtype, x.device)
 
 
 def _step_arguments(
@@ -138,13 +138,14 @@ def _step_arguments(
     adv, grads, norms, losses = arguments[17:19], arguments[19:21], arguments[21:23], arguments[23]
     inputs = AttackInputs(x, v, logits, references, weights)
     check_step(inputs, attack)
+    device = x[0].device
     for k, side in enumerate(("real", "fake")):
-        check_result(f"adv_{side}", adv[k], x[k])
+        check_result(f"adv_{side}", adv[k], x[k].shape, x[k].dtype, device)
         if grads[k] is not None:
-            check_result(f"grad_{side}", grads[k], v[k])
+            check_result(f"grad_{side}", grads[k], v[k].shape, v[k].dtype, device)
         if norms[k] is not None:
-            check_result(f"norm_{side}", norms[k], logits[k], any_float=True)
-    check_result("losses", losses, torch.empty(2, dtype=_loss_dtype(*logits), device="meta"), device=x[0].device)
+            check_result(f"norm_{side}", norms[k], logits[k].shape, None, device)
+    check_result("losses", losses, (2,), _loss_dtype(*logits), device)
     return inputs, attack, impl, (adv, grads, norms, losses)
 
 
