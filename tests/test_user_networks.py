@@ -763,7 +763,7 @@ def _first_of_the_batch(x):
 
 
 def _counted(x):
-    return x / torch.ones(len(x), 8, 1, 1, dtype=x.dtype).sum(0)
+    return x / torch.ones(len(x), 1, 1, 1, dtype=x.dtype).sum(0)
 
 
 class Gated(nn.Module):
