@@ -40,8 +40,37 @@ def _source(watch: Watch, call: Call) -> tuple[Tensor, Images]:
     return call.carriers[0], images
 
 
-@_for("_to_copy", "detach", "alias", "copy_", "lift_fresh", "zeros_like", "ones_like", "full_like", "empty_like", "hardswish",
-      "_prelu_kernel", "log_sigmoid_forward", "hardswish_")  # fmt: skip
+# Activations that not every torch has tagged as elementwise.
+_ACTIVATIONS = [
+    "celu",
+    "elu",
+    "gelu",
+    "hardsigmoid",
+    "hardswish",
+    "hardtanh",
+    "leaky_relu",
+    "mish",
+    "relu",
+    "rrelu",
+    "selu",
+]
+_ACTIVATIONS += [
+    "sigmoid",
+    "silu",
+    "softplus",
+    "softshrink",
+    "hardshrink",
+    "tanh",
+    "threshold",
+    "clamp",
+    "_prelu_kernel",
+]
+
+
+@_for(
+    "_to_copy", "clone", "detach", "alias", "copy_", "lift_fresh", "zeros_like", "ones_like", "full_like", "empty_like"
+)
+@_for("log_sigmoid_forward", *_ACTIVATIONS, *(f"{name}_" for name in _ACTIVATIONS))
 def _elementwise(watch: Watch, call: Call) -> None:
     """Every operand is aligned from its last dimension, as broadcasting does."""
     results = call.results
