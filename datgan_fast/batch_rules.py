@@ -41,30 +41,10 @@ def _source(watch: Watch, call: Call) -> tuple[Tensor, Images]:
 
 
 # Activations that not every torch has tagged as elementwise.
-_ACTIVATIONS = [
-    "celu",
-    "elu",
-    "gelu",
-    "hardsigmoid",
-    "hardswish",
-    "hardtanh",
-    "leaky_relu",
-    "mish",
-    "relu",
-    "rrelu",
-    "selu",
-]
-_ACTIVATIONS += [
-    "sigmoid",
-    "silu",
-    "softplus",
-    "softshrink",
-    "hardshrink",
-    "tanh",
-    "threshold",
-    "clamp",
-    "_prelu_kernel",
-]
+_ACTIVATIONS = (
+    "celu elu gelu hardshrink hardsigmoid hardswish hardtanh leaky_relu mish relu selu sigmoid silu softplus".split()
+)
+_ACTIVATIONS += "softshrink tanh threshold clamp _prelu_kernel".split()
 
 
 @_for(
