@@ -41,10 +41,19 @@ def _source(watch: Watch, call: Call) -> tuple[Tensor, Images]:
 
 
 # Activations that not every torch has tagged as elementwise.
-_ACTIVATIONS = (
-    "celu elu gelu hardshrink hardsigmoid hardswish hardtanh leaky_relu mish relu selu sigmoid silu softplus".split()
-)
-_ACTIVATIONS += "softshrink tanh threshold clamp _prelu_kernel".split()
+_ACTIVATIONS = [
+    "celu",
+    "elu",
+    "gelu",
+    "hardshrink",
+    "hardsigmoid",
+    "hardswish",
+    "hardtanh",
+    "leaky_relu",
+    "mish",
+    "relu",
+]
+_ACTIVATIONS += ["selu", "sigmoid", "silu", "softplus", "softshrink", "tanh", "threshold", "clamp", "_prelu_kernel"]
 
 
 @_for(
