@@ -18,8 +18,8 @@ import datgan_fast as dat
 import floor
 from activity import activity, peak_memory
 from compilation import nothing_falls_back
-from datgan_fast.config import BASELINES
-from datgan_fast.option_values import ConfigError
+from datgan_fast.errors import ConfigError
+from datgan_fast.training.config import BASELINES
 from measure import DEVICE, FULL, bf16_is_native, figures, interleaved
 from official_method import OfficialMethod
 

@@ -19,9 +19,9 @@ import torch
 
 import datgan_fast as dat
 from compilation import nothing_falls_back
-from datgan_fast import reference
-from datgan_fast.attack_arguments import Attack, AttackInputs
-from datgan_fast.ops import attack_step_into
+from datgan_fast.method import reference
+from datgan_fast.method.arguments import Attack, AttackInputs
+from datgan_fast.method.ops import attack_step_into
 from floor import copy_bandwidth, recorded, rotations
 from measure import DEVICE, FULL, device_time, seconds, spread
 

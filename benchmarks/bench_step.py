@@ -11,7 +11,7 @@ import torch
 
 import datgan_fast as dat
 from activity import peak_memory
-from datgan_fast.networks import build_discriminator
+from datgan_fast.training.networks import build_discriminator
 from measure import DEVICE, bf16_is_native, figures, interleaved
 
 BATCH, IMAGE = 64, (3, 32, 32)

@@ -78,10 +78,10 @@ PYTHON
 
 paths() { "$python" benchmarks/paths.py --out "$work/paths.json"; }
 
-kernels() { test_with tests/test_kernels_on_gpu.py -k "not triton"; }
+kernels() { test_with tests/csrc/test_kernels_on_gpu.py -k "not triton"; }
 
 capture() {
-    test_with tests/test_iteration.py -m gpu \
+    test_with tests/training/test_iteration.py -m gpu \
         -k "replays_are or warm_up or insists or goes_on or capture_after or nothing_that or host_waits"
 }
 
@@ -98,10 +98,10 @@ bandwidth() {
 triton() {
     local side_by_side=()
     if "$python" -c "import xdist" 2> /dev/null; then side_by_side=(-n 8); fi
-    test_with tests/test_kernels_on_gpu.py -k triton ${side_by_side[@]+"${side_by_side[@]}"}
+    test_with tests/csrc/test_kernels_on_gpu.py -k triton ${side_by_side[@]+"${side_by_side[@]}"}
 }
 
-tests() { test_with tests --ignore tests/test_kernels_on_gpu.py; }
+tests() { test_with tests --ignore tests/csrc/test_kernels_on_gpu.py; }
 
 sanitizer() {
     local tool

@@ -14,9 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from datgan_fast import TrainConfig, penalties
-from datgan_fast.data import ImageSampler, load_images
-from datgan_fast.networks import build_discriminator, build_generator
+from datgan_fast import TrainConfig
+from datgan_fast.data.datasets import load_images
+from datgan_fast.data.sampler import ImageSampler
+from datgan_fast.method import penalties
+from datgan_fast.training.networks import build_discriminator, build_generator
 
 
 class OfficialMethod:

@@ -1,6 +1,6 @@
 """Every path of the kernels for compute-sanitizer, which benchmarks/gpu_check.sh runs, on images no larger than it takes.
 
-tests/test_sanitizer_case.py shows without a GPU that no path of the CUDA kernels is left out.
+tests/benchmarks/test_sanitizer_case.py shows without a GPU that no path of the CUDA kernels is left out.
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 
 import datgan_fast as dat
-from datgan_fast.attack_arguments import Attack, AttackInputs
-from datgan_fast.ops import attack_step_into
-from datgan_fast.reference import FORMULATIONS, NORMS
+from datgan_fast.method.arguments import Attack, AttackInputs
+from datgan_fast.method.ops import attack_step_into
+from datgan_fast.method.reference import FORMULATIONS, NORMS
 
 F64, F32, F16, BF16 = torch.float64, torch.float32, torch.float16, torch.bfloat16
 DTYPES = [(F32, F32), (F16, F16), (BF16, BF16), (F32, BF16), (F16, F32), (F64, F64)]  # of x and v

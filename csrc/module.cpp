@@ -1,6 +1,6 @@
 // The whole boundary between Python and the kernels: plain numbers come in, no torch header is needed.
 //
-// A tensor arrives as Tensor(address, dtype, shape, strides). Python (datgan_fast/native.py) has checked devices,
+// A tensor arrives as Tensor(address, dtype, shape, strides). Python (datgan_fast/method/native.py) has checked devices,
 // shapes and lifetimes before.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>

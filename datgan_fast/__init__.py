@@ -6,6 +6,7 @@
 The README shows the main job, docs/architecture.md how the parts fit together.
 """
 
+import sys
 from pkgutil import extend_path
 from typing import TYPE_CHECKING, Any
 
@@ -15,17 +16,23 @@ __path__ = extend_path(__path__, __name__)
 
 import torch  # noqa: F401  the extension shares torch's OpenMP threads, so torch comes first
 
-from . import penalties, reference
-from .dispatch import BackendError, backends, use_backend
-from .ops import attack_loss, attack_step, perturb
-from .reference import AttackStep, DiscriminatorStep
-from .step import adversarial_batch, discriminator_step
+from .errors import BackendError
+from .method import penalties, reference
+from .method.dispatch import backends, use_backend
+from .method.ops import attack_loss, attack_step, perturb
+from .method.reference import AttackStep, DiscriminatorStep
+from .method.step import adversarial_batch, discriminator_step
+from .moved import find_moved_modules
+from .version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from .config import TrainConfig
-    from .trainer import Trainer
+    from .training.config import TrainConfig
+    from .training.trainer import Trainer
 
-__version__ = "0.1.0"
+# Two public modules live in a package: `import datgan_fast.reference` finds them here.
+sys.modules.update({f"{__name__}.penalties": penalties, f"{__name__}.reference": reference})
+find_moved_modules()
+
 __all__ = [
     "AttackStep",
     "BackendError",
@@ -47,11 +54,11 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """The trainer draws and logs: what it imports for that is imported when it is asked for."""
     if name == "Trainer":
-        from .trainer import Trainer
+        from .training.trainer import Trainer
 
         return Trainer
     if name == "TrainConfig":
-        from .config import TrainConfig
+        from .training.config import TrainConfig
 
         return TrainConfig
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -14,13 +14,13 @@ import torch
 from tqdm import tqdm
 
 from . import files
-from .attack_steps import RULES
-from .command import Parser, run_command, whole_number
-from .config import resolve_device
-from .data import DATASETS
-from .figure1 import BATCH_NORM, TARGETS, Measurement, Protocol, all_protocols, load_subject, measure
-from .figure1_picture import draw, table
-from .option_values import ConfigError
+from .cli import Parser, run_command, whole_number
+from .data.datasets import DATASETS
+from .errors import ConfigError
+from .paper.figure1 import BATCH_NORM, TARGETS, Measurement, Protocol, all_protocols, load_subject, measure
+from .paper.figure1_picture import draw, table
+from .paper.fooling import RULES
+from .training.config import resolve_device
 
 DEFAULT = Protocol()
 

@@ -13,15 +13,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .command import Parser, run_command
-from .config import TrainConfig, typed
-from .data import load_images
-from .formulas import g1, g2
-from .option_values import ConfigError
-from .reference import adversarial_batch
-from .toy_data import TOY_DATASETS
-from .toy_plot import EXTENT, GENERATED, REAL, critic_values, draw_critic, draw_points, save
-from .trainer import POINTS, Trainer
+from .cli import Parser, run_command
+from .data.datasets import load_images
+from .data.points import TOY_DATASETS
+from .errors import ConfigError
+from .method.formulas import g1, g2
+from .method.reference import adversarial_batch
+from .training.config import TrainConfig, typed
+from .training.pictures import EXTENT, GENERATED, REAL, critic_values, draw_critic, draw_points, save
+from .training.trainer import POINTS, Trainer
 
 ARROWS = 48  # of each kind, real and generated
 ATTACKED = 10  # the attack is drawn after this part of the steps, while the generator still has far to go

@@ -12,17 +12,17 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from . import files
-from .command import Parser, run_command, whole_number
-from .config import TrainConfig, resolve_device
-from .data import DATASETS
-from .evaluation import METRICS, Evaluator, to_uint8
-from .generator_file import generate, load_generator
-from .inception import METRICS as INCEPTION_METRICS
-from .networks import build_generator
-from .option_values import ConfigError
-from .run_folder import RunFolder
-from .toy_data import TOY_DATASETS
-from .trainer import load_checkpoint
+from .cli import Parser, run_command, whole_number
+from .data.datasets import DATASETS
+from .data.points import TOY_DATASETS
+from .errors import ConfigError
+from .metrics.evaluator import METRICS, Evaluator, to_uint8
+from .metrics.inception import METRICS as INCEPTION_METRICS
+from .training.checkpoints import generate, load_generator
+from .training.config import TrainConfig, resolve_device
+from .training.networks import build_generator
+from .training.run_folder import RunFolder
+from .training.trainer import load_checkpoint
 
 SOURCE = "GENERATOR"  # the option's name in error messages
 

@@ -25,17 +25,18 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from . import feature_network, figure1, files, inception, report, results
-from .command import Parser, TrainingStopped, run_command
-from .config import TrainConfig, resolve_device
-from .data import DATASETS, load_images
-from .evaluate import whole_number
-from .experiments import ATTACK, FIGURES, FULL, PAPER, QUICK, Experiment, experiments
-from .option_values import ConfigError
-from .results import Result
-from .run_folder import RunFolder
-from .stop_signals import StopSignals
-from .trainer import Trainer, load_checkpoint
+from . import files
+from .cli import Parser, run_command, whole_number
+from .data.datasets import DATASETS, load_images
+from .errors import ConfigError, TrainingStopped
+from .metrics import feature_network, inception
+from .paper import figure1, report, results
+from .paper.experiments import ATTACK, FIGURES, FULL, PAPER, QUICK, Experiment, experiments
+from .paper.results import Result
+from .training.config import TrainConfig, resolve_device
+from .training.run_folder import RunFolder
+from .training.stop_signals import StopSignals
+from .training.trainer import Trainer, load_checkpoint
 
 QUICK_DATASETS = ("digits", "ring")
 JOBS_ON_A_GPU = 4  # one small network's iterations leave much of a GPU idle

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 
-from .command import Parser, run_command
-from .config import resolve_device
-from .generator_file import generate, load_generator
-from .option_values import ConfigError
-from .run_folder import save_grid
-from .toy_plot import save_points
+from .cli import Parser, run_command
+from .errors import ConfigError
+from .training.checkpoints import generate, load_generator
+from .training.config import resolve_device
+from .training.pictures import save_points
+from .training.run_folder import save_grid
 
 
 def sample(arguments: argparse.Namespace) -> int:

@@ -10,13 +10,14 @@ from typing import Any
 
 import yaml
 
-from .command import Parser, run_command
-from .config import TrainConfig, typed
-from .config_file import read_config_file
-from .networks import parameter_count
-from .option_values import ConfigError, flag
-from .run_folder import RunFolder
-from .trainer import Trainer, load_checkpoint
+from .cli import Parser, run_command
+from .errors import ConfigError
+from .training.config import TrainConfig, typed
+from .training.config_file import read_config_file
+from .training.networks import parameter_count
+from .training.options import flag
+from .training.run_folder import RunFolder
+from .training.trainer import Trainer, load_checkpoint
 
 # What may change when a run is continued: how long it goes on and what it records, not what it trains.
 _MAY_CHANGE = {

@@ -1,6 +1,6 @@
 """The formulas of direct adversarial training in Triton, the twins of csrc/formulas.h.
 
-A change to the method's mathematics is made here and in datgan_fast/reference.py; the kernels in attack.py
+A change to the method's mathematics is made here and in datgan_fast/method/formulas.py; the kernels in attack.py
 only move data. `objective`, `formulation`, `norm` and `side` are compile-time strings with the public names;
 `t` is a float32 or float64 tensor of logits. Every formula is stable for logits of any finite size.
 """

@@ -1,4 +1,4 @@
-"""Launches of the Triton kernels, behind the interface of datgan_fast.dispatch.ReferenceBackend.
+"""Launches of the Triton kernels, behind the interface of datgan_fast.method.dispatch.ReferenceBackend.
 
 Nothing here allocates on the device, synchronises or reads from it: every launch can be captured in a CUDA
 graph. Devices, shapes and dtypes have been checked in ops.py.
@@ -15,7 +15,7 @@ import torch
 import triton
 from torch import Tensor
 
-from ..attack_arguments import Attack, AttackInputs, OptionalPair, Pair
+from ..method.arguments import Attack, AttackInputs, OptionalPair, Pair
 from .attack import Images, Operand, Side, Vector, attack_loss_kernel, attack_step_kernel, perturb_kernel
 
 INTERPRETED: bool = triton.knobs.runtime.interpret  # TRITON_INTERPRET was set when this module was imported

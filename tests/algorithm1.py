@@ -5,8 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from networks import DISCRIMINATORS, images
 from torch.nn import functional as F
+
+from networks import DISCRIMINATORS, images
 
 M, N = 6, 4  # unequal on purpose
 ROUNDING = {torch.float64: 1e-11, torch.float32: 5e-6}  # error of a gradient relative to its norm

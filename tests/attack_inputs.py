@@ -1,9 +1,10 @@
 """Logits, images and gradients for the tests of the attack's operations, and the grid these run over."""
 
 import numpy as np
-import oracle
 import pytest
 import torch
+
+import oracle
 from layouts import FLOATS, laid_out, name
 
 LAYOUTS = ("contiguous", "channels_last", "every second pixel", "transposed", "expanded", "misaligned")

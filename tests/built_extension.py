@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from datgan_fast import native
+from datgan_fast.method import native
 
 extension = native.extension
 needs_extension = pytest.mark.skipif(extension is None, reason=str(native.problem))

@@ -12,6 +12,7 @@ from ctypes import c_char_p, c_double, c_int, c_int64, c_uint, c_void_p
 from pathlib import Path
 
 import torch
+
 from oracle import FORMULATIONS, NORMS, OBJECTIVES
 
 HERE = Path(__file__).resolve().parent / "cuda_emulation"
@@ -70,7 +71,7 @@ class Plan(ctypes.Structure):
 
 
 class EmulatedCuda:
-    """dat::cuda on CPU tensors behind the interface of datgan_fast.dispatch's backends, and the device it believes in."""
+    """dat::cuda on CPU tensors behind the interface of datgan_fast.method.dispatch's backends, and the device it believes in."""
 
     def __init__(self, path: Path) -> None:
         self.library = ctypes.CDLL(str(path))

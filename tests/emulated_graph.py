@@ -14,7 +14,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from datgan_fast import cuda_graph, optimizers
+from datgan_fast.training import cuda_graph, optimizers
 
 READS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::is_nonzero", "aten::masked_select"}
 RANDOM = ("rand", "randn", "randint")
@@ -69,7 +69,7 @@ class Stream:
 
 
 class Cuda:
-    """Stands in for torch.cuda in datgan_fast.cuda_graph, and for the functions of torch._C that end a pool."""
+    """Stands in for torch.cuda in datgan_fast.training.cuda_graph, and for the functions of torch._C that end a pool."""
 
     Stream = Stream
 

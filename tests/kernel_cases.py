@@ -8,16 +8,16 @@ from itertools import product
 from typing import NamedTuple
 
 import numpy as np
-import oracle
 import pytest
 import torch
-from attack_inputs import each_formulation, each_norm, each_objective
-from layouts import FLOATS, LAYOUTS, assert_nothing_written_around, laid_out, name, unwritten
-from oracle import array
 
 import datgan_fast as dat
-from datgan_fast.attack_arguments import Attack, AttackInputs
-from datgan_fast.ops import attack_step_into
+import oracle
+from attack_inputs import each_formulation, each_norm, each_objective
+from datgan_fast.method.arguments import Attack, AttackInputs
+from datgan_fast.method.ops import attack_step_into
+from layouts import FLOATS, LAYOUTS, assert_nothing_written_around, laid_out, name, unwritten
+from oracle import array
 
 
 class Target(NamedTuple):

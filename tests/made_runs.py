@@ -1,7 +1,7 @@
 """Small experiments, and results of runs that nobody made, for the tests of the reproduction."""
 
-from datgan_fast.experiments import PLAIN, Size, experiments
-from datgan_fast.results import Result
+from datgan_fast.paper.experiments import PLAIN, Size, experiments
+from datgan_fast.paper.results import Result
 
 TINY = Size("tiny", 40, 80, 4, {"width": 4, "z_dim": 8, "batch_size": 8})
 DIGITS = ["digits"]

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from networks import build, images
 
 import datgan_fast as dat
-from datgan_fast.metrics import sliced_wasserstein
+from datgan_fast.metrics.measures import sliced_wasserstein
+from networks import build, images
 
 PACKAGE = Path(__file__).resolve().parent.parent / "datgan_fast"
 FLOATING = {"rand", "randn", "empty", "zeros", "ones", "linspace", "normal"}  # whose dtype is the default one

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import datgan_fast as dat
-from datgan_fast import run_folder
+from datgan_fast.training import run_folder
 
 
 @pytest.mark.parametrize("name", dat.__all__)
@@ -43,7 +43,7 @@ def test_an_installed_package_has_no_commit(tmp_path, monkeypatch):
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
     subprocess.run([*git, "init", "-q"], check=True)
     subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "theirs"], check=True)
-    monkeypatch.setattr(run_folder, "__file__", str(package / "run_folder.py"))
+    monkeypatch.setattr(run_folder, "__file__", str(package / "training" / "run_folder.py"))
     assert run_folder.environment()["commit"] is None
     (package.parent / "csrc").mkdir()  # a checkout
     assert len(run_folder.environment()["commit"]) == 40

@@ -1,0 +1,175 @@
+"""Readers of the data sets: find their files, download them if asked, check and decode them.
+
+Every reader raises `DataError` for what is missing or malformed. `datgan_fast.data` is the interface.
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import sys
+import warnings
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+from ..errors import DataError
+
+DEFAULT_DATA_DIR = "data"
+_TORCHVISION_CLASS = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10"}
+_IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".ppm"}
+_CIFAR_RECORD = 1 + 3 * 32 * 32  # one label byte, then the image in CHW order
+
+
+def _not_found(dataset: str, folder: Path, name: str, places: tuple[Path, ...]) -> DataError:
+    return DataError(
+        f"--data-dir {folder}: {dataset} should have {name} in one of {', '.join(map(str, places))}; "
+        "pass --download to fetch it or point --data-dir to a folder that has it."
+    )
+
+
+def _torchvision_dataset(dataset: str, folder: Path, train: bool, download: bool) -> Any:
+    # Imported only here, so that a torchvision that does not match torch breaks nothing else.
+    try:
+        from torchvision import datasets  # type: ignore[import-untyped]
+
+        return getattr(datasets, _TORCHVISION_CLASS[dataset])(str(folder), train=train, download=download)
+    except Exception as error:  # import, network, checksum, disk or unpickling
+        option = "--download" if download else f"--data-dir {folder}"
+        reason = " ".join(str(error).split())
+        raise DataError(f"{option}: torchvision should provide {dataset} in {folder} but failed: {reason}") from error
+
+
+def read_digits() -> tuple[Tensor, Tensor]:
+    """The 1797 handwritten digits of scikit-learn: float32 [N, 1, 8, 8] in 0..255 and int64 [N]."""
+    try:
+        from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise DataError("--dataset digits: needs the package scikit-learn to be installed.") from error
+    digits = load_digits()
+    images = torch.tensor(digits.images, dtype=torch.float32, device="cpu").unsqueeze(1) * (255 / 16)
+    return images, torch.tensor(digits.target, dtype=torch.int64, device="cpu")
+
+
+def read_mnist(
+    dataset: str,
+    data_dir: str | Path | None,
+    kind: str,
+    item_shape: tuple[int, ...],
+    train: bool,
+    download: bool,
+) -> Tensor:
+    """Find (or download) and read one idx file of mnist or fashion-mnist: uint8 [N, *item_shape]."""
+    folder = Path(data_dir or DEFAULT_DATA_DIR)
+    name = f"{'train' if train else 't10k'}-{kind}"
+    # The folder itself comes last: it may hold the equally named files of the other data set.
+    places = (folder / _TORCHVISION_CLASS[dataset] / "raw", folder / dataset, folder)
+    candidates = [place / (name + suffix) for place in places for suffix in ("", ".gz")]
+    path = next(filter(Path.is_file, candidates), None)
+    if path is None and download:
+        _torchvision_dataset(dataset, folder, train, download)
+        path = next(filter(Path.is_file, candidates), None)
+    if path is None:
+        raise _not_found(dataset, folder, f"{name} or {name}.gz", places)
+    return _read_idx(path, item_shape)
+
+
+def _read_idx(path: Path, item_shape: tuple[int, ...]) -> Tensor:
+    """Read an idx file of bytes, plain or .gz: uint8 [N, *item_shape]."""
+    raw = _read_bytes(path)
+    ndim = 1 + len(item_shape)
+    header = 4 + 4 * ndim
+    if len(raw) < header or raw[:4] != bytes((0, 0, 8, ndim)):
+        raise DataError(f"--data-dir: {path} should be an idx file of bytes with {ndim} dimension(s).")
+    shape = np.frombuffer(raw, dtype=">u4", offset=4, count=ndim).tolist()
+    if shape[0] == 0 or tuple(shape[1:]) != item_shape:
+        raise DataError(f"--data-dir: {path} has shape {shape} but should have {['N', *item_shape]}, N > 0.")
+    if len(raw) != header + math.prod(shape):
+        raise DataError(
+            f"--data-dir: {path} holds {len(raw)} bytes but shape {shape} needs {header + math.prod(shape)}."
+        )
+    return torch.frombuffer(raw, dtype=torch.uint8, offset=header).view(shape)
+
+
+def _read_bytes(path: Path) -> bytearray:
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            return bytearray(file.read())  # writable, as torch.frombuffer wants
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"--data-dir: {path} should be a readable, complete file: {error}") from error
+
+
+def read_cifar10(data_dir: str | Path | None, train: bool, download: bool) -> tuple[Tensor, Tensor]:
+    """Read CIFAR-10 in its binary or its Python layout: uint8 [N, 3, 32, 32] and int64 [N].
+
+    A training set that lacks some of its binary files is used with a warning, unless download is set.
+    """
+    folder = Path(data_dir or DEFAULT_DATA_DIR)
+    names = [f"data_batch_{i}.bin" for i in range(1, 6)] if train else ["test_batch.bin"]
+    places = (folder / "cifar-10-batches-bin", folder)
+    found: list[Path] = []
+    for place in places:
+        found = found or [place / name for name in names if (place / name).is_file()]
+
+    if len(found) < len(names):
+        if download or (folder / "cifar-10-batches-py").is_dir():
+            dataset = _torchvision_dataset("cifar10", folder, train, download)
+            labels = torch.tensor(dataset.targets, dtype=torch.int64, device="cpu")
+            return torch.from_numpy(dataset.data).permute(0, 3, 1, 2), labels
+        if not found:
+            raise _not_found("cifar10", folder, f"{names[0]} (or cifar-10-batches-py)", places)
+        missing = ", ".join(sorted(set(names) - {path.name for path in found}))
+        warnings.warn(f"cifar10: using {len(found)} of {len(names)} files, without {missing}.", stacklevel=3)
+
+    records = torch.cat([_read_cifar_file(path) for path in found])
+    return records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0].long()
+
+
+def _read_cifar_file(path: Path) -> Tensor:
+    raw = _read_bytes(path)
+    if len(raw) == 0 or len(raw) % _CIFAR_RECORD:
+        raise DataError(f"--data-dir: {path} holds {len(raw)} bytes but should hold {_CIFAR_RECORD} per image.")
+    records = torch.frombuffer(raw, dtype=torch.uint8).view(-1, _CIFAR_RECORD)
+    if records[:, 0].max() > 9:
+        raise DataError(f"--data-dir: {path} should hold CIFAR-10 records, which start with a label 0 to 9.")
+    return records
+
+
+def read_folder(data_dir: str | Path | None, size: int, channels: int, progress: bool) -> Tensor:
+    """Read all images below a folder, in sorted order: uint8 [N, channels, size, size]."""
+    if not data_dir:
+        raise DataError("--data-dir: should name the folder of images for --dataset folder.")
+    folder = Path(data_dir)
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _IMAGE_SUFFIXES and path.is_file())
+    if not paths:
+        suffixes = " ".join(sorted(_IMAGE_SUFFIXES))
+        raise DataError(f"--data-dir {folder}: should be a folder with at least one image ({suffixes}).")
+
+    images = torch.empty(len(paths), channels, size, size, dtype=torch.uint8, device="cpu")
+    hide_bar = not (progress and sys.stderr.isatty())
+    with ThreadPoolExecutor() as pool:  # PIL decodes and resizes outside the interpreter lock
+        decoded = pool.map(lambda path: _read_image(path, size, channels), paths)
+        bar = tqdm(decoded, total=len(paths), desc="images", disable=hide_bar)
+        for target, image in zip(images, bar, strict=True):
+            target.copy_(image)
+    return images
+
+
+def _read_image(path: Path, size: int, channels: int) -> Tensor:
+    """Scale the shorter side of an image to size and crop its centre: uint8 [channels, size, size]."""
+    try:
+        with Image.open(path) as file:
+            if file.mode.startswith(("I", "F")):
+                raise ValueError("more than 8 bits per channel")  # PIL would clip these to white
+            image = ImageOps.exif_transpose(file).convert("L" if channels == 1 else "RGB")
+            image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+    except Exception as error:  # PIL raises many kinds for a broken file
+        raise DataError(f"--data-dir: {path} should be a readable 8-bit image: {error}") from error
+    return torch.from_numpy(np.array(image)).view(size, size, channels).permute(2, 0, 1)

@@ -1,0 +1,106 @@
+"""Random training batches from a data set, drawn on the training device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .stream import ImageStream
+
+
+class ImageSampler:
+    """Draws random batches from uint8 images [N, C, H, W] or float32 points [N, 2], held on the device if they fit there.
+
+    batch_size        images in a batch
+    batches           batches in one training iteration
+    seed              of the images that a streaming sampler draws
+    max_device_bytes  the most bytes of images to hold on the device; None means half of the free memory
+                      of a CUDA device and no limit on other devices
+    flip              mirror each drawn image left to right with probability 1/2; not for points
+    resident          True if the images are on the device, False if they are streamed there from the host
+
+        for step in range(1, steps + 1):
+            sampler.prepare(step)
+            for _ in range(batches):
+                x_real = sampler.sample()
+
+    The loop over sample() never waits for the device and can be captured in a CUDA graph; prepare(), outside the
+    graph, gives a streaming sampler's graph the images of the iteration. Resident images are drawn by the device's default
+    generator, which also decides about mirroring; streamed ones follow from seed and step alone. Restoring the
+    generator's state therefore repeats a run exactly. Raises ValueError for other images or sizes.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        device: torch.device | str,
+        *,
+        batch_size: int,
+        batches: int = 1,
+        seed: int = 0,
+        max_device_bytes: int | None = None,
+        flip: bool = False,
+    ) -> None:
+        points = images.dtype == torch.float32 and images.ndim == 2
+        if not (points or (images.dtype == torch.uint8 and images.ndim == 4)) or len(images) == 0:
+            raise ValueError(
+                f"images: {images.dtype} {list(images.shape)} should be uint8 [N, C, H, W] or float32 [N, 2] with N > 0."
+            )
+        if points and flip:
+            raise ValueError("flip: points have no left and right to exchange; it is for images.")
+        for name, value, least in (("batch_size", batch_size, 1), ("batches", batches, 1), ("seed", seed, 0)):
+            if value < least:
+                raise ValueError(f"{name}: {value} should be at least {least}.")
+        self.device = torch.device(device)
+        self.batch_size, self.batches, self.flip = batch_size, batches, flip
+        if max_device_bytes is None and self.device.type == "cuda":
+            max_device_bytes = torch.cuda.mem_get_info(self.device)[0] // 2
+        self.resident = max_device_bytes is None or images.nbytes <= max_device_bytes
+        self.images = images.to(self.device if self.resident else "cpu")
+        self._stream = None if self.resident else ImageStream(self.images, self.device, batches, batch_size, seed)
+        self._drawn: int | None = None  # batches since prepare()
+
+    def prepare(self, step: int) -> None:
+        """Makes the images of iteration `step` (1, 2, ...) the ones that sample() gives, from their first batch on.
+
+        Call it on the CUDA stream that runs the iteration. Any step may follow any other; the next one is there soonest.
+        Raises what went wrong while the images were fetched. Does nothing to a resident sampler.
+        """
+        if self._stream is not None:
+            self._stream.prepare(step)
+            self._drawn = 0
+
+    def sample(self) -> Tensor:
+        """The next batch, drawn uniformly with replacement, float32 on the device: images [batch_size, C, H, W] in [-1, 1],
+        or points [batch_size, 2] as they are.
+
+        After `batches` calls a streaming sampler begins again at the iteration's first batch. Raises RuntimeError if it has
+        never been prepared.
+        """
+        batch = self._draw() if self._stream is None else self._next(self._stream)
+        if self.flip:
+            mirrored = torch.rand(self.batch_size, 1, 1, 1, device=self.device, dtype=torch.float32) < 0.5
+            batch = torch.where(mirrored, batch.flip(-1), batch)
+        return batch.float().div_(127.5).sub_(1) if batch.dtype == torch.uint8 else batch
+
+    def settle(self) -> None:
+        """Waits for the fetch that prepare() began, before a CUDA graph is captured: another thread's calls would break
+        the capture."""
+        if self._stream is not None:
+            self._stream.settle()
+
+    def close(self) -> None:
+        """Stops fetching; prepare() then raises RuntimeError. A resident sampler has nothing to stop."""
+        if self._stream is not None:
+            self._stream.close()
+
+    def _draw(self) -> Tensor:
+        index = torch.randint(len(self.images), (self.batch_size,), device=self.device)
+        return self.images.index_select(0, index)
+
+    def _next(self, stream: ImageStream) -> Tensor:
+        if self._drawn is None:
+            raise RuntimeError("sample() needs the images of an iteration: call prepare(step) first.")
+        batch = stream.buffer[self._drawn % self.batches]
+        self._drawn += 1
+        return batch

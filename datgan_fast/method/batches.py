@@ -1,0 +1,77 @@
+"""The real and the generated images on their way through the discriminator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import formulas
+from .arguments import Pair
+from .independence import HOOKED, Answer, Forward, ask, forward, seen_to_mix
+from .step_arguments import StepArguments, check_graph
+
+
+class ChangedError(RuntimeError):
+    """The network does something else with the merged batch than when it was asked, or, for a reason that lasts, more."""
+
+    def __init__(self, message: str, lasts: bool = False) -> None:
+        super().__init__(message)
+        self.lasts = lasts
+
+
+class Batches:
+    """Real and generated images on their way through D, one batch after the other, or merged into one.
+
+    Where images are independent the two are the same. On a GPU merging halves the launches; on a CPU, where it saves
+    nothing, it would double the memory that a pass takes.
+
+    merge: make them one; only where `ask` has said that this is the same.
+    """
+
+    def __init__(self, given: StepArguments, merge: bool) -> None:
+        self.m = len(given.x_real)
+        self._network = given.network
+        self._objective = given.attack.objective
+        self.merged = merge
+        if merge:
+            self._answer: Answer | None = ask(given.network, given.x_real, given.x_fake)
+        else:
+            self._answer = seen_to_mix(given.network)  # without an answer the forward is watched
+        self.clean = self.join(given.x_real, given.x_fake)
+
+    def join(self, real: Tensor, fake: Tensor) -> list[Tensor]:
+        return [torch.cat([real, fake])] if self.merged else [real, fake]
+
+    def sides(self, tensors: Sequence[Tensor]) -> Pair:
+        return (tensors[0][: self.m], tensors[0][self.m :]) if self.merged else (tensors[0], tensors[1])
+
+    @property
+    def why_not(self) -> str | None:
+        """Why images are known not to stay apart, where that is known before a forward."""
+        return self._answer.why_not if self._answer else None
+
+    def serves_attack(self, shareable: bool) -> bool:
+        """Whether a forward's graph can give the attack its gradients: compiled code gives one backward, which is the clean
+        loss's."""
+        return not self._network.compiled or (shareable and self.why_not is None)
+
+    def forward(self, images: Tensor) -> Forward:
+        """D's logits with their graph to the leaf `images`."""
+        result = forward(self._network, images, self._answer)
+        if self.merged:
+            if result.why_not or result.hooks.inside:
+                raise ChangedError(result.why_not or HOOKED, lasts=result.hooks.inside)
+            result.hooks.refuse = ChangedError(HOOKED, lasts=True)  # the output's come first in the backward
+        check_graph(result.graph, [images], self._objective)
+        return result
+
+    def objective(self, k: int, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Batch k's part of the discriminator's objective, and its slope for each logit, in float32 or float64."""
+        t = logits.detach().requires_grad_()
+        if self.merged:
+            loss = formulas.discriminator_loss(t[: self.m], t[self.m :], self._objective)
+        else:
+            loss = -(formulas.g1, formulas.g2)[k](self._objective, t).mean()
+        return loss.detach(), torch.autograd.grad(loss, t)[0]

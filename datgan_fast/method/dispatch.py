@@ -1,0 +1,224 @@
+"""Which implementation runs an operation: as `impl=`, `use_backend` or DATGAN_FAST_BACKEND say, or the best.
+
+Asking by name for what cannot be used raises. Without a name, the reference is taken with one warning
+that says why.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import BackendError
+from . import formulas, native, reference
+from .arguments import Attack, AttackInputs, OptionalPair, Pair
+
+BACKENDS = ("reference", "cpu", "cuda", "triton")
+_BEST_FIRST = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
+
+# Triton's interpreter runs the kernels on the CPU, slowly; it is for tests. Triton reads this at its import.
+INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
+
+_chosen: ContextVar[str | None] = ContextVar("datgan_fast_backend", default=None)
+_warned: set[str] = set()
+
+
+def backends() -> dict[str, str | None]:
+    """Every backend and why it cannot be used here; None means usable."""
+    return {name: _problem(name) for name in BACKENDS}
+
+
+def _problem(name: str) -> str | None:
+    if name == "cpu":
+        return native.cpu_problem()
+    if name == "cuda":
+        return native.cuda_problem()
+    if name == "triton":
+        return _triton_problem()
+    return None
+
+
+def _triton_problem() -> str | None:
+    if not INTERPRETING and not torch.cuda.is_available():
+        return "no CUDA device"
+    return _kernels_problem()
+
+
+@cache
+def _kernels_problem() -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed; run: pip install triton"
+    try:
+        kernels = importlib.import_module("datgan_fast.kernels")
+    except Exception as error:  # a Triton too old or too new fails in its own ways
+        return f"the Triton kernels could not be loaded ({error})"
+    if kernels.INTERPRETED != INTERPRETING:
+        return "TRITON_INTERPRET was changed while the program ran; set it before the first import"
+    checkout = _sources(Path(__file__).resolve().parents[2] / "kernels")
+    if checkout and checkout != _sources(Path(str(kernels.__file__)).parent):
+        return "the installed Triton kernels are not those of this checkout's kernels/; run: pip install ."
+    return None
+
+
+def _sources(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("*.py")}
+
+
+def _problem_unasked(name: str) -> str | None:
+    """Why this backend is not taken where none was asked for."""
+    if name == "triton" and INTERPRETING:
+        return "TRITON_INTERPRET is set, and the interpreter runs only when triton is asked for by name"
+    return _problem(name)
+
+
+@contextmanager
+def use_backend(name: str | None) -> Iterator[None]:
+    """Inside the context operations run on this backend (None: the best usable).
+
+    Raises BackendError if it cannot be used.
+    """
+    if name is not None:
+        _require(name, "use_backend")
+    token = _chosen.set(name)
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+def _require(name: str, asked_by: str) -> None:
+    if name not in BACKENDS:
+        raise BackendError(f"{asked_by}: {name!r} is not a backend; choose one of {', '.join(BACKENDS)}")
+    problem = _problem(name)
+    if problem:
+        raise BackendError(f"{asked_by}: backend {name!r} cannot be used here: {problem}")
+
+
+def resolve(device: torch.device, impl: str = "") -> str:
+    """The name of the backend that runs an operation on tensors of this device."""
+    for name, asked_by in (
+        (impl, "impl"),
+        (_chosen.get(), "use_backend"),
+        (os.environ.get("DATGAN_FAST_BACKEND"), "DATGAN_FAST_BACKEND"),
+    ):
+        if name:
+            _require(name, asked_by)
+            if not _works_on(name, device.type):
+                raise BackendError(f"{asked_by}: backend {name!r} does not work on tensors on {device}")
+            return name
+    order = _BEST_FIRST.get(device.type, ("reference",))
+    for name in order:
+        if not _problem_unasked(name):
+            if name == "reference":
+                _warn_once(device.type)
+            return name
+    raise AssertionError("the reference is always usable")
+
+
+def kernels(device: torch.device) -> str:
+    """What runs operations on tensors of this device, in words: the backend, on a CPU with its instruction set."""
+    name = resolve(device)
+    return f"{name} ({native.instruction_set()})" if name == "cpu" else name
+
+
+def _works_on(name: str, device_type: str) -> bool:
+    if name == "reference":
+        return True
+    if name == "triton" and INTERPRETING:
+        return device_type in ("cpu", "cuda")
+    return device_type == ("cpu" if name == "cpu" else "cuda")
+
+
+def _warn_once(device_type: str) -> None:
+    if device_type in _warned:
+        return
+    _warned.add(device_type)
+    names = [name for name in _BEST_FIRST.get(device_type, ()) if name != "reference"]
+    causes = "; ".join(f"{name}: {_problem_unasked(name)}" for name in names) or "there are no kernels for this device"
+    warnings.warn(
+        f"datgan_fast runs its slower reference implementation on {device_type} tensors ({causes})",
+        stacklevel=4,
+    )
+
+
+class ReferenceBackend:
+    """datgan_fast.reference behind the same interface as the kernels."""
+
+    @staticmethod
+    def attack_loss(
+        real: Tensor,
+        fake: Tensor,
+        reference_real: Tensor,
+        reference_fake: Tensor,
+        objective: str,
+        formulation: str,
+        losses: Tensor,
+        coefficient_real: Tensor,
+        coefficient_fake: Tensor,
+    ) -> None:
+        terms = reference.attack_terms(real, fake, objective, formulation, reference_real, reference_fake)
+        for loss, coefficient, (value, gradient) in zip(
+            losses, (coefficient_real, coefficient_fake), terms, strict=True
+        ):
+            loss.copy_(value)
+            coefficient.copy_(gradient)
+
+    @staticmethod
+    def perturb(
+        x: Tensor,
+        grad: Tensor,
+        eps: float,
+        norm: str,
+        clip_min: float | None,
+        clip_max: float | None,
+        out: Tensor,
+    ) -> None:
+        out.copy_(reference.perturb(x, grad, eps, norm=norm, clip_min=clip_min, clip_max=clip_max))
+
+    @staticmethod
+    def attack_step(
+        inputs: AttackInputs, attack: Attack, adv: Pair, grads: OptionalPair, norms: OptionalPair, losses: Tensor
+    ) -> None:
+        x, v, logits, references, weights = inputs
+        step = reference.attack_step(
+            *x,
+            *v,
+            *logits,
+            **attack._asdict(),
+            reference_real_logits=references[0],
+            reference_fake_logits=references[1],
+            grad_weight_real=weights[0],
+            grad_weight_fake=weights[1],
+        )
+        losses[0], losses[1] = step.loss_real, step.loss_fake
+        for out, value in zip(
+            (*adv, *grads, *norms),
+            (*step[:4], *(formulas.image_norm(side) for side in v)),
+            strict=True,
+        ):
+            if out is not None and value is not None:
+                out.copy_(value)
+
+
+def backend(device: torch.device, impl: str) -> Any:
+    """The implementation itself: an object with attack_loss, perturb and attack_step."""
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():  # whose GPU the question is about
+        name = resolve(device, impl)
+    if name == "cpu":
+        return native.CpuBackend
+    if name == "cuda":
+        return native.CudaBackend
+    if name == "triton":
+        return importlib.import_module("datgan_fast.kernels").TritonBackend
+    return ReferenceBackend

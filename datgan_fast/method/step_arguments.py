@@ -1,0 +1,222 @@
+"""What a user hands to a step, an attack or a penalty, looked at at every door: what cannot be right is refused in a sentence.
+
+Images are compared with their range in the first step with a discriminator only, because on a GPU that waits for the device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from .arguments import Attack, check_attack, check_bound, check_float, number
+from .autograd_graph import Graph
+from .formulas import Bound, default_alpha
+from .module_state import Network
+
+LOOKS = 1  # first calls in which values are looked at: an iteration must be free of it when it is captured
+
+_looks: WeakKeyDictionary[Any, Counter[str]] = WeakKeyDictionary()
+
+
+class StepArguments(NamedTuple):
+    """The arguments of an attack of one or several steps, checked."""
+
+    network: Network
+    x_real: Tensor  # plain tensors without history
+    x_fake: Tensor
+    attack: Attack
+    steps: int
+    alpha: float  # size of each step
+    random_start: bool
+
+    @property
+    def single(self) -> bool:
+        """Whether this is the paper's attack: one step of size eps from the images themselves."""
+        return self.steps == 1 and not self.random_start and self.alpha == self.attack.eps
+
+
+def checked(
+    function: str,
+    discriminator: nn.Module,
+    x_real: Tensor,
+    x_fake: Tensor,
+    attack: Attack,
+    steps: int,
+    alpha: float | None,
+    random_start: bool,
+) -> StepArguments:
+    """Raises TypeError, ValueError or RuntimeError, in one sentence that names the argument."""
+    if not isinstance(discriminator, nn.Module):
+        raise TypeError(f"discriminator must be an nn.Module; got {type(discriminator).__name__}")
+    attack = attack._replace(eps=number("eps", attack.eps))
+    check_attack(attack)
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1; got {steps}")
+    if random_start and attack.norm == "none":
+        raise ValueError("random_start needs an eps-ball; use norm 'l2' or 'linf' instead of 'none'")
+    if alpha is not None and not math.isfinite(alpha := number("alpha", alpha)):
+        raise ValueError(f"alpha must be a finite number; got {alpha}")
+    network, x_real, x_fake = images_of(function, discriminator, x_real, x_fake)
+    for name, bound in (("clip_min", attack.clip_min), ("clip_max", attack.clip_max)):
+        for x in (x_real, x_fake):
+            check_bound(name, bound, x)
+            if isinstance(bound, Tensor) and bound.dim() == x.dim() and len(bound) > 1:
+                raise ValueError(
+                    f"{name} must be the same for all images, such as [channels, 1, 1]; got {tuple(bound.shape)}"
+                )
+    check_range(function, discriminator, x_real, x_fake, attack.clip_min, attack.clip_max)
+    if alpha is None:
+        alpha = default_alpha(attack.eps, steps, attack.norm)
+    return StepArguments(network, x_real, x_fake, attack, steps, alpha, random_start)
+
+
+def images_of(function: str, discriminator: Any, x_real: Tensor, x_fake: Tensor) -> tuple[Network, Tensor, Tensor]:
+    """Both batches as plain tensors without history, for a discriminator that can be differentiated and is on their device."""
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            f"datgan_fast.{function} computes gradients, which torch.inference_mode() rules out; use torch.no_grad() instead"
+        )
+    for name, x in (("x_real", x_real), ("x_fake", x_fake)):
+        check_float(name, x)
+        if x.dim() == 0:
+            raise ValueError(f"{name} must have shape [batch, ...]; got a tensor without dimensions")
+    if len(x_real) == 0 or len(x_fake) == 0:
+        raise ValueError(f"a step needs at least one real and one generated image; got {len(x_real)} and {len(x_fake)}")
+    if x_real.device != x_fake.device:
+        raise ValueError(f"x_real and x_fake must be on one device; got {x_real.device} and {x_fake.device}")
+    x_real, x_fake = _plain(x_real), _plain(x_fake)
+    # Penalties take any callable.
+    network = Network(discriminator if isinstance(discriminator, nn.Module) else nn.Module()).initialise_lazy(x_real)
+    tensors = (*network.parameters, *network.buffers)
+    if any(t.is_inference() for t in tensors):
+        raise RuntimeError(
+            "the discriminator was made inside torch.inference_mode(), and its parameters have no gradients; make it outside"
+        )
+    if tensors and all(t.device != x_real.device for t in tensors):
+        raise ValueError(f"the images must be on the discriminator's device, {tensors[0].device}; got {x_real.device}")
+    return network, x_real, x_fake
+
+
+def _plain(x: Tensor) -> Tensor:
+    """Without history, and without a subclass, whose own rules would follow the images through the attack."""
+    x = x.as_subclass(Tensor) if type(x) is not Tensor else x
+    return x.clone() if x.is_inference() else x.detach()  # autograd takes no inference tensors
+
+
+def check_trainable(network: Network) -> None:
+    if not any(p.requires_grad for p in network.parameters):
+        raise ValueError(
+            "the discriminator has no parameter with requires_grad=True, so that a step has nothing to train; "
+            "datgan_fast.adversarial_batch perturbs images without training"
+        )
+
+
+def check_range(
+    function: str,
+    discriminator: Any,
+    x_real: Tensor,
+    x_fake: Tensor,
+    clip_min: Bound,
+    clip_max: Bound,
+) -> None:
+    """Clean images outside the range to which perturbed ones are clipped would be moved by more than the attack."""
+    if x_real.is_meta or (x_real.is_cuda and torch.cuda.is_current_stream_capturing()):
+        return
+    looks = _looks.setdefault(discriminator, Counter())
+    if looks[function] >= LOOKS:
+        return
+    looks[function] += 1
+    if clip_min is not None and clip_max is not None:
+        low, high = (torch.as_tensor(bound, device=x_real.device) for bound in (clip_min, clip_max))
+        if bool((low > high).any()):
+            raise ValueError(f"clip_min must not exceed clip_max; got {_shown(clip_min)} and {_shown(clip_max)}")
+    for name, x in (("x_real", x_real), ("x_fake", x_fake)):
+        if _beyond(x, clip_min, torch.lt) or _beyond(x, clip_max, torch.gt):
+            least, most = (f"{float(v):.4g}" for v in torch.aminmax(x))
+            raise ValueError(
+                f"{name} has values in [{least}, {most}], outside [clip_min, clip_max] = [{_shown(clip_min)}, "
+                f"{_shown(clip_max)}], to which perturbed images are clipped; scale the images, or give clip_min and clip_max of "
+                "their own range (None for no bound)"
+            )
+
+
+def _beyond(x: Tensor, bound: Bound, compare: Callable[[Tensor, Tensor], Tensor]) -> bool:
+    if bound is None:
+        return False
+    bound = torch.as_tensor(bound, dtype=x.dtype, device=x.device)
+    slack = 4 * torch.finfo(x.dtype).eps * bound.abs()  # of scaling to a range
+    return bool(compare(x, bound - slack if compare is torch.lt else bound + slack).any())
+
+
+def _shown(bound: Bound) -> str:
+    if isinstance(bound, Tensor) and bound.numel() > 1:
+        return f"{float(bound.min()):.4g} to {float(bound.max()):.4g} by channel"
+    return "none" if bound is None else f"{float(bound):.4g}"
+
+
+NO_GRADIENT = (
+    "the discriminator's logits do not depend on its images, so that there is no gradient to follow; a detach(), "
+    "torch.no_grad() or a Function without a gradient inside it would do that"
+)
+
+
+def image_gradients(
+    logits: Sequence[Tensor], images: Sequence[Tensor], weights: Sequence[Tensor], retain_graph: bool = False
+) -> list[Tensor]:
+    """Of the weighted logits, with respect to the images. Raises ValueError where there is none."""
+    gradients = torch.autograd.grad(
+        list(logits), list(images), list(weights), retain_graph=retain_graph, allow_unused=True
+    )
+    if any(g is None for g in gradients):
+        raise ValueError(NO_GRADIENT)
+    return list(gradients)
+
+
+def check_penalty(value: Any) -> Tensor:
+    """What a penalty gave, if it can be added to a loss."""
+    if not isinstance(value, Tensor) or value.dim() != 0 or not value.is_floating_point():
+        got = f"{value.dtype}, {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"penalty must return a floating 0-d tensor; got {got}")
+    return value
+
+
+def check_graph(graph: Graph, images: list[Tensor], objective: str | None = None) -> None:
+    """Of a forward on `images`, leaves that require gradients."""
+    if graph.is_reentrant():
+        raise ValueError(
+            "the discriminator checkpoints activations with use_reentrant=True, through which no gradient of the images can be "
+            "had; use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
+        )
+    if not graph.reaches(images):
+        raise ValueError(NO_GRADIENT)
+    if objective in ("vanilla", "fgan") and graph.ends_in_probabilities():
+        raise ValueError(
+            f"the discriminator ends in a sigmoid or softmax, but objective {objective!r} takes logits, not probabilities; "
+            "leave that last layer out"
+        )
+
+
+def logits_of(discriminator: nn.Module, images: Tensor) -> Tensor:
+    """D(images) as [m]; a ValueError says so if D does not give one logit per image."""
+    return as_logits(discriminator(images), len(images))
+
+
+def as_logits(output: Any, count: int) -> Tensor:
+    """What D gave for `count` images as [count]."""
+    if not isinstance(output, Tensor) or output.numel() != count:
+        got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise ValueError(f"the discriminator must give one logit per image: {count} images gave {got}")
+    return output.reshape(-1)
+
+
+def check_lambda(name: str, value: float) -> float:
+    value = number(name, value)
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"{name} must be a finite number, 0 or more; got {value}")
+    return value

@@ -1,0 +1,131 @@
+"""Inception Score, FID and KID, as torch-fidelity computes them with the standard TensorFlow Inception weights.
+
+Figures that stand beside published ones come from here: torch-fidelity reproduces the original implementations.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import warnings
+from collections.abc import Collection
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ..errors import ConfigError
+
+METRICS = ("is", "fid", "kid")
+_STANDARD = "6726825d"  # how the standard weights' SHA-256 begins; it stands in the file's name too
+_SPLITS = 10  # of the Inception Score
+_KID_SUBSETS, _KID_SUBSET_SIZE = 100, 1000
+
+
+class _RGB(Dataset):
+    """uint8 images [n, 1 or 3, H, W] as torch-fidelity reads them: one uint8 [3, H, W] at a time."""
+
+    def __init__(self, images: Tensor) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.images[index].expand(3, -1, -1)
+
+
+def inception_metrics(
+    generated: Tensor,
+    real: Tensor,
+    metrics: Collection[str] = METRICS,
+    *,
+    weights: str | None = None,
+    device: torch.device | str = "cpu",
+    batch_size: int = 64,
+) -> dict[str, tuple[float, str]]:
+    """{metric: (value, protocol)} of uint8 images [n, 1 or 3, H, W] against [m, 1 or 3, H, W]; grey counts as RGB.
+
+    metrics    any of "is" (mean over 10 splits), "fid", "kid" (cubic kernel, mean over 100 subsets of up to 1000)
+    weights    a file of weights in torch-fidelity's layout; None: torch's download cache, filled on demand
+
+    Images are resized to 299 pixels as TensorFlow did, by torch-fidelity. Raises ConfigError if the weights cannot be had.
+    """
+    path = find_weights(weights)
+    import torch_fidelity  # seconds to import, so not before it is needed
+
+    device = torch.device(device)
+    on_terminal = sys.stderr.isatty()
+    if not on_terminal:
+        print(f"Inception features of {len(generated)} + {len(real)} images", file=sys.stderr, flush=True)
+    subset = min(_KID_SUBSET_SIZE, len(generated), len(real))
+    on_device = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+    # The network is built in there, which draws from the global random state.
+    with on_device, torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about eigenvalues and data loaders, which the user cannot act on
+        values = torch_fidelity.calculate_metrics(
+            input1=_RGB(generated),
+            input2=_RGB(real),
+            isc="is" in metrics,
+            fid="fid" in metrics,
+            kid="kid" in metrics,
+            isc_splits=min(_SPLITS, len(generated)),
+            kid_subsets=_KID_SUBSETS,
+            kid_subset_size=subset,
+            feature_extractor_weights_path=path,
+            cuda=device.type == "cuda",
+            batch_size=batch_size,
+            save_cpu_ram=True,  # no worker processes: the images are in memory already
+            cache=False,
+            verbose=on_terminal,
+        )
+    digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:8]
+    standard = "the standard weights" if digest == _STANDARD else "other weights than the standard ones"
+    network = f"Inception v3 {digest} ({standard}), torch-fidelity"
+    details = {
+        "is": (torch_fidelity.KEY_METRIC_ISC_MEAN, f"{min(_SPLITS, len(generated))} splits"),
+        "fid": (torch_fidelity.KEY_METRIC_FID, "2048 features"),
+        "kid": (torch_fidelity.KEY_METRIC_KID_MEAN, f"{_KID_SUBSETS} subsets of {subset}"),
+    }
+    return {m: (values[key], f"{network}, {detail}") for m, (key, detail) in details.items() if m in metrics}
+
+
+def find_weights(file: str | None) -> str:
+    """The path of the Inception weights: `file` itself if it holds them, or torch's download cache.
+
+    torch-fidelity unpickles what it is given, so a file is first read here as tensors only, and a download is checked
+    against its hash. Raises ConfigError.
+    """
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
+
+    name = URL_INCEPTION_V3.rpartition("/")[2]
+    path = Path(file) if file else Path(torch.hub.get_dir()) / "checkpoints" / name
+    if not file and not path.is_file():
+        _download(URL_INCEPTION_V3, path)
+    try:
+        torch.load(path, map_location="cpu", weights_only=True)
+        with torch.random.fork_rng(devices=[]):
+            FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path))
+    except OSError as error:
+        raise ConfigError(f"--inception-weights {path}: cannot be read ({error.strerror or error})") from None
+    except Exception:  # torch.load raises many kinds for what is no file of tensors
+        raise ConfigError(f"--inception-weights {path}: must be torch-fidelity's Inception weights ({name})") from None
+    return str(path)
+
+
+def _download(url: str, path: Path) -> None:
+    print(f"downloading the Inception weights (91 MiB) to {path}", file=sys.stderr, flush=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # The hash stands in the file's name; download_url_to_file checks it and renames a whole file into place.
+        torch.hub.download_url_to_file(
+            url, str(path), hash_prefix=path.stem.rpartition("-")[2], progress=sys.stderr.isatty()
+        )
+    except (OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(
+            f"--inception-weights: not given, and {url} cannot be downloaded ({reason}); fetch that file elsewhere and name "
+            "it with --inception-weights, or choose metrics that need no Inception"
+        ) from None

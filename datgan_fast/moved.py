@@ -1,0 +1,47 @@
+"""Modules that version 0.1 had at the package's door: importing one from there still works, and warns."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import warnings
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+PACKAGE = __package__
+MOVED = {
+    "cuda_graph": "training.cuda_graph",
+    "dispatch": "method.dispatch",
+    "evaluation": "metrics.evaluator",
+    "feature_network": "metrics.feature_network",
+    "generator_file": "training.checkpoints",
+    "independence": "method.independence",
+    "iteration": "training.iteration",
+    "networks": "training.networks",
+    "ops": "method.ops",
+    "run_folder": "training.run_folder",
+    "step": "method.step",
+    "trainer": "training.trainer",
+}
+
+
+class _Finder(MetaPathFinder, Loader):
+    """Gives the old name a module with the new one's contents."""
+
+    def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        package, _, module = name.rpartition(".")
+        return ModuleSpec(name, self) if package == PACKAGE and module in MOVED else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        old, new = module.__name__, f"{PACKAGE}.{MOVED[module.__name__.rpartition('.')[2]]}"
+        warnings.warn(f"{old} has moved; import {new}", DeprecationWarning, stacklevel=2)
+        contents = vars(importlib.import_module(new))
+        vars(module).update({name: value for name, value in contents.items() if not name.startswith("__")})
+
+
+def find_moved_modules() -> None:
+    """From now on, in this process."""
+    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.append(_Finder())

@@ -1,0 +1,126 @@
+"""The pictures of a reproduction's report: curves over training, samples side by side, and the sweep's heat maps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import matplotlib
+import numpy as np
+from PIL import Image
+
+from .. import files
+from .experiments import DAT, PLAIN
+from .results import Result, Series
+from .sweep import Option
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLOURS = {PLAIN: "#4477aa", DAT: "#cc3311"}  # told apart by colour-blind eyes too
+
+
+def draw_curves(
+    found: Sequence[Result],
+    panels: Sequence[tuple[str, str]],
+    quantities: Mapping[str, Callable[[Result], Series]],
+    path: Path,
+) -> None:
+    """A grid of panels (setting, quantity), two a row: mean lines and their spread, plain and DAT."""
+    rows = -(-len(panels) // 2)
+    figure, axes = _panels(rows, 2, (8, 2.6 * rows))
+    several = len({setting for setting, _ in panels}) > 1
+    for axis, (setting, title) in zip(axes.flat, panels, strict=False):
+        for variant, colour in COLOURS.items():
+            runs = [r for r in found if (r.experiment.setting, r.experiment.variant) == (setting, variant)]
+            series = [quantities[title](r) for r in runs]
+            series = [s for s in series if np.isfinite(s[1]).any()]
+            if not series or (variant == PLAIN and quantities[title] is Result.penalty_added):
+                continue
+            updates, mean, spread = over_seeds(series)
+            axis.plot(updates, mean, color=colour, label=variant, linewidth=1.4)
+            axis.fill_between(updates, mean - spread, mean + spread, color=colour, alpha=0.2, linewidth=0)
+        axis.set_title(setting if several else title, fontsize=9)
+        axis.tick_params(labelsize=8)
+        axis.grid(alpha=0.3)
+    for axis in list(axes.flat)[len(panels) :]:
+        axis.remove()
+    axes[0, 0].legend(fontsize=8)
+    for axis in axes[-1]:
+        axis.set_xlabel("discriminator updates", fontsize=8)
+    _save_figure(figure, path)
+
+
+def over_seeds(series: Sequence[Series]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(updates, mean, standard deviation) over the seeds' series, which stand at the same updates."""
+    values = np.stack([s[1] for s in series])
+    spread = values.std(0, ddof=1) if len(series) > 1 else np.zeros(values.shape[1])
+    return series[0][0], values.mean(0), spread
+
+
+def draw_samples(found: Sequence[Result], path: Path) -> bool:
+    """The last sample grids of the first seed, plain and DAT side by side; False if they are not there."""
+    grids = []
+    for variant in (PLAIN, DAT):
+        runs = [r for r in found if r.experiment.variant == variant and r.path is not None]
+        pictures = sorted((runs[0].path / "samples").glob("step-*.png")) if runs and runs[0].path else []
+        if not pictures:
+            return False
+        with Image.open(pictures[-1]) as image:
+            grids.append(image.convert("L" if image.mode == "L" else "RGB"))
+    size = grids[0].width // 2  # twice the pixels' own size for small images, which stay sharp and compress well
+    both = Image.new("RGB", (2 * size + 20, size), "white")
+    for i, grid in enumerate(grids):
+        both.paste(grid.resize((size, size), Image.Resampling.NEAREST), (i * (size + 20), 0))
+    _save_small(both, path)
+    return True
+
+
+def draw_sweep(
+    found: Mapping[str, Sequence[Option]], chosen: Mapping[str, Option], datasets: Sequence[str], path: Path
+) -> None:
+    """A heat map a baseline: its options' distances relative to plain training, on each data set it ran on and over all."""
+    figure, axes = _panels(-(-len(found) // 2), 2, (10, 3.6 * -(-len(found) // 2)))
+    for axis, (baseline, options) in zip(axes.flat, found.items(), strict=False):
+        ran_on = [name for name in datasets if any(name in o.log_ratios for o in options)]
+        columns = [*ran_on, "all"] if len(ran_on) > 1 else ran_on
+        ratios = np.array([[*(o.ratio(name) for name in ran_on), o.overall][: len(columns)] for o in options])
+        axis.imshow(np.log(ratios), cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
+        for row, column in zip(*np.nonzero(np.isfinite(ratios)), strict=True):
+            strong = abs(np.log(ratios[row, column])) > 0.7
+            axis.text(
+                column, row, f"{ratios[row, column]:.2f}", ha="center", va="center", fontsize=7,
+                color="white" if strong else "black",
+            )  # fmt: skip
+        axis.set_title(baseline, fontsize=9)
+        axis.set_xticks(range(len(columns)), [name.replace("-", "-\n") for name in columns], fontsize=8)
+        axis.set_yticks(range(len(options)), [o.variant for o in options], fontsize=7)
+        for label, option in zip(axis.get_yticklabels(), options, strict=True):
+            if option is chosen.get(baseline):
+                label.set_fontweight("bold")
+    for axis in list(axes.flat)[len(found) :]:
+        axis.remove()
+    _save_figure(figure, path)
+
+
+def _panels(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, np.ndarray]:
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(rows, columns, figsize=size, dpi=90, squeeze=False, layout="constrained")
+    return figure, axes
+
+
+def _save_figure(figure: Figure, path: Path) -> None:
+    from matplotlib import pyplot
+
+    figure.canvas.draw()
+    picture = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB")  # type: ignore[attr-defined]
+    pyplot.close(figure)
+    _save_small(picture, path)
+
+
+def _save_small(picture: Image.Image, path: Path) -> None:
+    with files.atomic(path) as temporary:
+        picture.quantize(64).save(temporary, optimize=True)

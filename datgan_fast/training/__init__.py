@@ -1,0 +1,1 @@
+"""One training run: its options, networks, iterations, folder and checkpoints."""

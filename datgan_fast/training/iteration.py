@@ -1,0 +1,232 @@
+"""One training iteration: Algorithm 1 of Li, Xia, Li (2020) for every baseline, with and without DAT.
+
+n_dis discriminator updates, one generator update, one update of the generator's average, and their statistics. Whatever
+changes from one iteration to the next is a tensor on the device and nothing is read back, so that an iteration can be
+recorded once as a CUDA graph and replayed (cuda_graph.py).
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..data.sampler import ImageSampler
+from ..method import penalties
+from ..method.formulas import generator_loss
+from ..method.module_state import frozen
+from ..method.reference import Penalty
+from ..method.step import discriminator_step
+from ..method.torch_defaults import plain_defaults
+from . import optimizers
+from .config import TrainConfig
+from .loss_scaler import LossScaler
+from .measuring import Statistics
+from .networks import build_discriminator, build_generator
+
+AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Iteration:
+    """Networks, optimisers and data of a run, on its device; `run()` is one iteration.
+
+    Args:
+        config: resolved options.
+        images: training images, uint8 [N, C, H, W], or points, float32 [N, 2].
+    """
+
+    @plain_defaults()
+    def __init__(self, config: TrainConfig, images: Tensor) -> None:
+        self.config = c = config
+        self.device = torch.device(c.device)
+        shape: dict[str, Any] = {"image_size": c.image_size, "channels": c.channels, "width": c.width}
+        self.generator: nn.Module = build_generator(str(c.architecture), z_dim=int(c.z_dim or 0), **shape)
+        self.discriminator: nn.Module = build_discriminator(
+            str(c.architecture), batch_norm=bool(c.batch_norm), spectral_norm=c.spectral_norm, **shape
+        )
+        layout = torch.channels_last if c.channels_last else torch.contiguous_format
+        for network in (self.generator, self.discriminator):
+            network.to(self.device).to(memory_format=layout)
+        self.average = copy.deepcopy(self.generator).requires_grad_(False)
+        self._generator: Any = torch.compile(self.generator, dynamic=False) if c.compile else self.generator
+        self._discriminator: Any = torch.compile(self.discriminator, dynamic=False) if c.compile else self.discriminator
+        self._layout = layout
+        self.path, self.reason = "", ""  # of the last discriminator step, see DiscriminatorStep
+
+        self.step = torch.zeros((), dtype=torch.int64, device=self.device)
+        self.lr_g, self.lr_d = (torch.tensor(lr, device=self.device, dtype=torch.float32) for lr in (c.lr_g, c.lr_d))
+        self.optimizer_g = self._optimizer(self.generator, self.lr_g)
+        self.optimizer_d = self._optimizer(self.discriminator, self.lr_d)
+        self.scaler_g, self.scaler_d = (LossScaler(self.device, c.precision == "fp16") for _ in range(2))
+        self.penalty = self._penalty()
+        self.data = ImageSampler(
+            images, self.device, batch_size=int(c.batch_size or 0), batches=c.n_dis or 1, seed=c.seed, flip=c.flip
+        )
+        self.statistics = Statistics(
+            ("loss_d", "loss_clean", "loss_adv", "penalty", "wasserstein", "input_grad_norm", "loss_g"),
+            ("input_grad_norm",),
+            {"discriminator": self.discriminator, "generator": self.generator},
+            self.device,
+        )
+
+    def _optimizer(self, network: nn.Module, lr: Tensor) -> torch.optim.Optimizer:
+        c = self.config
+        return optimizers.build(
+            str(c.optimizer), list(network.parameters()), lr, (float(c.beta1 or 0.0), float(c.beta2 or 0.0))
+        )
+
+    # The iteration
+
+    def run(self) -> None:
+        c = self.config
+        self.step += 1
+        if c.lr_schedule == "linear":
+            left = 1 - (self.step - 1) / int(c.steps or 1)
+            self.lr_g.copy_(float(c.lr_g or 0.0) * left)
+            self.lr_d.copy_(float(c.lr_d or 0.0) * left)
+        x_fake = None
+        for k in range(c.n_dis or 1):
+            last = k + 1 == c.n_dis
+            x_fake = self._update_discriminator(keep_graph=c.reuse_fakes and last)
+        self._update_generator(x_fake if c.reuse_fakes else None)
+        self._update_average()
+        self.statistics.watch(self.step)
+
+    def _update_discriminator(self, keep_graph: bool) -> Tensor:
+        """One discriminator update; returns its generated images, with their graph if asked to."""
+        c = self.config
+        low, high = c.range
+        x_real = self.data.sample().contiguous(memory_format=self._layout)
+        self.optimizer_d.zero_grad(set_to_none=True)
+        with self._autocast():
+            with torch.set_grad_enabled(keep_graph):
+                x_fake = self._generator(self._latents()).to(x_real.dtype)
+            record = discriminator_step(
+                self._discriminator,
+                x_real,
+                x_fake.detach(),
+                eps=float(c.eps or 0.0),
+                objective=str(c.objective),
+                formulation=str(c.formulation),
+                norm=c.norm,
+                lambda_clean=c.lambda_clean if c.dat else 1.0,
+                lambda_adv=c.lambda_adv if c.dat else 0.0,
+                penalty=self.penalty,
+                fused=c.fused,
+                steps=c.steps_attack,
+                alpha=c.alpha,
+                random_start=c.random_start,
+                clip_min=low,
+                clip_max=high,
+                grad_scale=self.scaler_d.scale if c.precision == "fp16" else 1.0,
+            )
+        self.path, self.reason = record.path, record.reason
+        excused = self.scaler_d.may_fall()
+        self.scaler_d.step(self.optimizer_d)
+        if c.lipschitz == "clamp":
+            weights: list[Tensor] = list(self.discriminator.parameters())
+            with torch.no_grad():
+                torch._foreach_clamp_min_(weights, -c.clamp)
+                torch._foreach_clamp_max_(weights, c.clamp)
+        self.statistics.add(
+            excused,
+            loss_d=record.loss,
+            loss_clean=record.loss_clean,
+            loss_adv=record.loss_adv,
+            penalty=record.penalty,
+            wasserstein=record.wasserstein,
+            input_grad_norm=record.input_grad_norm.nanmean(),
+        )
+        return x_fake
+
+    def _update_generator(self, x_fake: Tensor | None) -> None:
+        c = self.config
+        self.optimizer_g.zero_grad(set_to_none=True)
+        with frozen(self.discriminator):
+            with self._autocast():
+                logits = self._discriminator(self._generator(self._latents()) if x_fake is None else x_fake)
+            loss = generator_loss(logits.reshape(-1), str(c.objective), c.saturating)
+            (loss * self.scaler_g.scale if c.precision == "fp16" else loss).backward()
+        excused = self.scaler_g.may_fall()
+        self.scaler_g.step(self.optimizer_g)
+        self.statistics.add(excused, loss_g=loss)
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        # The decay grows with the steps taken, so that a short run's average forgets its beginning too.
+        weight = 1 - ((1 + self.step) / (10 + self.step)).clamp(max=self.config.ema)
+        averages: list[Tensor] = list(self.average.parameters())
+        weights: list[Tensor] = list(self.generator.parameters())
+        moves = list(torch._foreach_sub(weights, averages))
+        torch._foreach_mul_(moves, weight)
+        torch._foreach_add_(averages, moves)
+        if buffers := list(self.average.buffers()):  # running statistics
+            torch._foreach_copy_(buffers, list(self.generator.buffers()))
+
+    def _latents(self) -> Tensor:
+        c = self.config
+        return torch.randn(int(c.batch_size or 0), int(c.z_dim or 0), device=self.device, dtype=torch.float32)
+
+    def _autocast(self, enabled: bool = True) -> torch.autocast:
+        dtype = AUTOCAST[str(self.config.precision)]
+        return torch.autocast(self.device.type, dtype=dtype, enabled=enabled and dtype is not None)
+
+    def _penalty(self) -> Penalty | None:
+        c = self.config
+        weight, (low, high) = float(c.penalty_weight or 0.0), c.range
+        kinds = {
+            "gp": lambda: penalties.gradient_penalty(weight),
+            "lp": lambda: penalties.gradient_penalty(weight, one_sided=True),
+            "alp": lambda: penalties.adversarial_lipschitz(weight, clip_min=low, clip_max=high),
+        }
+        chosen = [kinds[c.lipschitz]()] if c.lipschitz in kinds else []
+        if c.r1:
+            chosen.append(penalties.r1(c.r1))
+        total = penalties.total(*chosen)
+        if total is None:
+            return None
+
+        def in_float32(discriminator: nn.Module, x_real: Tensor, x_fake: Tensor) -> Tensor:
+            with self._autocast(enabled=False):  # of the plain network: torch cannot compile a double backward
+                return total(self.discriminator, x_real, x_fake)
+
+        return in_float32
+
+    # Its state
+
+    def tensors(self) -> list[Tensor]:
+        """Every tensor that an iteration changes for the next one; their addresses stay."""
+        networks = (self.generator, self.discriminator, self.average)
+        optimised = (
+            value
+            for optimizer in (self.optimizer_g, self.optimizer_d)
+            for state in optimizer.state.values()
+            for value in state.values()
+        )
+        return [
+            self.step,
+            self.lr_g,
+            self.lr_d,
+            *(t for network in networks for t in (*network.parameters(), *network.buffers())),
+            *optimised,
+            *self.scaler_g.tensors(),
+            *self.scaler_d.tensors(),
+            *self.statistics.tensors(),
+        ]
+
+    def state(self) -> dict[str, Any]:
+        parts = ("generator", "discriminator", "average", "optimizer_g", "optimizer_d", "scaler_g", "scaler_d")
+        return {
+            **{name: getattr(self, name).state_dict() for name in parts},
+            "statistics": self.statistics.state_dict(),
+        }
+
+    def load_state(self, state: dict[str, Any], step: int) -> None:
+        """In place. Raises KeyError, RuntimeError or ValueError for a state of other networks or optimisers."""
+        for name in ("generator", "discriminator", "average", "scaler_g", "scaler_d", "statistics"):
+            getattr(self, name).load_state_dict(state[name])
+        for name in ("optimizer_g", "optimizer_d"):
+            optimizers.load_state(getattr(self, name), state[name])
+        self.step.fill_(step)

@@ -1,0 +1,195 @@
+"""The networks: DCGAN (Radford et al. 2016) and a small ResNet (Miyato et al. 2018), for images of 4 * 2^k pixels, and a
+multilayer perceptron for points in the plane.
+
+Generators take latents [n, z_dim] and give images [n, channels, size, size] in [-1, 1], or points [n, 2]; discriminators give
+one logit [n].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import spectral_norm as parametrized_spectral_norm
+
+from ..method.torch_defaults import plain_defaults
+
+
+def _doublings(image_size: int) -> int:
+    doublings = int(math.log2(image_size)) - 2
+    if image_size < 8 or 4 * 2**doublings != image_size:
+        raise ValueError(f"image_size must be 4 times a power of two and at least 8; got {image_size}")
+    return doublings
+
+
+def _init_dcgan(module: nn.Module) -> None:
+    """Weights from N(0, 0.02), as DCGAN's section 4."""
+    if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+        nn.init.normal_(module.weight, 0.0, 0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.BatchNorm2d):
+        nn.init.normal_(module.weight, 1.0, 0.02)
+        nn.init.zeros_(module.bias)
+
+
+def _init_mlp(module: nn.Module) -> None:
+    """He et al. (2015): the points start spread out, as the latents are."""
+    if isinstance(module, nn.Linear):
+        nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def _add_spectral_norm(module: nn.Module) -> None:
+    if isinstance(module, (nn.Conv2d, nn.Linear)):
+        parametrized_spectral_norm(module)
+
+
+class DCGANGenerator(nn.Sequential):
+    def __init__(self, image_size: int, channels: int, width: int, z_dim: int) -> None:
+        k = _doublings(image_size)
+        widths = [width * 2 ** min(i, 3) for i in reversed(range(k))]
+        layers: list[nn.Module] = [
+            nn.Unflatten(1, (z_dim, 1, 1)),
+            nn.ConvTranspose2d(z_dim, widths[0], 4, bias=False),
+            nn.BatchNorm2d(widths[0]),
+            nn.ReLU(inplace=True),
+        ]
+        for before, after in zip(widths, widths[1:], strict=False):
+            layers += [
+                nn.ConvTranspose2d(before, after, 4, stride=2, padding=1, bias=False),
+                nn.BatchNorm2d(after),
+                nn.ReLU(inplace=True),
+            ]
+        layers += [nn.ConvTranspose2d(widths[-1], channels, 4, stride=2, padding=1), nn.Tanh()]
+        super().__init__(*layers)
+        self.apply(_init_dcgan)
+
+
+class DCGANDiscriminator(nn.Sequential):
+    def __init__(self, image_size: int, channels: int, width: int, batch_norm: bool) -> None:
+        widths = [channels, *(width * 2 ** min(i, 3) for i in range(_doublings(image_size)))]
+        layers: list[nn.Module] = []
+        for i, (before, after) in enumerate(zip(widths, widths[1:], strict=False)):
+            normed = batch_norm and i > 0
+            layers.append(nn.Conv2d(before, after, 4, stride=2, padding=1, bias=not normed))
+            if normed:
+                layers.append(nn.BatchNorm2d(after))
+            layers.append(nn.LeakyReLU(0.2, inplace=True))
+        # No bias on the logit: a critic's constant cancels, and Adam would blow its gradient's rounding up to full steps.
+        layers += [nn.Conv2d(widths[-1], 1, 4, bias=False), nn.Flatten(0)]
+        super().__init__(*layers)
+        self.apply(_init_dcgan)
+
+
+class _UpBlock(nn.Module):
+    def __init__(self, before: int, after: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.BatchNorm2d(before), nn.BatchNorm2d(after)
+        self.conv1 = nn.Conv2d(before, after, 3, padding=1)
+        self.conv2 = nn.Conv2d(after, after, 3, padding=1)
+        self.skip = nn.Conv2d(before, after, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.interpolate(F.relu(self.norm1(x)), scale_factor=2.0))
+        return self.conv2(F.relu(self.norm2(h))) + F.interpolate(self.skip(x), scale_factor=2.0)
+
+
+class _DownBlock(nn.Module):
+    def __init__(self, before: int, after: int, first: bool, batch_norm: bool) -> None:
+        super().__init__()
+        self.norm1 = nn.BatchNorm2d(before) if batch_norm and not first else nn.Identity()
+        self.norm2 = nn.BatchNorm2d(after) if batch_norm else nn.Identity()
+        self.activation1 = nn.Identity() if first else nn.ReLU()  # the first block sees pixels, which must not be cut
+        self.conv1 = nn.Conv2d(before, after, 3, padding=1)
+        self.conv2 = nn.Conv2d(after, after, 3, padding=1)
+        self.skip = nn.Conv2d(before, after, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(self.activation1(self.norm1(x)))
+        h = F.avg_pool2d(self.conv2(F.relu(self.norm2(h))), 2)
+        return h + self.skip(F.avg_pool2d(x, 2))
+
+
+class ResNetGenerator(nn.Sequential):
+    def __init__(self, image_size: int, channels: int, width: int, z_dim: int) -> None:
+        hidden = 2 * width
+        super().__init__(
+            nn.Linear(z_dim, hidden * 16),
+            nn.Unflatten(1, (hidden, 4, 4)),
+            *(_UpBlock(hidden, hidden) for _ in range(_doublings(image_size))),
+            nn.BatchNorm2d(hidden),
+            nn.ReLU(),
+            nn.Conv2d(hidden, channels, 3, padding=1),
+            nn.Tanh(),
+        )
+
+
+class ResNetDiscriminator(nn.Sequential):
+    def __init__(self, image_size: int, channels: int, width: int, batch_norm: bool) -> None:
+        hidden = 2 * width
+        blocks = (
+            _DownBlock(channels if i == 0 else hidden, hidden, i == 0, batch_norm)
+            for i in range(_doublings(image_size))
+        )
+        super().__init__(
+            *blocks, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(hidden, 1, bias=False), nn.Flatten(0)
+        )
+
+
+class MLPGenerator(nn.Sequential):
+    def __init__(self, width: int, z_dim: int) -> None:
+        super().__init__(*_hidden_layers(z_dim, width), nn.Linear(width, 2))
+        self.apply(_init_mlp)
+
+
+class MLPDiscriminator(nn.Sequential):
+    def __init__(self, width: int) -> None:
+        super().__init__(*_hidden_layers(2, width), nn.Linear(width, 1, bias=False), nn.Flatten(0))
+        self.apply(_init_mlp)
+
+
+def _hidden_layers(inputs: int, width: int) -> list[nn.Module]:
+    """Three, each with a ReLU."""
+    return [layer for n in (inputs, width, width) for layer in (nn.Linear(n, width), nn.ReLU(inplace=True))]
+
+
+# The mlp has neither image size nor channels: both are None.
+
+
+@plain_defaults()
+def build_generator(
+    architecture: str, *, image_size: int | None, channels: int | None, width: int, z_dim: int
+) -> nn.Module:
+    if architecture == "mlp":
+        return MLPGenerator(width, z_dim)
+    kind: Callable[..., nn.Module] = {"dcgan": DCGANGenerator, "resnet": ResNetGenerator}[architecture]
+    return kind(image_size, channels, width, z_dim)
+
+
+@plain_defaults()
+def build_discriminator(
+    architecture: str,
+    *,
+    image_size: int | None,
+    channels: int | None,
+    width: int,
+    batch_norm: bool,
+    spectral_norm: bool = False,
+) -> nn.Module:
+    if architecture == "mlp":
+        discriminator: nn.Module = MLPDiscriminator(width)
+    else:
+        kind: Callable[..., nn.Module] = {"dcgan": DCGANDiscriminator, "resnet": ResNetDiscriminator}[architecture]
+        discriminator = kind(image_size, channels, width, batch_norm)
+    if spectral_norm:
+        discriminator.apply(_add_spectral_norm)
+    return discriminator
+
+
+def parameter_count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters() if not isinstance(p, torch.nn.UninitializedParameter))

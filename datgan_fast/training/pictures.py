@@ -1,0 +1,76 @@
+"""Pictures of toy data: generated and real points over the critic's contour lines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from .. import files
+
+SIDE = 1.2  # the square drawn is [-SIDE, SIDE]^2
+EXTENT = (-SIDE, SIDE, -SIDE, SIDE)
+LEVELS = 16
+REAL, GENERATED = "#444444", "#d6336c"
+
+
+@torch.no_grad()
+def critic_values(discriminator: nn.Module, count: int = 121) -> Tensor:
+    """D on a grid of the square, float32 [count, count] on the CPU: row y, column x. D is in evaluation mode meanwhile."""
+    at = next(discriminator.parameters()).device
+    ticks = torch.linspace(-SIDE, SIDE, count, device=at, dtype=torch.float32)
+    was_training = discriminator.training
+    discriminator.eval()
+    values = discriminator(torch.cartesian_prod(ticks, ticks))
+    discriminator.train(was_training)
+    return values.reshape(count, count).T.float().cpu()
+
+
+def draw_critic(axis: Any, discriminator: nn.Module) -> None:
+    """Filled contours of D, dark where it is low, with their lines."""
+    values = critic_values(discriminator).numpy()
+    axis.contourf(values, LEVELS, extent=EXTENT, cmap="Blues_r", alpha=0.55)
+    axis.contour(values, LEVELS, extent=EXTENT, colors="white", linewidths=0.7, linestyles="solid")
+
+
+def draw_points(axis: Any, generated: Tensor, real: Tensor | None = None) -> None:
+    """Points [n, 2]: the real ones grey, the generated ones red on top."""
+    for points, colour, label in ((real, REAL, "real"), (generated, GENERATED, "generated")):
+        if points is not None:
+            x, y = points.detach().float().cpu().T.numpy()
+            axis.scatter(x, y, s=4, color=colour, linewidths=0, label=label, zorder=3)
+    axis.set(xlim=(-SIDE, SIDE), ylim=(-SIDE, SIDE), aspect="equal", xticks=[], yticks=[])
+
+
+def save_points(
+    path: Path, generated: Tensor, real: Tensor | None = None, discriminator: nn.Module | None = None, title: str = ""
+) -> None:
+    """The generated points as a PNG of 600 pixels, with the real ones and the critic if they are given."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(6, 6), layout="constrained")
+    if discriminator is not None:
+        draw_critic(axis, discriminator)
+    draw_points(axis, generated, real)
+    axis.legend(loc="upper right", markerscale=4, framealpha=0.9)
+    axis.set_title(title)
+    save(figure, path, dpi=100)
+
+
+def save(figure: Any, path: Path, dpi: int) -> None:
+    """Writes the figure whole or not at all, and closes it."""
+    from matplotlib import pyplot
+
+    try:
+        with files.atomic(path) as temporary:
+            figure.savefig(temporary, dpi=dpi)
+            with Image.open(temporary) as picture:  # few colours take a third of the bytes
+                colours = picture.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+            colours.save(temporary, optimize=True)
+    finally:
+        pyplot.close(figure)

@@ -1,0 +1,257 @@
+"""Which backend runs, what is said when one cannot, and that a checkout finds the installed extension."""
+
+import os
+import shutil
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+import datgan_fast as dat
+from datgan_fast.method import dispatch, native
+
+ROOT = Path(__file__).resolve().parents[2]
+CPU = torch.device("cpu")
+LOGITS = torch.tensor([0.5, 2.0]), torch.tensor([-1.0, 0.0, 1.0])
+
+
+@pytest.fixture(autouse=True)
+def nothing_asked_for(monkeypatch):
+    monkeypatch.delenv("DATGAN_FAST_BACKEND", raising=False)
+    monkeypatch.setattr(dispatch, "_warned", set())
+
+
+@pytest.fixture
+def no_extension(monkeypatch):
+    monkeypatch.setattr(native, "extension", None)
+    monkeypatch.setattr(native, "problem", "the native extension could not be loaded (a test says so)")
+
+
+def test_backends_says_what_can_be_used():
+    usable = dat.backends()
+    assert list(usable) == ["reference", "cpu", "cuda", "triton"]
+    assert usable["reference"] is None
+    assert usable["cpu"] is None  # the suite is pointless without the kernels
+    for name in ("cuda", "triton"):
+        assert usable[name] is None or usable[name] == "no CUDA device" or torch.cuda.is_available()
+
+
+def test_the_extension_shares_torchs_threads():
+    instruction_set, has_openmp = native.extension.cpu_info()
+    assert instruction_set in ("baseline", "avx2", "avx512")
+    assert has_openmp == torch.backends.openmp.is_available()
+
+
+# who decides
+
+
+def test_the_best_usable_is_the_default():
+    assert dispatch.resolve(CPU) == "cpu"
+
+
+def test_use_backend_nests():
+    with dat.use_backend("reference"):
+        assert dispatch.resolve(CPU) == "reference"
+        with dat.use_backend("cpu"):
+            assert dispatch.resolve(CPU) == "cpu"
+            with dat.use_backend(None):
+                assert dispatch.resolve(CPU) == "cpu"
+        assert dispatch.resolve(CPU) == "reference"
+        with dat.use_backend(None):
+            assert dispatch.resolve(CPU) == "cpu"
+    assert dispatch.resolve(CPU) == "cpu"
+
+
+def leave_by_exception():
+    with dat.use_backend("reference"):
+        raise KeyError
+
+
+def test_use_backend_ends_with_an_exception():
+    with pytest.raises(KeyError):
+        leave_by_exception()
+    assert dispatch.resolve(CPU) == "cpu"
+
+
+def test_impl_before_use_backend_before_the_environment(monkeypatch):
+    monkeypatch.setenv("DATGAN_FAST_BACKEND", "reference")
+    assert dispatch.resolve(CPU) == "reference"
+    with dat.use_backend("cpu"):
+        assert dispatch.resolve(CPU) == "cpu"
+        assert dispatch.resolve(CPU, "reference") == "reference"
+    monkeypatch.setenv("DATGAN_FAST_BACKEND", "")
+    assert dispatch.resolve(CPU) == "cpu"
+
+
+OPS = {
+    "attack_loss": lambda **options: dat.attack_loss(*LOGITS, **options),
+    "perturb": lambda **options: dat.perturb(torch.zeros(2, 3), torch.ones(2, 3), 0.5, **options),
+    "attack_step": lambda **options: dat.attack_step(
+        torch.zeros(2, 3), torch.zeros(3, 3), torch.ones(2, 3), torch.ones(3, 3), *LOGITS, 0.5, **options
+    ),
+}
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("how", ["impl", "use_backend", "environment"])
+@pytest.mark.parametrize("name", ["cpu", "reference"])
+def test_the_chosen_backend_runs(monkeypatch, op, how, name):
+    ran = []
+
+    def watch(backend, label):
+        original = getattr(backend, op)
+        monkeypatch.setattr(backend, op, staticmethod(lambda *a, **k: (ran.append(label), original(*a, **k))[1]))
+
+    watch(native.CpuBackend, "cpu")
+    watch(dispatch.ReferenceBackend, "reference")
+    if how == "impl":
+        OPS[op](impl=name)
+    elif how == "use_backend":
+        with dat.use_backend(name):
+            OPS[op]()
+    else:
+        monkeypatch.setenv("DATGAN_FAST_BACKEND", name)
+        OPS[op]()
+    assert ran == [name]
+
+
+# what is said
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_impl_that_cannot_be_used(op):
+    with pytest.raises(
+        dat.BackendError, match="impl: 'gpu' is not a backend; choose one of reference, cpu, cuda, triton"
+    ):
+        OPS[op](impl="gpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(dat.BackendError, match="impl: backend 'cuda' cannot be used here: no CUDA device"):
+            OPS[op](impl="cuda")
+
+
+def test_use_backend_that_cannot_be_used(no_extension):
+    with pytest.raises(dat.BackendError, match=r"use_backend: backend 'cpu' cannot be used here: .*a test says so"):
+        dat.use_backend("cpu").__enter__()
+    with pytest.raises(dat.BackendError, match="use_backend: 'tpu' is not a backend"):
+        dat.use_backend("tpu").__enter__()
+
+
+def test_environment_that_cannot_be_used(monkeypatch, no_extension):
+    monkeypatch.setenv("DATGAN_FAST_BACKEND", "cpu")
+    with pytest.raises(
+        dat.BackendError, match=r"DATGAN_FAST_BACKEND: backend 'cpu' cannot be used here: .*a test says"
+    ):
+        dat.attack_loss(*LOGITS)
+    monkeypatch.setenv("DATGAN_FAST_BACKEND", "typo")
+    with pytest.raises(dat.BackendError, match="DATGAN_FAST_BACKEND: 'typo' is not a backend"):
+        dat.attack_loss(*LOGITS)
+
+
+def test_a_backend_of_another_device():
+    with pytest.raises(dat.BackendError, match="impl: backend 'cpu' does not work on tensors on cuda"):
+        dispatch.resolve(torch.device("cuda", 0), "cpu")
+
+
+def test_one_warning_names_the_cause_of_a_fallback(no_extension):
+    with pytest.warns(
+        UserWarning, match=r"slower reference implementation on cpu tensors \(cpu: .*a test says so"
+    ) as seen:
+        results = [op() for op in 2 * list(OPS.values())]
+    assert len(seen) == 1
+    assert results[0] == results[3] == dat.attack_loss(*LOGITS, impl="reference")
+
+
+def test_no_warning_without_a_fallback(monkeypatch, no_extension):
+    """The reference by name is no fallback."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dat.attack_loss(*LOGITS, impl="reference")
+        with dat.use_backend("reference"):
+            dat.attack_loss(*LOGITS)
+        monkeypatch.setenv("DATGAN_FAST_BACKEND", "reference")
+        dat.attack_loss(*LOGITS)
+
+
+def test_kernels_run_without_a_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for op in OPS.values():
+            op()
+
+
+# loading the extension
+
+
+def test_a_missing_extension_explains_itself(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datgan_fast._native", None)
+    extension, problem = native._load()
+    assert extension is None
+    assert "could not be loaded" in problem
+    assert problem.endswith("install the package with: pip install .")
+
+
+def python(code, cwd, *flags):
+    """Output of a fresh interpreter started in a folder, with this one's packages."""
+    environment = {key: value for key, value in os.environ.items() if key != "DATGAN_FAST_BACKEND"}
+    result = subprocess.run(
+        [sys.executable, *flags, "-c", code],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout.splitlines()
+
+
+def test_a_checkout_uses_the_installed_extension():
+    """From the root Python imports the source folder; extension and kernels are in the installed one."""
+    code = """if True:
+        import datgan_fast, datgan_fast.kernels, datgan_fast._native as native
+        print(datgan_fast.__file__)
+        print(datgan_fast.backends()["cpu"])
+        print(native.__file__)
+        print(datgan_fast.kernels.__file__)
+    """
+    source, problem, extension, kernels = python(code, ROOT)
+    assert Path(source).parent == ROOT / "datgan_fast"
+    assert problem == "None"
+    assert ROOT not in Path(extension).parents
+    assert Path(kernels).parent.parent == Path(extension).parent
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    for folder in ("datgan_fast", "csrc"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    return tmp_path
+
+
+def test_an_extension_built_from_other_sources_is_refused(checkout):
+    """Edited C++ sources beside the package without a new install would test and train something else."""
+    (checkout / "csrc" / "formulas.h").open("a").write("// edited\n")
+    code = """if True:
+        import warnings, torch, datgan_fast as dat
+        print(dat.backends()["cpu"])
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            dat.attack_loss(torch.ones(2), torch.zeros(2))
+        print(len(seen), seen[0].message)
+    """
+    problem, warning = python(code, checkout)
+    assert problem.startswith("the installed native extension was built from other sources than this checkout")
+    assert problem.endswith("pip install .")
+    assert warning.startswith("1 datgan_fast runs its slower reference implementation")
+    assert problem in warning
+
+
+def test_digests_agree_between_setup_and_package(checkout):
+    """setup.py stamps the extension with the sum that native.py compares."""
+    assert native._digest(ROOT / "csrc") == native.extension.SOURCE_DIGEST
+    assert native._digest(checkout / "csrc") == native.extension.SOURCE_DIGEST  # wherever the checkout lies
+    (checkout / "csrc" / "new.h").touch()
+    assert native._digest(checkout / "csrc") != native.extension.SOURCE_DIGEST

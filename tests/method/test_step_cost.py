@@ -1,0 +1,94 @@
+"""What the fast step costs: passes through the discriminator, and memory that autograd holds."""
+
+import pytest
+import torch
+
+import datgan_fast as dat
+from algorithm1 import M, N, batches
+from networks import build, images
+
+pytestmark = pytest.mark.usefixtures("one_thread", "merging")
+
+BOTH = ["both"]  # real and generated images, as one batch where merging pays
+
+
+def passes(discriminator, **options):
+    """Batch sizes of the forwards, and of the backwards from the logits, of one step after the first."""
+    forwards, backwards = [], []
+
+    def note(module, inputs, output):
+        forwards.append(len(output))
+        if output.requires_grad:
+            output.register_hook(lambda gradient: backwards.append(len(gradient)))
+
+    dat.discriminator_step(discriminator, *batches(), eps=1.0, **options)  # asks the independence probe
+    with discriminator.register_forward_hook(note):
+        dat.discriminator_step(discriminator, *batches(), eps=1.0, **options)
+    return forwards, backwards
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "forwards", "backwards"),
+    [
+        ("conv", {}, BOTH * 2, BOTH * 2),
+        ("conv", {"objective": "hinge", "norm": "l2"}, BOTH * 2, BOTH * 2),
+        ("conv", {"lambda_clean": 0.0}, BOTH * 2, BOTH * 2),
+        ("conv", {"lambda_adv": 0.0}, BOTH, BOTH),
+        ("conv", {"formulation": "alg1"}, BOTH * 2, BOTH * 3),
+        ("BatchNorm", {}, [M, N] * 2, [M, N] * 3),
+        ("BatchNorm", {"lambda_adv": 0.0}, [M, N], [M, N]),
+        ("conv", {"fused": False}, [M, N] * 3, [M, N] * 3),
+    ],
+)
+def test_number_of_passes(merging, name, options, forwards, backwards):
+    counted = passes(build(name), **options)
+    for count, expected in zip(counted, (forwards, backwards), strict=True):
+        expected = [
+            size for part in expected for size in (([M + N] if merging else [M, N]) if part == "both" else [part])
+        ]
+        assert sorted(count) == sorted(expected)
+
+
+class SavedTensors:
+    """Counts the bytes autograd holds for backward."""
+
+    def __init__(self):
+        self.live = self.peak = 0
+
+    def __enter__(self):
+        counter = self
+
+        class Saved:
+            def __init__(self, tensor):
+                self.tensor = tensor
+                counter.live += tensor.nbytes
+                counter.peak = max(counter.peak, counter.live)
+
+            def __del__(self):
+                counter.live -= self.tensor.nbytes
+
+        self.hooks = torch.autograd.graph.saved_tensors_hooks(Saved, lambda saved: saved.tensor)
+        self.hooks.__enter__()
+        return self
+
+    def __exit__(self, *exception):
+        self.hooks.__exit__(*exception)
+
+
+@pytest.mark.parametrize("name", ["conv", "residual, GroupNorm", "BatchNorm"])
+def test_the_clean_graph_is_freed_before_the_adversarial_one(name):
+    discriminator, x = build(name), (images(48, 1), images(32, 2))
+    dat.discriminator_step(discriminator, *x, eps=1.0)
+    peaks, live_at_forward = {}, []
+    for fused in (True, False):
+        with (
+            SavedTensors() as saved,
+            discriminator.register_forward_pre_hook(lambda *_: live_at_forward.append(saved.live)),
+        ):
+            live_at_forward.clear()
+            dat.discriminator_step(discriminator, *x, eps=1.0, fused=fused)
+            assert saved.live == 0
+        peaks[fused] = saved.peak
+        if fused:  # nothing is held when the first perturbed batch goes in
+            assert live_at_forward[len(live_at_forward) // 2] == 0
+    assert peaks[True] < 0.6 * peaks[False]

@@ -1,0 +1,22 @@
+"""Two trainers' states, number by number."""
+
+import torch
+
+
+def values(tree):
+    """Every number of a state, by its place."""
+    if isinstance(tree, dict):
+        return {f"{k}.{rest}": v for k, sub in tree.items() for rest, v in values(sub).items()}
+    if isinstance(tree, (list, tuple)):
+        return values(dict(enumerate(tree)))
+    return {"": tree.cpu() if isinstance(tree, torch.Tensor) else tree}
+
+
+def assert_same(state, other):
+    state, other = values(state), values(other)
+    assert state.keys() == other.keys()
+    for place, value in state.items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(value, other[place]), place
+        elif place != "config.cuda_graph.":
+            assert value == other[place], place
