@@ -1,7 +1,7 @@
 // The whole boundary between Python and the kernels: plain numbers come in, no torch header is needed.
 //
-// A tensor arrives as Tensor(address, dtype, shape, strides). Python (datgan_fast/method/native.py) has checked devices,
-// shapes and lifetimes before.
+// A tensor arrives as Tensor(address, dtype, shape, strides). Python (datgan_fast/method/native.py) has checked
+// devices, shapes and lifetimes before.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -34,7 +34,11 @@ Tensor make_tensor(std::uintptr_t address, int dtype, std::vector<int64_t> shape
 
 Logits make_logits(const Tensor& real, const Tensor& fake, const Tensor& reference_real, const Tensor& reference_fake,
                    int objective, int formulation) {
-  return {real, fake, reference_real, reference_fake, static_cast<Objective>(objective),
+  return {real,
+          fake,
+          reference_real,
+          reference_fake,
+          static_cast<Objective>(objective),
           static_cast<Formulation>(formulation)};
 }
 
@@ -65,27 +69,34 @@ PYBIND11_MODULE(_native, m) {
   m.def("cpu_attack_loss", &cpu::attack_loss, Release());
   m.def("cpu_perturb", &cpu::perturb, Release());
   m.def("cpu_attack_step", &cpu::attack_step, Release());
-  m.def("cpu_info", [] { return py::make_tuple(cpu::instruction_set(), cpu::has_openmp()); },
-        "(instruction set, whether torch's OpenMP threads were found)");
+  m.def(
+      "cpu_info", [] { return py::make_tuple(cpu::instruction_set(), cpu::has_openmp()); },
+      "(instruction set, whether torch's OpenMP threads were found)");
 #ifdef DAT_WITH_CUDA
   m.def("cuda_device_problem", &cuda::device_problem, "Why no CUDA kernel can run here; empty if one can");
   m.attr("CUDA_ARCHITECTURES") = DAT_CUDA_ARCHITECTURES;
   // The last two arguments of each: device index and the stream's address.
-  m.def("cuda_attack_loss",
-        [](const Logits& logits, const Tensor& losses, const Tensor& real, const Tensor& fake, int device,
-           std::uintptr_t stream) {
-          cuda::attack_loss(logits, losses, real, fake, device, reinterpret_cast<void*>(stream));
-        }, Release());
-  m.def("cuda_perturb",
-        [](const Images& images, const Perturbation& perturbation, int device, std::uintptr_t stream) {
-          cuda::perturb(images, perturbation, device, reinterpret_cast<void*>(stream));
-        }, Release());
-  m.def("cuda_attack_step",
-        [](const Logits& logits, const Images& real, const Images& fake, const Perturbation& perturbation,
-           const Tensor& losses, const std::optional<Tensor>& workspace, int device, std::uintptr_t stream) {
-          cuda::attack_step(logits, real, fake, perturbation, losses, workspace.value_or(Tensor{}), device,
-                            reinterpret_cast<void*>(stream));
-        }, Release());
+  m.def(
+      "cuda_attack_loss",
+      [](const Logits& logits, const Tensor& losses, const Tensor& real, const Tensor& fake, int device,
+         std::uintptr_t stream) {
+        cuda::attack_loss(logits, losses, real, fake, device, reinterpret_cast<void*>(stream));
+      },
+      Release());
+  m.def(
+      "cuda_perturb",
+      [](const Images& images, const Perturbation& perturbation, int device, std::uintptr_t stream) {
+        cuda::perturb(images, perturbation, device, reinterpret_cast<void*>(stream));
+      },
+      Release());
+  m.def(
+      "cuda_attack_step",
+      [](const Logits& logits, const Images& real, const Images& fake, const Perturbation& perturbation,
+         const Tensor& losses, const std::optional<Tensor>& workspace, int device, std::uintptr_t stream) {
+        cuda::attack_step(logits, real, fake, perturbation, losses, workspace.value_or(Tensor{}), device,
+                          reinterpret_cast<void*>(stream));
+      },
+      Release());
   m.def("cuda_workspace_numel", &cuda::workspace_numel);
 #endif
 }

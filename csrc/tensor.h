@@ -67,7 +67,8 @@ inline Layout make_layout(const std::array<const Tensor*, kOperands>& operands, 
       continue;
     }
     if (layout.dims == kMaxDims)
-      throw std::invalid_argument("images of more than 8 separately strided dimensions are not supported; call .contiguous() first");
+      throw std::invalid_argument(
+          "images of more than 8 separately strided dimensions are not supported; call .contiguous() first");
     layout.size[layout.dims] = shape[d];
     for (int k = 0; k < kOperands; ++k) layout.stride[k][layout.dims] = stride_of(k, d);
     ++layout.dims;

@@ -1,4 +1,5 @@
-// The operations on the CPU: logits read whole and averaged in double, images streamed once in chunks that stay in the first-level cache.
+// The operations on the CPU: logits read whole and averaged in double, images streamed once in chunks that stay in the
+// first-level cache.
 #include "../attack.h"
 
 #include <cmath>
@@ -11,21 +12,21 @@ namespace dat::cpu {
 namespace {
 
 enum Operand { kX, kV, kAdv, kGrad };
-constexpr int64_t kChunk = 1024;       // elements converted at a time where dtype or stride need it
+constexpr int64_t kChunk = 1024;               // elements converted at a time where dtype or stride need it
 constexpr int64_t kLarge = int64_t{32} << 20;  // bytes of an output that no cache keeps for the next reader
-constexpr int64_t kUnit = 16 * kChunk;  // elements one thread takes at a time
+constexpr int64_t kUnit = 16 * kChunk;         // elements one thread takes at a time
 
 template <class T>
 std::vector<T> read(const Tensor& tensor) {
   std::vector<T> values(tensor.numel());
-  if (!values.empty())
-    rows_for<T>().load(tensor.dtype, tensor.data, tensor.strides[0], tensor.numel(), values.data());
+  if (!values.empty()) rows_for<T>().load(tensor.dtype, tensor.data, tensor.strides[0], tensor.numel(), values.data());
   return values;
 }
 
 void write(const std::vector<double>& values, Tensor& tensor) {
   if (!values.empty())
-    rows_for<double>().store(tensor.dtype, values.data(), static_cast<int64_t>(values.size()), tensor.data, tensor.strides[0]);
+    rows_for<double>().store(tensor.dtype, values.data(), static_cast<int64_t>(values.size()), tensor.data,
+                             tensor.strides[0]);
 }
 
 template <class T>
@@ -157,7 +158,8 @@ class ImagePass {
     for_rows(unit, [&](const auto& address, int64_t n) {
       for (int64_t i = 0; i < n; i += kChunk) {
         const int64_t part = std::min(n - i, kChunk);
-        sum += rows_.sum_of_squares(load(kV, address[kV] + i * step(kV) * item_size(images_.v.dtype), part, buffer), part);
+        sum +=
+            rows_.sum_of_squares(load(kV, address[kV] + i * step(kV) * item_size(images_.v.dtype), part, buffer), part);
       }
     });
     return sum;
@@ -199,8 +201,8 @@ class ImagePass {
   int64_t units_per_image_;
   const Rows<T>& rows_ = rows_for<T>();
   // x, v and adv are of one dtype and dense, and nothing else is written: no buffers are needed
-  const bool in_place_ = images_.v.dtype == images_.x.dtype && !images_.grad.data && step(kX) == 1 && step(kV) == 1 &&
-                         step(kAdv) == 1;
+  const bool in_place_ =
+      images_.v.dtype == images_.x.dtype && !images_.grad.data && step(kX) == 1 && step(kV) == 1 && step(kAdv) == 1;
 };
 
 void pass(const Images& images, const std::vector<double>& coefficient, const Perturbation& perturbation) {

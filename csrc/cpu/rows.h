@@ -19,7 +19,8 @@ template <class T>  // T: the type of the arithmetic, float or double
 struct Rows {
   void (*load)(DType dtype, const void* source, int64_t stride, int64_t n, T* target);
   void (*store)(DType dtype, const T* source, int64_t n, void* target, int64_t stride);
-  void (*move)(DType dtype, const void* x, const void* v, int64_t n, const Move<T>& how, void* out);  // all of one dtype
+  void (*move)(DType dtype, const void* x, const void* v, int64_t n, const Move<T>& how,
+               void* out);  // all of one dtype
   void (*scale)(const T* v, int64_t n, T factor, T* out);
   double (*sum_of_squares)(const T* v, int64_t n);
 };

@@ -61,9 +61,13 @@ const Rows<double>& rows_for<double>() {
 const char* instruction_set() { return level() == kAvx512 ? "avx512" : level() == kAvx2 ? "avx2" : "baseline"; }
 #else
 template <>
-const Rows<float>& rows_for<float>() { return baseline::rows_float; }
+const Rows<float>& rows_for<float>() {
+  return baseline::rows_float;
+}
 template <>
-const Rows<double>& rows_for<double>() { return baseline::rows_double; }
+const Rows<double>& rows_for<double>() {
+  return baseline::rows_double;
+}
 const char* instruction_set() { return "baseline"; }
 #endif
 

@@ -1,4 +1,5 @@
-// A register of floats, loaded from and stored to float, half or bfloat16 memory; as wide as the instruction set has it.
+// A register of floats, loaded from and stored to float, half or bfloat16 memory; as wide as the instruction set has
+// it.
 #pragma once
 
 #include <cstdint>
@@ -64,11 +65,14 @@ inline void narrow(float value, Half& out) {
 #else
   const uint32_t u = bits(value), negative = (u >> 16) & 0x8000u, magnitude = u & 0x7fffffffu;
   uint32_t h;
-  if (magnitude > 0x7f800000u) h = 0x7e00u;
-  else if (magnitude >= 0x477ff000u) h = 0x7c00u;  // 65520 and above round to infinity
-  else if (magnitude < 0x38800000u)                // subnormal: the addition rounds at the right bit
+  if (magnitude > 0x7f800000u)
+    h = 0x7e00u;
+  else if (magnitude >= 0x477ff000u)
+    h = 0x7c00u;                     // 65520 and above round to infinity
+  else if (magnitude < 0x38800000u)  // subnormal: the addition rounds at the right bit
     h = bits(from_bits(magnitude) + 0.5f) - bits(0.5f);
-  else h = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  else
+    h = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
   out.raw = static_cast<uint16_t>(h | negative);
 #endif
 }
@@ -82,7 +86,9 @@ inline void narrow(double value, Half& out) { narrow(static_cast<float>(value), 
 using Vector = __m512;
 constexpr int kWidth = 16;
 inline Vector load_vector(const float* p) { return _mm512_loadu_ps(p); }
-inline Vector load_vector(const Half* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+inline Vector load_vector(const Half* p) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
 inline Vector load_vector(const BFloat16* p) {
   const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
@@ -90,8 +96,12 @@ inline Vector load_vector(const BFloat16* p) {
 inline void put(void* p, __m256i raw, bool streaming) {
   streaming ? _mm256_stream_si256(static_cast<__m256i*>(p), raw) : _mm256_storeu_si256(static_cast<__m256i*>(p), raw);
 }
-inline void store_vector(float* p, Vector a, bool streaming) { streaming ? _mm512_stream_ps(p, a) : _mm512_storeu_ps(p, a); }
-inline void store_vector(Half* p, Vector a, bool streaming) { put(p, _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT), streaming); }
+inline void store_vector(float* p, Vector a, bool streaming) {
+  streaming ? _mm512_stream_ps(p, a) : _mm512_storeu_ps(p, a);
+}
+inline void store_vector(Half* p, Vector a, bool streaming) {
+  put(p, _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT), streaming);
+}
 inline void store_vector(BFloat16* p, Vector a, bool streaming) {
   const __m512i u = _mm512_castps_si512(a), odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
   __m512i r = _mm512_srli_epi32(_mm512_add_epi32(_mm512_add_epi32(u, _mm512_set1_epi32(0x7fff)), odd), 16);
@@ -113,7 +123,9 @@ inline Vector clip_vector(Vector a, Vector low, Vector high) { return _mm512_min
 using Vector = __m256;
 constexpr int kWidth = 8;
 inline Vector load_vector(const float* p) { return _mm256_loadu_ps(p); }
-inline Vector load_vector(const Half* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+inline Vector load_vector(const Half* p) {
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
 inline Vector load_vector(const BFloat16* p) {
   const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
@@ -121,8 +133,12 @@ inline Vector load_vector(const BFloat16* p) {
 inline void put(void* p, __m128i raw, bool streaming) {
   streaming ? _mm_stream_si128(static_cast<__m128i*>(p), raw) : _mm_storeu_si128(static_cast<__m128i*>(p), raw);
 }
-inline void store_vector(float* p, Vector a, bool streaming) { streaming ? _mm256_stream_ps(p, a) : _mm256_storeu_ps(p, a); }
-inline void store_vector(Half* p, Vector a, bool streaming) { put(p, _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT), streaming); }
+inline void store_vector(float* p, Vector a, bool streaming) {
+  streaming ? _mm256_stream_ps(p, a) : _mm256_storeu_ps(p, a);
+}
+inline void store_vector(Half* p, Vector a, bool streaming) {
+  put(p, _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT), streaming);
+}
 inline void store_vector(BFloat16* p, Vector a, bool streaming) {
   const __m256i u = _mm256_castps_si256(a), odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
   __m256i r = _mm256_srli_epi32(_mm256_add_epi32(_mm256_add_epi32(u, _mm256_set1_epi32(0x7fff)), odd), 16);

@@ -1,8 +1,7 @@
 // The launchers: from the tensors of csrc/attack.h to kernel arguments, launch geometry and the kernel for the dtypes.
-#include "attack.h"
-
 #include <cuda_runtime.h>
 
+#include "attack.h"
 #include "images.cuh"
 #include "launch.h"
 
@@ -151,8 +150,7 @@ int64_t workspace_numel(int64_t real, int64_t fake) { return real + fake > kOneL
 void attack_loss(const Logits& logits, const Tensor& losses, const Tensor& coefficient_real,
                  const Tensor& coefficient_fake, int device, void* stream) {
   check(cudaSetDevice(device), "attack_loss");
-  launch_loss("attack_loss", logits, losses, vector_of(coefficient_real), vector_of(coefficient_fake), device,
-              stream);
+  launch_loss("attack_loss", logits, losses, vector_of(coefficient_real), vector_of(coefficient_fake), device, stream);
 }
 
 void perturb(const Images& images, const Perturbation& perturbation, int device, void* stream) {

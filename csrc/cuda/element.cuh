@@ -245,9 +245,7 @@ struct Any {
   }
   template <class Stored>
   __device__ static void store(const Row<kReach>& row, DType dtype, int64_t j, const T (&values)[kSlot]) {
-    with_type(dtype, [&](auto type) {
-      store_slot(row, j, values, Slot<decltype(type), kSlot>{});
-    });
+    with_type(dtype, [&](auto type) { store_slot(row, j, values, Slot<decltype(type), kSlot>{}); });
   }
 };
 

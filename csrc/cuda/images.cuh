@@ -50,8 +50,8 @@ class Share {  // this thread's part of a task
   __device__ void load_x(int64_t j, typename A::XSlot (&x)[kDepth]) const { load(x_, side_.x.dtype, j, x); }
   __device__ void load_v(int64_t j, typename A::VSlot (&v)[kDepth]) const { load(v_, side_.v.dtype, j, v); }
 
-  // Into shared memory, for this thread to take once arrived() has returned. From sm_80 on whole slots go there past the
-  // registers, so that all of them are in flight at once; the header makes it a plain copy below that.
+  // Into shared memory, for this thread to take once arrived() has returned. From sm_80 on whole slots go there past
+  // the registers, so that all of them are in flight at once; the header makes it a plain copy below that.
   __device__ void keep_v(int64_t j, typename A::VSlot* kept) const {
     if constexpr (A::kReach == Reach::whole) {
       static_assert(sizeof(typename A::VSlot) == 16, "the width of an asynchronous copy past the first-level cache");
@@ -74,7 +74,8 @@ class Share {  // this thread's part of a task
     __pipeline_wait_prior(0);
   }
 
-  // Of a slot in T where that holds the squares (tiny weights make tiny gradients); the sum over slots is kept in double.
+  // Of a slot in T where that holds the squares (tiny weights make tiny gradients); the sum over slots is kept in
+  // double.
   __device__ static double sum_of_squares(const typename A::VSlot (&v)[kDepth]) {
     double sum = 0;
 #pragma unroll

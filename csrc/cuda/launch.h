@@ -50,7 +50,8 @@ const Limits& limits_of(const char* operation, void (*kernel)(Args), int device)
   static std::map<std::pair<void (*)(Args), int>, Limits> known;  // whose entries never move
   const std::lock_guard<std::mutex> lock(mutex);
   auto found = known.find({kernel, device});
-  if (found == known.end()) found = known.emplace(std::pair(kernel, device), ask_limits(operation, kernel, device)).first;
+  if (found == known.end())
+    found = known.emplace(std::pair(kernel, device), ask_limits(operation, kernel, device)).first;
   return found->second;
 }
 

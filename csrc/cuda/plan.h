@@ -16,7 +16,7 @@ constexpr int kWarp = 32;
 constexpr int kMaxThreads = 192;  // of the pass over the images, 4 slots each: a float 3 x 32 x 32 image
 constexpr int kLossThreads = 1024;
 constexpr int64_t kLargestGrid = 2147483647;  // of grid.x; the other two stop at 65535
-constexpr int64_t kMaxKept = 96 * 1024;  // bytes of an image kept in shared memory; two blocks fit on one SM
+constexpr int64_t kMaxKept = 96 * 1024;       // bytes of an image kept in shared memory; two blocks fit on one SM
 constexpr int64_t kScratch = 1024;  // bytes of shared memory before the kept slots: the reductions' partial sums
 
 // Up to so many logits every block reduces them for itself, hidden behind its own loads. Above it a first launch does.
@@ -24,8 +24,8 @@ constexpr int64_t kOneLaunchLogits = 2048;
 
 struct Limits {
   int threads = kMaxThreads;
-  int cluster = 1;              // blocks that can add up one image's norm together; 1 below sm_90
-  int64_t shared = 48 * 1024;   // bytes per block
+  int cluster = 1;             // blocks that can add up one image's norm together; 1 below sm_90
+  int64_t shared = 48 * 1024;  // bytes per block
   int64_t grid = kLargestGrid;
 };
 
@@ -37,7 +37,7 @@ struct Plan {
   int64_t tasks[2] = {}, slices[2] = {1, 1}, share[2] = {};  // per side: tasks, tasks per image, slots per task
   int64_t grid = 0, kept = 0;                                // kept: slots of v held in shared memory
   int threads = kWarp, cluster = 1;
-  int64_t shared = 0;                                        // bytes
+  int64_t shared = 0;  // bytes
 };
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }

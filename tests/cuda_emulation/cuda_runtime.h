@@ -37,9 +37,9 @@ namespace dat_emulation {
 struct Device {  // what the launchers may ask for; tests change it, and then its index, by which it is known
   int index = 0;
   int threads = 64, shared = 64 * 1024, clusters = 1, code = 90, grid = 2147483647;
-  int fail = 0;                                         // the next launch reports an error
-  int idle = 0;                                         // launches are noted and nothing runs
-  int asked = 0, lowered = 0, launches = 0;             // questions, limits of kernels that fell, launches; tests reset
+  int fail = 0;                              // the next launch reports an error
+  int idle = 0;                              // launches are noted and nothing runs
+  int asked = 0, lowered = 0, launches = 0;  // questions, limits of kernels that fell, launches; tests reset
   unsigned last_grid = 0, last_threads = 0, last_cluster = 0, last_shared = 0;
 };
 inline Device device;

@@ -35,7 +35,11 @@ struct Options {
 };
 
 Logits logits_of(const CTensor* c, const Options& o) {
-  return {tensor_of(c[0]), tensor_of(c[1]), tensor_of(c[2]), tensor_of(c[3]), static_cast<Objective>(o.objective),
+  return {tensor_of(c[0]),
+          tensor_of(c[1]),
+          tensor_of(c[2]),
+          tensor_of(c[3]),
+          static_cast<Objective>(o.objective),
           static_cast<Formulation>(o.formulation)};
 }
 
@@ -101,9 +105,8 @@ int attack_loss(const CTensor* logits, const CTensor* losses, const CTensor* out
 }
 
 int perturb(const CTensor* images, const Options* o, char* error) {
-  return guarded(error, [&] {
-    cuda::perturb(images_of(images), perturbation_of(*o), dat_emulation::device.index, nullptr);
-  });
+  return guarded(error,
+                 [&] { cuda::perturb(images_of(images), perturbation_of(*o), dat_emulation::device.index, nullptr); });
 }
 
 int attack_step(const CTensor* logits, const CTensor* real, const CTensor* fake, const CTensor* losses,
@@ -125,8 +128,14 @@ CPlan make_plan(const int64_t* images, const int64_t* slots, int reduce, int dep
                 int cluster, int64_t shared, int64_t grid) {
   const cuda::Work work[2] = {{images[0], slots[0]}, {images[1], slots[1]}};
   const cuda::Plan p = cuda::make_plan(work, reduce, depth, slot_bytes, {threads, cluster, shared, grid});
-  return {{p.tasks[0], p.tasks[1]}, {p.slices[0], p.slices[1]}, {p.share[0], p.share[1]}, p.grid, p.kept, p.shared,
-          p.threads, p.cluster};
+  return {{p.tasks[0], p.tasks[1]},
+          {p.slices[0], p.slices[1]},
+          {p.share[0], p.share[1]},
+          p.grid,
+          p.kept,
+          p.shared,
+          p.threads,
+          p.cluster};
 }
 
 int64_t slots_of(int64_t numel, int64_t slot, int aligned) { return cuda::slots_of(numel, slot, aligned); }

@@ -53,8 +53,8 @@ void run(int64_t m, int64_t numel, Norm norm, DType x_dtype, DType v_dtype, int6
   const auto view = [&](const Buffer& b) { return b.view(m, numel, padding, pitch, stride); };
   const Images images[2] = {{view(x[0]), view(v[0]), view(adv[0]), view(grad), norms.vector(m), {}},
                             {view(x[1]), view(v[1]), view(adv[1]), {}, {}, real.vector(m)}};
-  const Logits logits = {real.vector(m), fake.vector(m), real.vector(m), fake.vector(m), Objective::wasserstein,
-                         Formulation::eq10};
+  const Logits logits = {real.vector(m), fake.vector(m),         real.vector(m),
+                         fake.vector(m), Objective::wasserstein, Formulation::eq10};
   cuda::attack_step(logits, images[0], images[1], {0.5, norm}, losses.vector(2),
                     workspace ? room.vector(2 * m) : Tensor{}, dat_emulation::device.index, nullptr);
 
