@@ -24,7 +24,7 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
-from ..data.points import TOY_DATASETS
+from ..data.datasets import DATASETS
 from ..training.config import BASELINES, TrainConfig
 
 PLAIN, DAT = "plain", "DAT"
@@ -175,7 +175,7 @@ def experiments(
         for seed in seeds
         for dataset in datasets
         for name in figures
-        if not (name == ATTACK and dataset in TOY_DATASETS)
+        if not (name == ATTACK and DATASETS[dataset].points)
         for setting in FIGURES[name].settings
         for variant, chosen in setting.variants.items()
     ]
@@ -184,7 +184,7 @@ def experiments(
 def _config(size: Size, steps: int | None, setting: dict[str, Any], run: dict[str, Any]) -> TrainConfig:
     """Resolved options of a run: the size's, the baseline's at that size, the setting's, the run's own; later ones win."""
     baseline = setting["baseline"]
-    toy = run["dataset"] in TOY_DATASETS
+    toy = DATASETS[run["dataset"]].points
     updates = size.toy_updates if toy else size.updates
     steps = steps or max(1, updates // setting.get("n_dis", BASELINES[baseline].n_dis))
     recorded = {
