@@ -14,10 +14,10 @@ from tqdm import tqdm
 from . import files
 from .cli import Parser, run_command, whole_number
 from .data.datasets import DATASETS
-from .data.points import TOY_DATASETS
 from .errors import ConfigError
-from .metrics.evaluator import METRICS, Evaluator, to_uint8
-from .metrics.inception import METRICS as INCEPTION_METRICS
+from .metrics.catalogue import METRICS, in_words, named
+from .metrics.comparison import to_uint8
+from .metrics.evaluator import Evaluator
 from .training.checkpoints import generate, load_generator
 from .training.config import TrainConfig, resolve_device
 from .training.networks import build_generator
@@ -105,11 +105,11 @@ def evaluate(arguments: argparse.Namespace) -> int:
         raise ConfigError(
             f"--dataset: must be given, for {arguments.source} has no config.yaml beside it; one of {', '.join(DATASETS)}"
         )
-    if (trained.image_size is None) != (dataset in TOY_DATASETS):
-        kind = "points; use one of " + ", ".join(TOY_DATASETS)
-        if trained.image_size is not None:
-            kind = "images; use one of " + ", ".join(d for d in DATASETS if d not in TOY_DATASETS)
-        raise ConfigError(f"--dataset {dataset}: {arguments.source} generates {kind}")
+    points = trained.image_size is None
+    if points != DATASETS[dataset].points:
+        others = ", ".join(row.name for row in DATASETS.values() if row.points == points)
+        kind = "points" if points else "images"
+        raise ConfigError(f"--dataset {dataset}: {arguments.source} generates {kind}; use one of {others}")
     same = trained.config is not None and trained.config.dataset == dataset
     evaluator = Evaluator(
         dataset,
@@ -161,9 +161,9 @@ def chosen_metrics(names: str | None, inception_weights: str | None) -> list[str
     if not chosen or (unknown := [name for name in chosen if name not in METRICS]):
         wrong = unknown[0] if chosen else names
         raise ConfigError(f"--metrics {wrong}: must be of {', '.join(METRICS)}, with commas between")
-    if inception_weights and not set(chosen) & set(INCEPTION_METRICS):
+    if inception_weights and not set(chosen) & set(named("inception")):
         raise ConfigError(
-            f"--inception-weights {inception_weights}: is for is, fid and kid; --metrics names none of them"
+            f"--inception-weights {inception_weights}: is for {in_words(named('inception'))}; --metrics names none of them"
         )
     return chosen
 
@@ -182,7 +182,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("source", metavar=SOURCE, help="generator.safetensors, a run folder, or a checkpoint (.pt)")
     parser.add_argument(
         "--metrics",
-        help=f"of {','.join(METRICS)} (default: what the data set allows; is, fid and kid only with --inception-weights)",
+        help=f"of {','.join(METRICS)} (default: what the data set allows; {in_words(named('inception'))} only with "
+        "--inception-weights)",
     )
     parser.add_argument("--n", default="10000", help="how many images to generate (default: 10000)")
     parser.add_argument(

@@ -149,7 +149,7 @@ def load_images(
 
     MNIST-like images (28 x 28) are zero-padded to size 32 and resized to any other. Raises DataError.
     """
-    row = _row(dataset)
+    row = dataset_named(dataset)
     if row.points:
         for option, value in (("--image-size", image_size), ("--channels", channels)):
             if value is not None:
@@ -167,14 +167,15 @@ def load_images(
 
 def load_labels(dataset: str, data_dir: str | Path | None = None, train: bool = True, download: bool = False) -> Tensor:
     """Load the class labels, int64 [N], in the order of load_images; folders and toy data have none. Raises DataError."""
-    row = _row(dataset)
+    row = dataset_named(dataset)
     if row.read_labels is None:
         labelled = ", ".join(d.name for d in DATASETS.values() if d.read_labels is not None)
         raise DataError(f"--dataset {dataset}: has no labels; use one of {labelled}.")
     return row.read_labels(Request(data_dir, train, download))
 
 
-def _row(dataset: str) -> Dataset:
+def dataset_named(dataset: str) -> Dataset:
+    """Its row. Raises DataError."""
     if dataset not in DATASETS:
         raise DataError(f"--dataset {dataset}: should be one of {', '.join(DATASETS)}.")
     return DATASETS[dataset]

@@ -97,7 +97,7 @@ def test_every_row_is_complete(row):
 
 
 def test_a_row_of_images_says_their_shape():
-    with pytest.raises(ValueError, match="Dataset stripes: .*image_size"):
+    with pytest.raises(ValueError, match=r"Dataset stripes: .*image_size"):
         Dataset("stripes", lambda request: torch.zeros(1, 1, 8, 8), defaults={"channels": 1})
 
 
@@ -123,7 +123,7 @@ def test_a_row_added_at_run_time_is_loaded_and_listed(monkeypatch):
     assert row.held_out_in_words(7) == "7 held-out images (every third)"
     with pytest.raises(DataError, match=r"swissroll, plain\."):
         load_images("cifar")
-    with pytest.raises(DataError, match="cifar10, plain"):
+    with pytest.raises(DataError, match=r"cifar10, plain"):
         load_labels("folder")
 
 
@@ -131,5 +131,5 @@ def test_points_added_at_run_time_have_no_size(monkeypatch):
     line = Dataset("line", lambda request: torch.linspace(0, 1, 10).view(5, 2), points=True)
     monkeypatch.setitem(DATASETS, "line", line)
     assert load_images("line").shape == (5, 2)
-    with pytest.raises(DataError, match="--image-size 8: points have none.*line"):
+    with pytest.raises(DataError, match=r"--image-size 8: points have none.*line"):
         load_images("line", image_size=8)
