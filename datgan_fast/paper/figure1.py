@@ -25,7 +25,7 @@ from ..training.config import TrainConfig
 from ..training.networks import build_discriminator, build_generator
 from ..training.run_folder import RunFolder
 from ..training.trainer import load_checkpoint
-from .fooling import attack_steps
+from .fooling import steps_to_fool
 
 TARGETS = ("paired", "mean")
 BATCH_NORM = ("eval", "train")
@@ -258,7 +258,7 @@ def _attacked(
     network: nn.Module, batches: tuple[Tensor, ...], own: list[Tensor], other: list[Tensor], p: Protocol
 ) -> Side:
     results = [
-        attack_steps(
+        steps_to_fool(
             network,
             images,
             scores.mean() if p.target == "mean" else scores,

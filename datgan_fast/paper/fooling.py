@@ -21,7 +21,7 @@ from ..method.step_arguments import logits_of
 RULES = NORMS
 
 
-class AttackSteps(NamedTuple):
+class FoolingSteps(NamedTuple):
     """What an attack of several steps came to, image by image."""
 
     steps: Tensor  # [n] int64: 0 if the score was within the tolerance at once; the cap if it never was
@@ -29,7 +29,7 @@ class AttackSteps(NamedTuple):
     images: Tensor  # [n, ...]: the image when it first was, or after the last step
 
 
-def attack_steps(
+def steps_to_fool(
     discriminator: nn.Module,
     images: Tensor,
     target: Tensor | float,
@@ -41,7 +41,7 @@ def attack_steps(
     clip_min: float | None = -1.0,
     clip_max: float | None = 1.0,
     check_every: int | None = 20,
-) -> AttackSteps:
+) -> FoolingSteps:
     """Moves each image until |sigmoid(D(x)) - target| <= tolerance: x <- clip(x - step_size * n(gradient of that distance)).
 
     An image that has arrived stops there. Everything stays on the device of the images; the host learns only every
@@ -69,7 +69,7 @@ def attack_steps(
     reached = torch.zeros(count, dtype=torch.bool, device=images.device)
     x = images.detach().clone()
     if not count:
-        return AttackSteps(steps, reached, x)
+        return FoolingSteps(steps, reached, x)
     column = (-1, *[1] * (x.dim() - 1))
     with unchanged_state(discriminator), frozen(discriminator), torch.enable_grad():
         for step in range(cap + 1):
@@ -85,7 +85,7 @@ def attack_steps(
             moved = perturb(x, gradient, step_size, norm=rule, clip_min=clip_min, clip_max=clip_max)
             x = torch.where(reached.view(column), x, moved)
             steps += ~reached
-    return AttackSteps(steps, reached, x.detach())
+    return FoolingSteps(steps, reached, x.detach())
 
 
 def _checked(

@@ -14,7 +14,7 @@ from datgan_fast.data.datasets import load_images
 from datgan_fast.paper import figure1
 from datgan_fast.paper.figure1 import Protocol, load_subject, measure
 from datgan_fast.paper.figure1_picture import table
-from datgan_fast.paper.fooling import attack_steps
+from datgan_fast.paper.fooling import steps_to_fool
 from datgan_fast.training.checkpoints import load_generator
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -76,7 +76,7 @@ def test_what_is_measured(runs):
     with torch.no_grad():
         fake_scores, real_scores = (torch.sigmoid(network(x)) for x in (subject.fake, subject.real))
     for k in (0, 3):
-        one = attack_steps(
+        one = steps_to_fool(
             network,
             subject.fake[k : k + 3],
             real_scores[k : k + 3].mean(),
@@ -89,7 +89,7 @@ def test_what_is_measured(runs):
         torch.testing.assert_close(one.images, found.fake.attacked[k : k + 3])
     paired = measure(subject, dataclasses.replace(protocol, target="paired"))
     for i in range(6):
-        one = attack_steps(
+        one = steps_to_fool(
             network, subject.real[i : i + 1], fake_scores[i], rule="l2", step_size=0.01, cap=7, tolerance=1e-3
         )
         assert one.steps.item() == paired.real.steps[i]

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import networks
-from datgan_fast.paper.fooling import attack_steps
+from datgan_fast.paper.fooling import steps_to_fool
 from host_reads import NoHostReads
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -53,7 +53,7 @@ def test_the_counts_of_a_loop_over_single_images(name, rule, count):
     discriminator = networks.build(name, torch.float64)
     images = networks.images(count, 3, torch.float64)
     targets = torch.linspace(0.2, 0.7, count, dtype=torch.float64)
-    found = attack_steps(discriminator, images, targets, rule=rule, step_size=STEP[rule], cap=30, check_every=4)
+    found = steps_to_fool(discriminator, images, targets, rule=rule, step_size=STEP[rule], cap=30, check_every=4)
     assert found.steps.dtype == torch.int64 and found.reached.dtype == torch.bool
     for i in range(count):
         steps, reached, image = plain_steps(discriminator, images[i], targets[i].item(), rule, STEP[rule], 30)
@@ -71,7 +71,7 @@ def test_the_closed_form_of_a_linear_discriminator(rule):
     logits = 15 * start.double()
     low, high = (math.log(score / (1 - score)) for score in (0.88, 0.92))
     expected = torch.ceil(torch.maximum(low - logits, logits - high) / speed - 1e-9).long()
-    found = attack_steps(Linear(), images, 0.9, rule=rule, step_size=size, cap=1000)
+    found = steps_to_fool(Linear(), images, 0.9, rule=rule, step_size=size, cap=1000)
     assert found.reached.all()
     assert found.steps.tolist() == expected.tolist()
     torch.testing.assert_close(found.images.sum((1, 2, 3)), logits + torch.sign(low - logits) * expected * speed)
@@ -79,32 +79,32 @@ def test_the_closed_form_of_a_linear_discriminator(rule):
 
 def test_an_image_within_the_band_takes_no_step():
     images = torch.tensor([[0.0], [0.079], [-0.079], [0.3]])  # sigmoid(0.079) is 0.0197 above a half
-    found = attack_steps(Linear(), images, 0.5, rule="l2", step_size=0.25)
+    found = steps_to_fool(Linear(), images, 0.5, rule="l2", step_size=0.25)
     assert found.steps.tolist() == [0, 0, 0, 1]
     assert torch.equal(found.images[:3], images[:3]) and not torch.equal(found.images[3], images[3])
 
 
 def test_an_image_that_never_arrives_takes_the_cap():
     images = torch.tensor([[0.0], [0.5]])
-    away = attack_steps(Linear(), images, torch.tensor([1.0, 0.5]), rule="linf", step_size=0.3, cap=9)
+    away = steps_to_fool(Linear(), images, torch.tensor([1.0, 0.5]), rule="linf", step_size=0.3, cap=9)
     assert away.steps.tolist() == [9, 9]  # one is stopped by the clip, the other jumps across the band
     assert away.reached.tolist() == [False, False]
     assert away.images[0].item() == 1.0
-    assert attack_steps(Linear(), images, 0.5, cap=0).reached.tolist() == [True, False]
-    free = attack_steps(Linear(), images[:1], 1.0, rule="linf", step_size=0.3, cap=99, clip_min=None, clip_max=None)
+    assert steps_to_fool(Linear(), images, 0.5, cap=0).reached.tolist() == [True, False]
+    free = steps_to_fool(Linear(), images[:1], 1.0, rule="linf", step_size=0.3, cap=99, clip_min=None, clip_max=None)
     assert free.steps.tolist() == [math.ceil(math.log(0.98 / 0.02) / 0.3)]
 
 
 def test_a_saturated_score_has_no_gradient():
-    found = attack_steps(Linear(1000.0), torch.tensor([[1.0]]), 0.5, cap=5)
+    found = steps_to_fool(Linear(1000.0), torch.tensor([[1.0]]), 0.5, cap=5)
     assert found.steps.tolist() == [5] and not found.reached.any()
     assert found.images.item() == 1.0
 
 
 def test_one_target_is_the_same_for_all():
     discriminator, images = networks.build("conv"), networks.images(5, 1)
-    each = attack_steps(discriminator, images, torch.full((5,), 0.4), cap=20)
-    one = attack_steps(discriminator, images, 0.4, cap=20)
+    each = steps_to_fool(discriminator, images, torch.full((5,), 0.4), cap=20)
+    one = steps_to_fool(discriminator, images, 0.4, cap=20)
     assert torch.equal(each.steps, one.steps) and torch.equal(each.images, one.images)
 
 
@@ -112,7 +112,7 @@ def test_one_target_is_the_same_for_all():
 def test_the_discriminator_is_left_as_it_was(name):
     discriminator = networks.build(name).train()
     before = {key: value.clone() for key, value in discriminator.state_dict().items()}
-    attack_steps(discriminator, networks.images(4, 1), 0.9, cap=3)
+    steps_to_fool(discriminator, networks.images(4, 1), 0.9, cap=3)
     for key, value in discriminator.state_dict().items():
         assert torch.equal(value, before[key])
     assert all(p.grad is None and p.requires_grad for p in discriminator.parameters())
@@ -120,8 +120,8 @@ def test_the_discriminator_is_left_as_it_was(name):
 
 def test_batch_norm_in_training_mode_makes_images_depend_on_each_other():
     discriminator, images = networks.build("BatchNorm").train(), networks.images(6, 1)
-    together = attack_steps(discriminator, images, 0.9, rule="l2", step_size=0.05, cap=40)
-    halves = [attack_steps(discriminator, half, 0.9, rule="l2", step_size=0.05, cap=40) for half in images.split(3)]
+    together = steps_to_fool(discriminator, images, 0.9, rule="l2", step_size=0.05, cap=40)
+    halves = [steps_to_fool(discriminator, half, 0.9, rule="l2", step_size=0.05, cap=40) for half in images.split(3)]
     assert not torch.equal(together.images, torch.cat([half.images for half in halves]))
 
 
@@ -143,7 +143,7 @@ def test_an_image_that_has_arrived_stays_though_the_others_move_its_score():
                 steps[i] += 1
         x = moved.clamp(-1, 1)
     assert left  # or the test would show nothing
-    found = attack_steps(discriminator, images, targets, rule="l2", step_size=0.05, cap=40, check_every=None)
+    found = steps_to_fool(discriminator, images, targets, rule="l2", step_size=0.05, cap=40, check_every=None)
     assert found.steps.tolist() == steps
     torch.testing.assert_close(found.images, x, rtol=0, atol=1e-9)
 
@@ -151,7 +151,7 @@ def test_an_image_that_has_arrived_stays_though_the_others_move_its_score():
 @pytest.mark.parametrize("check_every", [None, 100])
 def test_the_host_reads_nothing_between_its_checks(check_every):
     discriminator, images = networks.build("conv"), networks.images(4, 1)
-    expected = attack_steps(discriminator, images, 0.2, step_size=0.1, cap=12)
+    expected = steps_to_fool(discriminator, images, 0.2, step_size=0.1, cap=12)
 
     class Reads(NoHostReads):
         allowed = 0 if check_every is None else 1  # before the first step
@@ -163,7 +163,7 @@ def test_the_host_reads_nothing_between_its_checks(check_every):
             return super().__torch_dispatch__(function, types, args, kwargs)
 
     with Reads():
-        found = attack_steps(discriminator, images, 0.2, step_size=0.1, cap=12, check_every=check_every)
+        found = steps_to_fool(discriminator, images, 0.2, step_size=0.1, cap=12, check_every=check_every)
     assert torch.equal(found.steps, expected.steps) and torch.equal(found.images, expected.images)
 
 
@@ -175,7 +175,7 @@ def test_it_stops_when_all_have_arrived():
             calls.append(len(x))
             return super().forward(x)
 
-    found = attack_steps(Counting(), torch.zeros(3, 4), 0.6, rule="l2", step_size=0.05, cap=10_000, check_every=7)
+    found = steps_to_fool(Counting(), torch.zeros(3, 4), 0.6, rule="l2", step_size=0.05, cap=10_000, check_every=7)
     assert found.steps.tolist() == [4, 4, 4]  # from logit 0 to log(0.58 / 0.42) = 0.323 at 0.1 a step
     assert len(calls) == 8
 
@@ -183,9 +183,9 @@ def test_it_stops_when_all_have_arrived():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_images_and_none(dtype):
     images = torch.tensor([[0.0, 0.0], [1.0, 1.0]], dtype=dtype)
-    found = attack_steps(Linear().to(dtype), images, 0.5, rule="linf", step_size=0.25)
+    found = steps_to_fool(Linear().to(dtype), images, 0.5, rule="linf", step_size=0.25)
     assert found.images.dtype == dtype and found.steps.tolist() == [0, 4]
-    assert attack_steps(Linear(), torch.zeros(0, 1, 2, 2), torch.zeros(0)).steps.shape == (0,)
+    assert steps_to_fool(Linear(), torch.zeros(0, 1, 2, 2), torch.zeros(0)).steps.shape == (0,)
 
 
 @pytest.mark.parametrize(
@@ -206,4 +206,4 @@ def test_half_precision_images_and_none(dtype):
 def test_what_makes_no_attack_is_refused(options, word):
     arguments = {"discriminator": Linear(), "images": torch.zeros(3, 2), "target": 0.5, **options}
     with pytest.raises((ValueError, TypeError), match=word):
-        attack_steps(**arguments)
+        steps_to_fool(**arguments)
