@@ -27,7 +27,7 @@ import datgan_fast as dat
 import floor
 from datgan_fast.method import step
 from datgan_fast.training import optimizers
-from datgan_fast.training.config import BASELINES
+from datgan_fast.training.baselines import BASELINES
 
 NODE_SECONDS = 2e-6, 3e-6
 # H100 SXM, dense, NVIDIA's data sheet: FLOP/s in TF32 and bfloat16, bytes/s of memory.

@@ -26,7 +26,7 @@ from .moved import find_moved_modules
 from .version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from .training.config import TrainConfig
+    from .training.options import Options as TrainConfig
     from .training.trainer import Trainer
 
 # Two public modules live in a package: `import datgan_fast.reference` finds them here.
@@ -58,9 +58,9 @@ def __getattr__(name: str) -> Any:
 
         return Trainer
     if name == "TrainConfig":
-        from .training.config import TrainConfig
+        from .training.options import Options
 
-        return TrainConfig
+        return Options
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

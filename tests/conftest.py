@@ -71,7 +71,7 @@ def poisoned_outputs():
 @pytest.fixture
 def gpu_precision(monkeypatch):
     """bf16, a GPU's default, on every machine: a test that means float32 says so."""
-    monkeypatch.setattr("datgan_fast.training.config._best_precision", lambda device: "bf16")
+    monkeypatch.setattr("datgan_fast.training.options.best_precision", lambda device: "bf16")
 
 
 @pytest.fixture
