@@ -18,10 +18,11 @@ import torch  # noqa: F401  the extension shares torch's OpenMP threads, so torc
 
 from .errors import BackendError
 from .method import penalties, reference
+from .method.adversarial import adversarial_batch
 from .method.dispatch import backends, use_backend
 from .method.ops import attack_loss, attack_step, perturb
 from .method.reference import AttackStep, DiscriminatorStep
-from .method.step import adversarial_batch, discriminator_step
+from .method.step import discriminator_step
 from .moved import find_moved_modules
 from .version import __version__ as __version__
 
