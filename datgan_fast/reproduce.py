@@ -270,8 +270,8 @@ def _chosen(option: str, text: str, known: Collection[str]) -> list[str]:
 def _load_data_once(config: Config) -> None:
     """Downloads the data and trains their feature network here, before several runs would do it at the same time."""
     c = config
-    data = (c.dataset, c.data_dir, c.image_size, c.channels)
-    if c.dataset == "folder" or c.points:
+    data = (c.dataset, c.data_dir, c.image_size or None, c.channels or None)
+    if DATASETS[c.dataset].read_labels is None:
         load_images(*data, download=c.download)
     else:
         feature_network.load(*data, device=c.device, download=c.download)

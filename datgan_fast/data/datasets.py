@@ -1,32 +1,138 @@
-"""The data sets by name: load one as a single uint8 tensor, or its labels.
+"""The data sets, a row for each: load one as a single uint8 tensor, or its labels.
 
 Toy data sets are points in the plane, float32 [N, 2], which take the images' place.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import DataError
-from .points import TOY_DATASETS, toy_points
-from .readers import read_cifar10, read_digits, read_folder, read_mnist
+from . import points
+from .readers import Request, read_cifar10, read_digits, read_folder, read_mnist
 
-# data set -> (image size, channels) used unless others are asked for
-_NATURAL = {
-    "digits": (16, 1),
-    "mnist": (32, 1),
-    "fashion-mnist": (32, 1),
-    "cifar10": (32, 3),
-    "folder": (64, 3),
-}
-DATASETS = (*_NATURAL, *TOY_DATASETS)
-
+OWN = "own"  # images, and networks, that were handed to the Trainer in Python
 _LUMA = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float32, device="cpu").view(1, 3, 1, 1)  # ITU-R 601
 _CHUNK = 256  # images converted at a time, to bound the float32 copies
+
+
+class EveryNth(NamedTuple):
+    """Which images are held out of a data set that comes as one set."""
+
+    n: int
+    words: str  # for protocols: "every fifth"
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What is to be known of one data set.
+
+    read_images    Request -> [N, 1 or 3, H, W], uint8 or float32 in 0..255, or points, float32 [N, 2]
+    read_labels    Request -> int64 [N], in the order of the images; None: it has none
+    points         it has points rather than images
+    defaults       options of its runs, by their names in TrainConfig; image_size and channels are among them for images
+    held_out       what its feature network is not trained on: a part of the only set; None: the test images
+    classes        of its labels, 0 to classes - 1
+    epochs         of its feature network's training, like
+    mirror         whether images are mirrored then, too
+    """
+
+    name: str
+    read_images: Callable[[Request], Tensor]
+    read_labels: Callable[[Request], Tensor] | None = None
+    points: bool = False
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    held_out: EveryNth | None = None
+    classes: int = 10
+    epochs: int = 10
+    mirror: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.points and (self.image_size is None or self.channels is None):
+            raise ValueError(f"Dataset {self.name}: defaults should have image_size and channels, or points be True.")
+
+    @property
+    def image_size(self) -> int | None:
+        """Height and width unless another is asked for; None for points."""
+        return self.defaults.get("image_size")
+
+    @property
+    def channels(self) -> int | None:
+        return self.defaults.get("channels")
+
+    def held_out_in_words(self, count: int) -> str:
+        return f"{count} held-out images ({self.held_out.words})" if self.held_out else f"{count} test images"
+
+
+def _mnist_layout(name: str, torchvision_name: str, epochs: int) -> Dataset:
+    def read_images(request: Request) -> Tensor:
+        images = read_mnist(name, torchvision_name, "images-idx3-ubyte", (28, 28), request).unsqueeze(1)
+        return F.pad(images, (2, 2, 2, 2)) if request.image_size == 32 else images
+
+    def read_labels(request: Request) -> Tensor:
+        return read_mnist(name, torchvision_name, "labels-idx1-ubyte", (), request).long()
+
+    defaults = {"steps": 10_000, "width": 64, "image_size": 32, "channels": 1}
+    return Dataset(name, read_images, read_labels, defaults=defaults, epochs=epochs)
+
+
+def _toy(name: str, draw: Callable[[int], Tensor]) -> Dataset:
+    """draw    seed -> points; the test points are other draws"""
+    # Formulation and eps are the sweep's choice for points: docs/reproduction/sweep.
+    defaults = {
+        "steps": 1000,
+        "width": 128,
+        "architecture": "mlp",
+        "z_dim": 4,
+        "batch_size": 256,
+        "lr": 2e-3,
+        "formulation": "eq10",
+        "eps": 0.1,
+        "batch_norm": False,
+        "channels_last": False,
+    }
+    return Dataset(name, lambda request: draw(0 if request.train else 1), points=True, defaults=defaults)
+
+
+def _handed_over(request: Request) -> Tensor:
+    raise DataError(
+        f"--dataset {OWN}: its images were handed to datgan_fast.Trainer in Python; hand them over there again."
+    )
+
+
+_ROWS = (
+    Dataset(
+        "digits",
+        lambda request: read_digits()[0],
+        lambda request: read_digits()[1],
+        defaults={"steps": 1800, "width": 64, "image_size": 16, "channels": 1},
+        held_out=EveryNth(5, "every fifth"),
+        epochs=25,
+    ),
+    _mnist_layout("mnist", "MNIST", epochs=3),
+    _mnist_layout("fashion-mnist", "FashionMNIST", epochs=5),
+    Dataset(
+        "cifar10",
+        lambda request: read_cifar10(request)[0],
+        lambda request: read_cifar10(request)[1],
+        defaults={"steps": 50_000, "width": 64, "image_size": 32, "channels": 3},
+        epochs=10,
+        mirror=True,
+    ),
+    Dataset("folder", read_folder, defaults={"steps": 50_000, "width": 64, "image_size": 64, "channels": 3}),
+    _toy("ring", lambda seed: points.gaussians(points.ring_means(), seed=seed)),
+    _toy("grid", lambda seed: points.gaussians(points.grid_means(), seed=seed)),
+    _toy("swissroll", lambda seed: points.swissroll(seed=seed)),
+    Dataset(OWN, _handed_over, defaults={"steps": 50_000, "width": 64, "image_size": 64, "channels": 3}),
+)
+DATASETS: dict[str, Dataset] = {row.name: row for row in _ROWS}
 
 
 def load_images(
@@ -42,8 +148,8 @@ def load_images(
 
     dataset     one of DATASETS
     data_dir    where its files are; None means "data" ("folder" has no default, "digits" needs no files)
-    image_size  height and width in pixels; None means 16 for digits, 64 for folder and 32 for the others
-    channels    1 (grey) or 3 (RGB); None means 3 for cifar10 and folder and 1 for the others
+    image_size  height and width in pixels; None means the data set's own: 16 for digits, 64 for folder, 32 for the others
+    channels    1 (grey) or 3 (RGB); None means the data set's own: 3 for cifar10 and folder, 1 for the others
     download    fetch missing files with torchvision (mnist, fashion-mnist and cifar10 only)
     train       the training images, or else the test images; digits and folder have one set, used for both; of toy
                 data the test points are other draws
@@ -51,48 +157,35 @@ def load_images(
 
     MNIST-like images (28 x 28) are zero-padded to size 32 and resized to any other. Raises DataError.
     """
-    _check_dataset(dataset)
-    if dataset in TOY_DATASETS:
+    row = _row(dataset)
+    if row.points:
         for option, value in (("--image-size", image_size), ("--channels", channels)):
             if value is not None:
                 raise DataError(f"{option} {value}: points have none; leave it out with --dataset {dataset}.")
-        return toy_points(dataset, seed=0 if train else 1)
-    natural_size, natural_channels = _NATURAL[dataset]
-    size = natural_size if image_size is None else image_size
-    channels = natural_channels if channels is None else channels
+        return row.read_images(Request(data_dir, train, download))
+    size = row.image_size if image_size is None else image_size
+    channels = row.channels if channels is None else channels
+    assert size is not None and channels is not None  # the row of a data set of images has both
     if size < 1:
         raise DataError(f"--image-size {size}: should be a positive number of pixels.")
     if channels not in (1, 3):
         raise DataError(f"--channels {channels}: should be 1 (grey) or 3 (RGB).")
-
-    if dataset == "folder":
-        return read_folder(data_dir, size, channels, progress)
-    if dataset == "digits":
-        images = read_digits()[0]
-    elif dataset == "cifar10":
-        images = read_cifar10(data_dir, train, download)[0]
-    else:
-        images = read_mnist(dataset, data_dir, "images-idx3-ubyte", (28, 28), train, download).unsqueeze(1)
-        if size == 32:
-            images = F.pad(images, (2, 2, 2, 2))
-    return _convert(images, size, channels)
+    return _convert(row.read_images(Request(data_dir, train, download, size, channels, progress)), size, channels)
 
 
 def load_labels(dataset: str, data_dir: str | Path | None = None, train: bool = True, download: bool = False) -> Tensor:
     """Load the class labels, int64 [N], in the order of load_images; folders and toy data have none. Raises DataError."""
-    _check_dataset(dataset)
-    if dataset == "folder" or dataset in TOY_DATASETS:
-        raise DataError(f"--dataset {dataset}: has no labels; use one of digits, mnist, fashion-mnist, cifar10.")
-    if dataset == "digits":
-        return read_digits()[1]
-    if dataset == "cifar10":
-        return read_cifar10(data_dir, train, download)[1]
-    return read_mnist(dataset, data_dir, "labels-idx1-ubyte", (), train, download).long()
+    row = _row(dataset)
+    if row.read_labels is None:
+        labelled = ", ".join(d.name for d in DATASETS.values() if d.read_labels is not None)
+        raise DataError(f"--dataset {dataset}: has no labels; use one of {labelled}.")
+    return row.read_labels(Request(data_dir, train, download))
 
 
-def _check_dataset(dataset: str) -> None:
+def _row(dataset: str) -> Dataset:
     if dataset not in DATASETS:
         raise DataError(f"--dataset {dataset}: should be one of {', '.join(DATASETS)}.")
+    return DATASETS[dataset]
 
 
 def _convert(images: Tensor, size: int, channels: int) -> Tensor:

@@ -12,7 +12,7 @@ import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,9 +23,19 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from ..errors import DataError
 
 DEFAULT_DATA_DIR = "data"
-_TORCHVISION_CLASS = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10"}
 _IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".ppm"}
 _CIFAR_RECORD = 1 + 3 * 32 * 32  # one label byte, then the image in CHW order
+
+
+class Request(NamedTuple):
+    """What a data set is asked for: the arguments of `load_images`, decided."""
+
+    data_dir: str | Path | None = None
+    train: bool = True
+    download: bool = False
+    image_size: int = 0  # of the images that will be made, like channels; 0 for points and labels
+    channels: int = 0
+    progress: bool = False
 
 
 def _not_found(dataset: str, folder: Path, name: str, places: tuple[Path, ...]) -> DataError:
@@ -35,12 +45,13 @@ def _not_found(dataset: str, folder: Path, name: str, places: tuple[Path, ...]) 
     )
 
 
-def _torchvision_dataset(dataset: str, folder: Path, train: bool, download: bool) -> Any:
+def _torchvision_dataset(name: str, dataset: str, folder: Path, train: bool, download: bool) -> Any:
+    """torchvision's data set of that class name."""
     # Imported only here, so that a torchvision that does not match torch breaks nothing else.
     try:
         from torchvision import datasets  # type: ignore[import-untyped]
 
-        return getattr(datasets, _TORCHVISION_CLASS[dataset])(str(folder), train=train, download=download)
+        return getattr(datasets, name)(str(folder), train=train, download=download)
     except Exception as error:  # import, network, checksum, disk or unpickling
         option = "--download" if download else f"--data-dir {folder}"
         reason = " ".join(str(error).split())
@@ -58,23 +69,19 @@ def read_digits() -> tuple[Tensor, Tensor]:
     return images, torch.tensor(digits.target, dtype=torch.int64, device="cpu")
 
 
-def read_mnist(
-    dataset: str,
-    data_dir: str | Path | None,
-    kind: str,
-    item_shape: tuple[int, ...],
-    train: bool,
-    download: bool,
-) -> Tensor:
-    """Find (or download) and read one idx file of mnist or fashion-mnist: uint8 [N, *item_shape]."""
-    folder = Path(data_dir or DEFAULT_DATA_DIR)
-    name = f"{'train' if train else 't10k'}-{kind}"
+def read_mnist(dataset: str, torchvision_name: str, kind: str, item_shape: tuple[int, ...], request: Request) -> Tensor:
+    """Find (or download) and read one idx file of a data set that has MNIST's layout: uint8 [N, *item_shape].
+
+    kind    as in the file's name: "images-idx3-ubyte" or "labels-idx1-ubyte"
+    """
+    folder = Path(request.data_dir or DEFAULT_DATA_DIR)
+    name = f"{'train' if request.train else 't10k'}-{kind}"
     # The folder itself comes last: it may hold the equally named files of the other data set.
-    places = (folder / _TORCHVISION_CLASS[dataset] / "raw", folder / dataset, folder)
+    places = (folder / torchvision_name / "raw", folder / dataset, folder)
     candidates = [place / (name + suffix) for place in places for suffix in ("", ".gz")]
     path = next(filter(Path.is_file, candidates), None)
-    if path is None and download:
-        _torchvision_dataset(dataset, folder, train, download)
+    if path is None and request.download:
+        _torchvision_dataset(torchvision_name, dataset, folder, request.train, download=True)
         path = next(filter(Path.is_file, candidates), None)
     if path is None:
         raise _not_found(dataset, folder, f"{name} or {name}.gz", places)
@@ -106,27 +113,27 @@ def _read_bytes(path: Path) -> bytearray:
         raise DataError(f"--data-dir: {path} should be a readable, complete file: {error}") from error
 
 
-def read_cifar10(data_dir: str | Path | None, train: bool, download: bool) -> tuple[Tensor, Tensor]:
+def read_cifar10(request: Request) -> tuple[Tensor, Tensor]:
     """Read CIFAR-10 in its binary or its Python layout: uint8 [N, 3, 32, 32] and int64 [N].
 
     A training set that lacks some of its binary files is used with a warning, unless download is set.
     """
-    folder = Path(data_dir or DEFAULT_DATA_DIR)
-    names = [f"data_batch_{i}.bin" for i in range(1, 6)] if train else ["test_batch.bin"]
+    folder = Path(request.data_dir or DEFAULT_DATA_DIR)
+    names = [f"data_batch_{i}.bin" for i in range(1, 6)] if request.train else ["test_batch.bin"]
     places = (folder / "cifar-10-batches-bin", folder)
     found: list[Path] = []
     for place in places:
         found = found or [place / name for name in names if (place / name).is_file()]
 
     if len(found) < len(names):
-        if download or (folder / "cifar-10-batches-py").is_dir():
-            dataset = _torchvision_dataset("cifar10", folder, train, download)
+        if request.download or (folder / "cifar-10-batches-py").is_dir():
+            dataset = _torchvision_dataset("CIFAR10", "cifar10", folder, request.train, request.download)
             labels = torch.tensor(dataset.targets, dtype=torch.int64, device="cpu")
             return torch.from_numpy(dataset.data).permute(0, 3, 1, 2), labels
         if not found:
             raise _not_found("cifar10", folder, f"{names[0]} (or cifar-10-batches-py)", places)
         missing = ", ".join(sorted(set(names) - {path.name for path in found}))
-        warnings.warn(f"cifar10: using {len(found)} of {len(names)} files, without {missing}.", stacklevel=3)
+        warnings.warn(f"cifar10: using {len(found)} of {len(names)} files, without {missing}.", stacklevel=4)
 
     records = torch.cat([_read_cifar_file(path) for path in found])
     return records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0].long()
@@ -142,18 +149,18 @@ def _read_cifar_file(path: Path) -> Tensor:
     return records
 
 
-def read_folder(data_dir: str | Path | None, size: int, channels: int, progress: bool) -> Tensor:
-    """Read all images below a folder, in sorted order: uint8 [N, channels, size, size]."""
-    if not data_dir:
+def read_folder(request: Request) -> Tensor:
+    """Read all images below a folder, in sorted order: uint8 [N, channels, image_size, image_size]."""
+    if not request.data_dir:
         raise DataError("--data-dir: should name the folder of images for --dataset folder.")
-    folder = Path(data_dir)
+    folder, size, channels = Path(request.data_dir), request.image_size, request.channels
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _IMAGE_SUFFIXES and path.is_file())
     if not paths:
         suffixes = " ".join(sorted(_IMAGE_SUFFIXES))
         raise DataError(f"--data-dir {folder}: should be a folder with at least one image ({suffixes}).")
 
     images = torch.empty(len(paths), channels, size, size, dtype=torch.uint8, device="cpu")
-    hide_bar = not (progress and sys.stderr.isatty())
+    hide_bar = not (request.progress and sys.stderr.isatty())
     with ThreadPoolExecutor() as pool:  # PIL decodes and resizes outside the interpreter lock
         decoded = pool.map(lambda path: _read_image(path, size, channels), paths)
         bar = tqdm(decoded, total=len(paths), desc="images", disable=hide_bar)

@@ -22,21 +22,18 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from .. import files
-from ..data.datasets import load_images, load_labels
+from ..data.datasets import DATASETS, load_images, load_labels
 from ..errors import DataError
 from ..method.torch_defaults import plain_defaults
 
 VERSION = 1  # in the cached file's name: a change to the network or its training goes with a new number
 FEATURES = 128
-CLASSES = 10  # in each of the labelled data sets
-_EPOCHS = {"digits": 25, "mnist": 3, "fashion-mnist": 5, "cifar10": 10}
-_HELD_OUT = 5  # digits come as one set: every fifth image is held out
 
 
 class Classifier(nn.Module):
-    """uint8 images [n, channels, size, size] -> logits [n, 10]; `features` gives the layer before them, [n, 128]."""
+    """uint8 images [n, channels, size, size] -> logits [n, classes]; `features` gives the layer before them, [n, 128]."""
 
-    def __init__(self, image_size: int, channels: int) -> None:
+    def __init__(self, image_size: int, channels: int, classes: int = 10) -> None:
         super().__init__()
         stride = max(1, image_size // 16)  # a first layer that sees every pixel and leaves 16 to 31 of them a side
         self.body = nn.Sequential(
@@ -48,7 +45,7 @@ class Classifier(nn.Module):
             nn.AdaptiveAvgPool2d(1),
             nn.Flatten(),
         )
-        self.head = nn.Linear(FEATURES, CLASSES)
+        self.head = nn.Linear(FEATURES, classes)
 
     def features(self, images: Tensor) -> Tensor:
         x = images.float() / 127.5 - 1
@@ -80,7 +77,7 @@ class FeatureNetwork:
 
     @torch.no_grad()
     def __call__(self, images: Tensor, batch_size: int = 256) -> tuple[Tensor, Tensor]:
-        """(class probabilities [n, 10], features [n, 128]), float32 on the CPU, of uint8 images [n, C, H, W]."""
+        """(class probabilities [n, classes], features [n, 128]), float32 on the CPU, of uint8 images [n, C, H, W]."""
         device = next(self.classifier.parameters()).device
         features = torch.cat([self.classifier.features(x.to(device)) for x in images.split(batch_size)])
         return self.classifier.head(features).softmax(1).cpu(), features.cpu()
@@ -100,26 +97,17 @@ def labelled(
 ) -> tuple[Tensor, Tensor]:
     """(uint8 images [n, C, H, W], int64 labels [n]) to train on, or else held out. Raises DataError.
 
-    Held out are the test images; of digits, which has none, every fifth image.
+    Held out are the test images; of a data set that has none, every n-th image.
     """
-    if dataset == "folder":
-        raise DataError(
-            "--dataset folder: has no labels to train a feature network on; --metrics sliced_wasserstein needs none, "
-            "and is, fid and kid measure with Inception (--inception-weights)"
-        )
     labels = load_labels(dataset, data_dir, train, download)
     images = load_images(dataset, data_dir, image_size, channels, download, train)
     if len(images) != len(labels):
         raise DataError(f"--data-dir {data_dir}: {dataset} has {len(images)} images but {len(labels)} labels")
-    if dataset == "digits":
-        held_out = torch.arange(len(images), device="cpu") % _HELD_OUT == 0
+    if every := DATASETS[dataset].held_out:
+        held_out = torch.arange(len(images), device="cpu") % every.n == 0
         chosen = ~held_out if train else held_out
         images, labels = images[chosen], labels[chosen]
     return images, labels
-
-
-def held_out_name(dataset: str, count: int) -> str:
-    return f"{count} held-out images (every fifth)" if dataset == "digits" else f"{count} test images"
 
 
 def load(
@@ -140,32 +128,36 @@ def load(
     images, labels = labelled(dataset, data_dir, image_size, channels, train=True, download=download)
     # Before the training, so that missing test files are not found out after it.
     tests, test_labels = labelled(dataset, data_dir, image_size, channels, train=False, download=download)
+    row = DATASETS[dataset]
+    held_out = row.held_out_in_words(len(tests))
     channels, image_size = images.shape[1:3]
     name = f"classifier-v{VERSION}-{dataset}-{image_size}x{channels}"
     path = cache_folder() / f"{name}-{_digest(images, labels, tests)}.safetensors"
-    classifier = _untrained(image_size, channels)
+    classifier = _untrained(image_size, channels, row.classes)
     accuracy = _read(path, classifier)
     if accuracy is None:
-        classifier = _untrained(image_size, channels)  # again: a file that does not fit may have filled in some layers
+        classifier = _untrained(
+            image_size, channels, row.classes
+        )  # again: a file that does not fit may have filled in some layers
     classifier.to(device).to(memory_format=torch.channels_last)
     if accuracy is None:
-        _train(classifier, images, labels, _EPOCHS[dataset], mirror=dataset == "cifar10", name=name)
+        _train(classifier, images, labels, row.epochs, mirror=row.mirror, name=name)
         classifier.eval()
         with torch.no_grad():
             guesses = torch.cat([classifier(x.to(device)).argmax(1).cpu() for x in tests.split(256)])
         accuracy = (guesses == test_labels).double().mean().item()
         _write(path, classifier, accuracy)
-        _say(f"{name}: accuracy {accuracy:.4f} on {held_out_name(dataset, len(tests))}; kept in {path}")
+        _say(f"{name}: accuracy {accuracy:.4f} on {held_out}; kept in {path}")
     classifier.eval().requires_grad_(False)
     digest = _digest(*(t.cpu() for t in classifier.state_dict().values()))
-    return FeatureNetwork(classifier, name, accuracy, held_out_name(dataset, len(tests)), digest)
+    return FeatureNetwork(classifier, name, accuracy, held_out, digest)
 
 
 @plain_defaults()
-def _untrained(image_size: int, channels: int) -> Classifier:
+def _untrained(image_size: int, channels: int, classes: int) -> Classifier:
     with torch.random.fork_rng(devices=[]):  # layers draw their first weights from the global generator
         torch.default_generator.manual_seed(0)
-        return Classifier(image_size, channels)
+        return Classifier(image_size, channels, classes)
 
 
 def cache_folder() -> Path:

@@ -61,10 +61,11 @@ def read(folder: Path) -> list[Result]:
             continue
         experiment = Experiment(**place, config=RunFolder(path.parent).options("--outdir").recorded())
         results.append(read_run(experiment, path.parent))
+    data_sets = list(DATASETS)
     order = [(name, s.name, v) for name, figure in FIGURES.items() for s in figure.settings for v in s.variants]
     known = [r for r in results if r.experiment.place in order]
     return sorted(
-        known, key=lambda r: (DATASETS.index(r.experiment.dataset), order.index(r.experiment.place), r.experiment.seed)
+        known, key=lambda r: (data_sets.index(r.experiment.dataset), order.index(r.experiment.place), r.experiment.seed)
     )
 
 

@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .. import files
+from ..data.datasets import OWN
 from ..errors import ConfigError
-from .config import OWN, Config
+from .config import Config
 from .networks import build_discriminator, build_generator
 from .options import Options
 from .run_folder import RunFolder

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..data.datasets import DATASETS
+from ..data.datasets import DATASETS, OWN
 from ..errors import ConfigError
 from ..method.formulas import NORMS, OBJECTIVES, FormulationName, NormName, ObjectiveName
 from .baselines import BASELINES, BaselineName, OptimizerName
@@ -20,7 +20,6 @@ Architecture = Literal["dcgan", "resnet", "mlp", "own"]
 Precision = Literal["fp32", "bf16", "fp16"]
 CudaGraph = Literal["must", "may", "no"]
 BackendChoice = Literal["auto", "reference", "cpu", "cuda", "triton"]
-OWN = "own"  # networks or images that were handed to the Trainer in Python
 
 _CUDA_GRAPH: dict[CudaGraph, bool | None] = {"must": True, "may": None, "no": False}  # as --cuda-graph types it
 

@@ -27,7 +27,7 @@ from ..method.formulas import (
     default_alpha,
 )
 from .baselines import BASELINES, BaselineName, OptimizerName
-from .config import OWN, Architecture, BackendChoice, Config, Precision, cuda_graph_of
+from .config import Architecture, BackendChoice, Config, Precision, cuda_graph_of
 from .devices import best_precision, resolve_device
 from .option_values import check_value, convert
 
@@ -74,10 +74,7 @@ GENERAL: dict[str, Any] = {
 
 
 def _option(help: str, **check: Any) -> Any:
-    """A field with its help text and its check: choices=, at_least=, more_than=, at_most=, less_than=.
-
-    or_own: what was handed to the Trainer in Python is a choice too, which nobody can type.
-    """
+    """A field with its help text and its check: choices=, at_least=, more_than=, at_most=, less_than=."""
     return field(default=None, metadata={"help": help, **check})
 
 
@@ -115,7 +112,7 @@ class Options:
     r1: float | None = _option("gamma of the zero-centred penalty on real images", at_least=0)
 
     # data
-    dataset: str | None = _option("training images", choices=DATASETS, or_own=True)
+    dataset: str | None = _option("training images; own: handed to datgan_fast.Trainer in Python", choices=DATASETS)
     data_dir: str | None = _option("where the data set's files are")
     download: bool | None = _option("fetch missing files of the data set into --data-dir")
     flip: bool | None = _option("mirror half of the training images")
@@ -124,7 +121,8 @@ class Options:
 
     # networks
     architecture: Architecture | None = _option(
-        "networks; default: dcgan, for toy data mlp", choices=("dcgan", "resnet", "mlp"), or_own=True
+        "networks; default: dcgan, for toy data mlp; own: handed to datgan_fast.Trainer in Python",
+        choices=("dcgan", "resnet", "mlp", "own"),
     )
     width: int | None = _option("channels of the widest resolution; default: the data set's", at_least=1, at_most=4096)
     z_dim: int | None = _option(
@@ -204,7 +202,7 @@ class Options:
         from other options."""
         given = {name: value for name, value in typed(vars(self), "TrainConfig").items() if value is not None}
         for f in dataclasses.fields(self):
-            if f.name in given and not (f.metadata.get("or_own") and given[f.name] == OWN):
+            if f.name in given:
                 check_value(f.name, given[f.name], f.metadata)
         baseline = BASELINES[given.get("baseline", GENERAL["baseline"])]
         dataset = DATASETS[given.get("dataset", GENERAL["dataset"])]

@@ -7,9 +7,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from ..data.datasets import OWN
 from ..errors import ConfigError
+from ..metrics.evaluator import to_uint8
 from .checkpoints import generate
-from .config import OWN, Config
+from .config import Config
 from .options import Options
 
 
@@ -21,7 +23,6 @@ def with_own_parts(
         if network is not None and not isinstance(network, nn.Module):
             raise ConfigError(f"{name}: must be an nn.Module; got {type(network).__name__}")
     if images is not None:
-        _check_images(images)
         options = replace(options, dataset=OWN, channels=images.shape[1], image_size=images.shape[3])  # type: ignore[arg-type]
     if generator is not None and discriminator is not None:
         options = replace(options, architecture="own")
@@ -36,7 +37,8 @@ def recorded_architecture(config: Config, generator: nn.Module | None, discrimin
     return replace(config, architecture="own") if generator or discriminator else config
 
 
-def _check_images(images: Tensor) -> None:
+def own_images(images: Tensor) -> Tensor:
+    """As the sampler takes them: uint8, to which images in [-1, 1] are rounded. Raises ConfigError for what are no images."""
     if not isinstance(images, Tensor) or images.dtype not in (torch.uint8, torch.float32) or images.dim() != 4:
         got = f"{images.dtype} {list(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
         raise ConfigError(f"images: must be uint8 or float32 [N, C, H, W]; got {got}")
@@ -45,6 +47,7 @@ def _check_images(images: Tensor) -> None:
     if images.dtype == torch.float32 and not bool(images.abs().max() <= 1):
         least, most = (value.item() for value in torch.aminmax(images))
         raise ConfigError(f"images: must lie in [-1, 1]; got values from {least:.4g} to {most:.4g}")
+    return to_uint8(images)
 
 
 def check_own_generator(generator: nn.Module, config: Config, images: Tensor) -> None:

@@ -25,7 +25,7 @@ from .config import Config
 from .iteration import Iteration
 from .measuring import Clock
 from .options import Options
-from .own_parts import check_own_generator, recorded_architecture, with_own_parts
+from .own_parts import check_own_generator, own_images, recorded_architecture, with_own_parts
 from .pictures import save_grid, save_points
 from .progress import Progress
 from .run_folder import RunFolder
@@ -43,7 +43,8 @@ class Trainer:
         config: the options; a resolved configuration is one too.
         generator: your own, latents [n, z_dim] -> images; None: the one that the options describe. It is trained in place.
         discriminator: your own, images -> one logit each; None: the one that the options describe. Trained in place.
-        images: your own training images, uint8 [N, C, H, W], or float32 in [-1, 1], C 1 or 3; None: the data set's.
+        images: your own training images, [N, C, H, W] with C 1 or 3, uint8, or float32 in [-1, 1], which are
+            rounded to 8 bits; None: the data set's.
 
     Raises ConfigError, DataError or BackendError, before anything is written, for options that cannot be followed.
     """
@@ -57,6 +58,7 @@ class Trainer:
         images: Tensor | None = None,
     ) -> None:
         options = config if isinstance(config, Options) else Options(**config.typed())
+        images = None if images is None else own_images(images)
         self.config = c = with_own_parts(options, generator, discriminator, images)
         self.device = torch.device(c.device)
         self._set_up_torch()

@@ -1,5 +1,6 @@
 """Tests of datgan_fast.data: the digits, and what every data set refuses alike."""
 
+import dataclasses
 import sys
 
 import numpy as np
@@ -9,8 +10,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from datgan_fast.data import readers as data_sources
-from datgan_fast.data.datasets import DATASETS, load_images, load_labels
+from datgan_fast.data.datasets import DATASETS, Dataset, EveryNth, load_images, load_labels
 from datgan_fast.errors import DataError
+from datgan_fast.training.config import TrainConfig
 
 
 def test_digits_at_their_own_size_are_the_scaled_originals():
@@ -44,7 +46,7 @@ def test_digits_without_scikit_learn(monkeypatch):
 
 
 def test_dataset_names():
-    assert DATASETS == ("digits", "mnist", "fashion-mnist", "cifar10", "folder", "ring", "grid", "swissroll")
+    assert tuple(DATASETS) == ("digits", "mnist", "fashion-mnist", "cifar10", "folder", "ring", "grid", "swissroll")
 
 
 @pytest.mark.parametrize("load", [load_images, load_labels])
@@ -80,3 +82,54 @@ def test_missing_files_name_the_folder_and_the_remedies(tmp_path, dataset, exist
 
 def test_data_error_is_the_readers_value_error():
     assert DataError is data_sources.DataError and issubclass(DataError, ValueError)
+
+
+# The rows
+
+
+@pytest.mark.parametrize("row", DATASETS.values(), ids=list(DATASETS))
+def test_every_row_is_complete(row):
+    assert DATASETS[row.name] is row
+    assert {"steps", "width"} < row.defaults.keys() <= {f.name for f in dataclasses.fields(TrainConfig)}
+    assert row.points == (row.image_size is None) == (row.channels is None)
+    assert row.read_labels is None or (row.classes > 1 and row.epochs > 0)
+    assert row.held_out is None or row.read_labels is not None
+
+
+def test_a_row_of_images_says_their_shape():
+    with pytest.raises(ValueError, match=r"Dataset stripes: .*image_size"):
+        Dataset("stripes", lambda request: torch.zeros(1, 1, 8, 8), defaults={"channels": 1})
+
+
+def test_a_row_added_at_run_time_is_loaded_and_listed(monkeypatch):
+    asked = []
+
+    def read_images(request):
+        asked.append(request)
+        return torch.full((3, 3, 9, 9), 10 if request.train else 20, dtype=torch.uint8)
+
+    row = Dataset(
+        "plain",
+        read_images,
+        lambda request: torch.tensor([0, 1, 2]),
+        defaults={"image_size": 9, "channels": 3},
+        held_out=EveryNth(3, "every third"),
+    )
+    monkeypatch.setitem(DATASETS, "plain", row)
+    assert torch.equal(load_images("plain", "there"), torch.full((3, 3, 9, 9), 10, dtype=torch.uint8))
+    assert asked[0][:5] == ("there", True, False, 9, 3)
+    assert load_images("plain", image_size=4, channels=1, train=False).unique().tolist() == [20]
+    assert load_labels("plain").tolist() == [0, 1, 2]
+    assert row.held_out_in_words(7) == "7 held-out images (every third)"
+    with pytest.raises(DataError, match=r"swissroll, plain\."):
+        load_images("cifar")
+    with pytest.raises(DataError, match="cifar10, plain"):
+        load_labels("folder")
+
+
+def test_points_added_at_run_time_have_no_size(monkeypatch):
+    line = Dataset("line", lambda request: torch.linspace(0, 1, 10).view(5, 2), points=True)
+    monkeypatch.setitem(DATASETS, "line", line)
+    assert load_images("line").shape == (5, 2)
+    with pytest.raises(DataError, match=r"--image-size 8: points have none.*line"):
+        load_images("line", image_size=8)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from datgan_fast.data.datasets import DATASETS, Dataset, EveryNth
 from datgan_fast.errors import DataError
 from datgan_fast.metrics import feature_network
 from datgan_fast.metrics.measures import classifier_score, frechet_distance
@@ -149,7 +150,7 @@ def test_cache_folder(monkeypatch, tmp_path):
 
 
 def test_refusals(mnist, cache, trainings, tmp_path):
-    with pytest.raises(DataError, match=r"no labels.*sliced_wasserstein.*--inception-weights"):
+    with pytest.raises(DataError, match=r"no labels; use one of digits, mnist, fashion-mnist, cifar10"):
         feature_network.load("folder", tmp_path)
     (mnist / "t10k-labels-idx1-ubyte").unlink()
     with pytest.raises(DataError, match="t10k-labels"):
@@ -181,3 +182,26 @@ def test_mnist_is_recognised(real_data, cache_folder):
     assert classifier_score(probabilities) > 9.3
     halves = frechet_distance(features[::2], features[1::2])
     assert halves < 0.05 * frechet_distance(features, network(255 - test)[1])
+
+
+def test_a_data_set_added_at_run_time(cache, trainings, monkeypatch):
+    """Its own classes, held-out part, length of training and mirroring."""
+    labels = torch.arange(60) % 4 * 4  # up to 12: more classes than the built-in data sets have
+    images = (labels * 20).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 16, 16)
+    row = Dataset(
+        "shades", lambda request: images, lambda request: labels, defaults={"image_size": 16, "channels": 1},
+        held_out=EveryNth(3, "every third"), classes=13, epochs=2, mirror=True,
+    )  # fmt: skip
+    monkeypatch.setitem(DATASETS, "shades", row)
+    mirrored = []
+    augmented = feature_network._augmented
+    monkeypatch.setattr(
+        feature_network,
+        "_augmented",
+        lambda images, mirror, *more: mirrored.append(mirror) or augmented(images, mirror, *more),
+    )
+    network = feature_network.load("shades")
+    assert network.held_out == "20 held-out images (every third)"
+    assert network(images)[0].shape == (60, 13)
+    assert trainings == ["classifier-v1-shades-16x1"]
+    assert mirrored == 2 * [True]  # one batch an epoch

@@ -14,8 +14,9 @@ from PIL import Image
 
 import datgan_fast as dat
 from datgan_fast import contours, evaluate, sample, train
-from datgan_fast.data.datasets import load_images, load_labels
-from datgan_fast.data.points import TOY_DATASETS, toy_points
+from datgan_fast.data.datasets import DATASETS, load_images, load_labels
+from datgan_fast.data.points import TOY_DATASETS, gaussians, grid_means, ring_means
+from datgan_fast.data.readers import Request
 from datgan_fast.data.sampler import ImageSampler
 from datgan_fast.errors import ConfigError, DataError
 from datgan_fast.metrics.evaluator import Evaluator
@@ -49,7 +50,7 @@ def test_points(dataset):
     assert points.abs().max() < 0.9
     assert points.mean(0).abs().max() < 0.15
     assert torch.equal(points, load_images(dataset))
-    assert torch.equal(points, toy_points(dataset, seed=0))
+    assert torch.equal(points, DATASETS[dataset].read_images(Request(train=True)))
     others = load_images(dataset, train=False)
     assert others.shape == points.shape and not torch.isin(others[:, 0], points[:, 0]).all()
 
@@ -99,7 +100,7 @@ def test_points_have_no_labels():
 
 @pytest.mark.parametrize("limit", [None, 0], ids=["resident", "streamed"])
 def test_sampled_points_are_the_points(limit):
-    points = toy_points("grid", 30)
+    points = gaussians(grid_means(), 30)
     sampler = ImageSampler(points, "cpu", batch_size=200, batches=2, max_device_bytes=limit)
     assert sampler.resident is (limit is None)
     sampler.prepare(1)
@@ -112,7 +113,7 @@ def test_sampled_points_are_the_points(limit):
 
 def test_points_are_not_mirrored():
     with pytest.raises(ValueError, match="flip"):
-        ImageSampler(toy_points("ring", 4), "cpu", batch_size=2, flip=True)
+        ImageSampler(gaussians(ring_means(), 4), "cpu", batch_size=2, flip=True)
 
 
 # Networks and training
