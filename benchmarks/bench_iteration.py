@@ -19,7 +19,7 @@ import floor
 from activity import activity, peak_memory
 from compilation import nothing_falls_back
 from datgan_fast.errors import ConfigError
-from datgan_fast.training.config import BASELINES
+from datgan_fast.training.baselines import BASELINES
 from measure import DEVICE, FULL, bf16_is_native, figures, interleaved
 from official_method import OfficialMethod
 

@@ -25,9 +25,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import datgan_fast as dat
 import floor
-from datgan_fast.method import step
+from datgan_fast.method import batches
 from datgan_fast.training import optimizers
-from datgan_fast.training.config import BASELINES
+from datgan_fast.training.baselines import BASELINES
 
 NODE_SECONDS = 2e-6, 3e-6
 # H100 SXM, dense, NVIDIA's data sheet: FLOP/s in TF32 and bfloat16, bytes/s of memory.
@@ -64,15 +64,20 @@ def nodes(run: Callable[[], object]) -> Counter[str]:
 def as_on_a_gpu() -> Iterator[None]:
     """The choices that the library makes by the device."""
     rmsprop = sys.modules["torch.optim.rmsprop"]
-    merging, capturable, devices = step._merging_pays, optimizers._capturable, rmsprop._get_capturable_supported_devices
-    capturing = step._capturing
-    step._merging_pays = step._capturing = lambda device: True
+    merging, capturable, devices = (
+        batches.merging_saves_launches,
+        optimizers._capturable,
+        rmsprop._get_capturable_supported_devices,
+    )
+    capturing = batches.capturing
+    batches.merging_saves_launches = batches.capturing = lambda device: True
     optimizers._capturable = lambda device: True
     rmsprop._get_capturable_supported_devices = lambda *_: ["cpu"]
     try:
         yield
     finally:
-        step._merging_pays, step._capturing, optimizers._capturable = merging, capturing, capturable
+        batches.merging_saves_launches, batches.capturing = merging, capturing
+        optimizers._capturable = capturable
         rmsprop._get_capturable_supported_devices = devices
 
 

@@ -52,7 +52,7 @@ class OfficialMethod:
             loss = self.discriminator_loss(x_real, x_fake)
             loss.backward()
             self.optimizer_d.step()
-            if c.lipschitz == "clamp":
+            if c.baseline == "wgan":
                 for p in self.discriminator.parameters():
                     p.data.clamp_(-c.clamp, c.clamp)
             self.losses["d"] = loss.item()
@@ -71,7 +71,7 @@ class OfficialMethod:
             x_real, x_fake = self.attack(x_real, x_fake), self.attack(x_fake, x_real)
         r, f = self.discriminator(x_real), self.discriminator(x_fake)
         loss = F.softplus(-r).mean() + F.softplus(f).mean() if c.objective == "vanilla" else f.mean() - r.mean()
-        if c.lipschitz in ("lp", "alp") or (c.lipschitz == "gp" and not c.dat):
+        if c.baseline in ("wgan-lp", "wgan-alp") or (c.baseline == "wgan-gp" and not c.dat):
             loss = loss + self._penalty(*(clean if c.dat else (x_real, x_fake)))
         return loss
 
@@ -84,13 +84,13 @@ class OfficialMethod:
 
     def _penalty(self, x_real, x_fake):
         c = self.config
-        if c.lipschitz == "alp":
+        if c.baseline == "wgan-alp":
             return penalties.adversarial_lipschitz(c.penalty_weight)(self.discriminator, x_real, x_fake)
         alpha = torch.rand(len(x_real), 1, 1, 1, device=self.device)
         x = (alpha * x_real + (1 - alpha) * x_fake).requires_grad_()
         (gradient,) = torch.autograd.grad(self.discriminator(x).sum(), x, create_graph=True)
         excess = gradient.flatten(1).norm(dim=1) - 1
-        return c.penalty_weight * (excess.clamp(min=0) if c.lipschitz == "lp" else excess).square().mean()
+        return c.penalty_weight * (excess.clamp(min=0) if c.baseline == "wgan-lp" else excess).square().mean()
 
     def _latents(self):
         return torch.randn(self.config.batch_size, self.config.z_dim, device=self.device)

@@ -19,7 +19,7 @@ import datgan_fast as dat
 import record
 from datgan_fast.method import dispatch
 from datgan_fast.training import iteration
-from datgan_fast.training.config import BASELINES
+from datgan_fast.training.baselines import BASELINES
 from measure import DEVICE
 
 OPTIONS: dict[str, Any] = {"dataset": "digits", "channels": 3, "image_size": 32, "width": 64, "batch_size": 64}

@@ -16,7 +16,7 @@ from typing import Any
 
 import datgan_fast as dat
 import record
-from datgan_fast.training.config import BASELINES
+from datgan_fast.training.baselines import BASELINES
 
 SIZES: dict[str, Any] = {"dataset": "digits", "width": 16, "batch_size": 64}
 

@@ -45,8 +45,8 @@ def attack(
         AttackInputs(tuple(x), tuple(v), logits, logits, tuple(each)),
         Attack(0.1, "vanilla", formulation, norm, -1.0, 1.0),
         tuple(map(torch.empty_like, x)),
-        grads=tuple(torch.empty_like(t) if optional else None for t in v),
-        norms=tuple(torch.empty_like(t) if optional else None for t in logits),
+        grads=[torch.empty_like(t) for t in v] if optional else [],
+        norms=[torch.empty_like(t) for t in logits] if optional else [],
         impl=impl,
     )
 

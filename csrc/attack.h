@@ -9,8 +9,8 @@
 namespace dat {
 
 struct Logits {
-  Tensor real, fake;                      // [m], [n], any strides
-  Tensor reference_real, reference_fake;  // the logits whose means are the targets; under data parallelism everyone's
+  Tensor real, fake;                // [m], [n], any strides
+  Tensor target_real, target_fake;  // the logits whose means are the targets; under data parallelism everyone's
   Objective objective;
   Formulation formulation;
 };

@@ -25,9 +25,13 @@
 namespace dat {
 inline namespace DAT_FORMULAS {
 
+// Each with its public names in the same order, which Python reads from the extension.
 enum class Objective : int { vanilla, fgan, wasserstein, hinge, least_squares };
+inline constexpr const char* kObjectives[] = {"vanilla", "fgan", "wasserstein", "hinge", "least_squares"};
 enum class Formulation : int { eq10, alg1, batch_mean };
+inline constexpr const char* kFormulations[] = {"eq10", "alg1", "batch_mean"};
 enum class Norm : int { none, l2, linf };
+inline constexpr const char* kNorms[] = {"none", "l2", "linf"};
 enum class Side : int { real, fake };
 
 DAT_HD inline Side opposite(Side side) { return side == Side::real ? Side::fake : Side::real; }

@@ -22,6 +22,14 @@ using namespace dat;
 
 namespace {
 
+// A Python tuple, in which a name's place is its number here.
+template <size_t kCount>
+py::tuple names(const char* const (&list)[kCount]) {
+  py::tuple result(kCount);
+  for (size_t i = 0; i < kCount; ++i) result[i] = list[i];
+  return result;
+}
+
 Tensor make_tensor(std::uintptr_t address, int dtype, std::vector<int64_t> shape, std::vector<int64_t> strides) {
   Tensor tensor;
   // An empty tensor may have a null address; "absent" is a default Tensor, told apart by this.
@@ -32,14 +40,10 @@ Tensor make_tensor(std::uintptr_t address, int dtype, std::vector<int64_t> shape
   return tensor;
 }
 
-Logits make_logits(const Tensor& real, const Tensor& fake, const Tensor& reference_real, const Tensor& reference_fake,
+Logits make_logits(const Tensor& real, const Tensor& fake, const Tensor& target_real, const Tensor& target_fake,
                    int objective, int formulation) {
-  return {real,
-          fake,
-          reference_real,
-          reference_fake,
-          static_cast<Objective>(objective),
-          static_cast<Formulation>(formulation)};
+  return {
+      real, fake, target_real, target_fake, static_cast<Objective>(objective), static_cast<Formulation>(formulation)};
 }
 
 Images make_images(const Tensor& x, const Tensor& v, const Tensor& adv, const std::optional<Tensor>& grad,
@@ -59,6 +63,10 @@ Perturbation make_perturbation(double eps, int norm, std::optional<double> clip_
 PYBIND11_MODULE(_native, m) {
   m.doc() = "C++ and CUDA kernels of datgan_fast";
   m.attr("SOURCE_DIGEST") = DAT_SOURCE_DIGEST;
+  m.attr("OBJECTIVES") = names(kObjectives);
+  m.attr("FORMULATIONS") = names(kFormulations);
+  m.attr("NORMS") = names(kNorms);
+  m.attr("DTYPES") = names(kDTypes);
 
   using Release = py::call_guard<py::gil_scoped_release>;
   py::class_<Tensor>(m, "Tensor").def(py::init(&make_tensor));

@@ -11,6 +11,7 @@
 namespace dat {
 
 enum class DType : int { float64, float32, float16, bfloat16 };
+inline constexpr const char* kDTypes[] = {"float64", "float32", "float16", "bfloat16"};  // torch's names, in this order
 
 inline int64_t item_size(DType dtype) { return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2; }
 

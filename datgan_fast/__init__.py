@@ -18,15 +18,16 @@ import torch  # noqa: F401  the extension shares torch's OpenMP threads, so torc
 
 from .errors import BackendError
 from .method import penalties, reference
+from .method.adversarial import adversarial_batch
 from .method.dispatch import backends, use_backend
 from .method.ops import attack_loss, attack_step, perturb
 from .method.reference import AttackStep, DiscriminatorStep
-from .method.step import adversarial_batch, discriminator_step
+from .method.step import discriminator_step
 from .moved import find_moved_modules
 from .version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from .training.config import TrainConfig
+    from .training.options import Options as TrainConfig
     from .training.trainer import Trainer
 
 # Two public modules live in a package: `import datgan_fast.reference` finds them here.
@@ -58,9 +59,9 @@ def __getattr__(name: str) -> Any:
 
         return Trainer
     if name == "TrainConfig":
-        from .training.config import TrainConfig
+        from .training.options import Options
 
-        return TrainConfig
+        return Options
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -20,7 +20,7 @@ from .errors import ConfigError
 from .paper.figure1 import BATCH_NORM, TARGETS, Measurement, Protocol, all_protocols, load_subject, measure
 from .paper.figure1_picture import draw, table
 from .paper.fooling import RULES
-from .training.config import resolve_device
+from .training.devices import resolve_device
 
 DEFAULT = Protocol()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -33,16 +34,14 @@ def run_command(prog: str, command: Callable[[], int]) -> int:
     except (MemoryError, torch.OutOfMemoryError):
         print(f"{prog}: out of memory; use a smaller --batch-size, --width or --image-size", file=sys.stderr)
         return 1
-    except RuntimeError as error:  # the CPU allocator's own kind
-        if isinstance(error, TrainingStopped) or "allocate memory" in str(error):
-            reason = (
-                str(error)
-                if isinstance(error, TrainingStopped)
-                else "out of memory; use a smaller --batch-size or --width"
-            )
-            print(f"{prog}: {reason}", file=sys.stderr)
-            return 1
-        raise
+    except TrainingStopped as stopped:
+        print(f"{prog}: {stopped}", file=sys.stderr)
+        return 1
+    except RuntimeError as error:
+        if "allocate memory" not in str(error):  # the CPU allocator's own kind
+            raise
+        print(f"{prog}: out of memory; use a smaller --batch-size or --width", file=sys.stderr)
+        return 1
     except OSError as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 1
@@ -60,3 +59,15 @@ def whole_number(option: str, text: str, least: int, most: int) -> int:
     if not least <= number <= most:
         raise ConfigError(f"{option} {text}: must be from {least} to {most}")
     return number
+
+
+def output_file(option: str, text: str, suffix: str) -> Path:
+    """The file that a command will write. Raises ConfigError if it has another ending or no folder to be in."""
+    path = Path(text)
+    if path.suffix.lower() != suffix:
+        raise ConfigError(f"{option} {path}: must be a {suffix} file")
+    if not path.parent.is_dir():
+        raise ConfigError(f"{option} {path}: its folder does not exist; make {path.parent} first")
+    if path.is_dir():
+        raise ConfigError(f"{option} {path}: is a folder; name a {suffix} file")
+    return path

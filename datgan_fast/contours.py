@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,16 +12,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .cli import Parser, run_command
-from .data.datasets import load_images
-from .data.points import TOY_DATASETS
+from .cli import Parser, output_file, run_command
+from .data.datasets import DATASETS, load_images
 from .errors import ConfigError
 from .method.formulas import g1, g2
 from .method.reference import adversarial_batch
-from .training.config import TrainConfig, typed
+from .training.options import Options, typed
 from .training.pictures import EXTENT, GENERATED, REAL, critic_values, draw_critic, draw_points, save
-from .training.trainer import POINTS, Trainer
+from .training.trainer import PLOTTED, Trainer
 
+POINTS = [name for name, row in DATASETS.items() if row.points]
 ARROWS = 48  # of each kind, real and generated
 ATTACKED = 10  # the attack is drawn after this part of the steps, while the generator still has far to go
 
@@ -30,13 +29,9 @@ ATTACKED = 10  # the attack is drawn after this part of the steps, while the gen
 def contours(arguments: argparse.Namespace) -> int:
     given = {name: value for name, value in vars(arguments).items() if value is not None and name != "out"}
     options = {"dataset": "ring", **typed(given, "command line")}
-    if options["dataset"] not in TOY_DATASETS:
-        raise ConfigError(f"--dataset {options['dataset']}: must be one of {', '.join(TOY_DATASETS)}")
-    out = Path(arguments.out)
-    if out.suffix.lower() != ".png":
-        raise ConfigError(f"--out {out}: must be a .png file")
-    if not out.parent.is_dir():
-        raise ConfigError(f"--out {out}: its folder does not exist; make {out.parent} first")
+    if options["dataset"] not in POINTS:
+        raise ConfigError(f"--dataset {options['dataset']}: must be one of {', '.join(POINTS)}")
+    out = output_file("--out", arguments.out, ".png")
     try:
         draw(options, out)
     except OSError as error:
@@ -50,10 +45,10 @@ def draw(options: dict[str, Any], out: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    plain = TrainConfig(**options, dat=False).resolved()
-    steps = int(plain.steps or 0)
+    plain = Options(**options, dat=False).resolved()
+    steps = plain.steps
     figure, (attack, without, with_dat) = pyplot.subplots(1, 3, figsize=(12, 4.7), layout="constrained")
-    trainer = Trainer(dataclasses.replace(plain, dat=True))
+    trainer = Trainer(Options(**options))
     train(trainer, max(1, steps // ATTACKED))
     draw_attack(attack, trainer)
     train(trainer, steps)
@@ -78,23 +73,23 @@ def draw_result(axis: Any, trainer: Trainer) -> None:
     name = f"{c.baseline} {'with' if c.dat else 'without'} DAT, step {trainer.step}"
     print(f"{name}: {record['metric']} {record['value']:.4f} ({record['protocol']})", flush=True)
     draw_critic(axis, trainer.discriminator)
-    draw_points(axis, trainer.sample_grid(), load_images(c.dataset, train=False)[:POINTS])
+    draw_points(axis, trainer.sample_grid(), load_images(c.dataset, train=False)[:PLOTTED])
     axis.set_title(f"{name}\nexact Wasserstein distance {record['value']:.3f}", fontsize=11)
 
 
 def draw_attack(axis: Any, trainer: Trainer) -> None:
     """Where the run's own attack moves some points: each towards the line on which the other batch's mean score lies."""
     c, critic = trainer.config, trainer.discriminator
-    objective, (low, high) = str(c.objective), c.range
-    n = min(POINTS, int(c.batch_size or 0))
+    objective, (low, high) = c.objective, c.range
+    n = min(PLOTTED, c.batch_size)
     real, fake = load_images(c.dataset)[:n].to(trainer.device), trainer.sample_grid()[:n]
     adv_real, adv_fake = adversarial_batch(
         critic,
         real,
         fake,
-        eps=float(c.eps or 0.0),
+        eps=c.eps,
         objective=objective,
-        formulation=str(c.formulation),
+        formulation=c.formulation,
         norm=c.norm,
         clip_min=low,
         clip_max=high,
@@ -125,7 +120,7 @@ def draw_arrows(axis: Any, before: Tensor, after: Tensor, colour: str) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="python -m datgan_fast.contours", description=__doc__)
-    parser.add_argument("--dataset", metavar="|".join(TOY_DATASETS), help="toy data (default: ring)")
+    parser.add_argument("--dataset", metavar="|".join(POINTS), help="toy data (default: ring)")
     parser.add_argument("--baseline", metavar="NAME", help="as in datgan_fast.train (default: dcgan)")
     parser.add_argument("--steps", metavar="N", help="generator steps of each run (default: 1000)")
     parser.add_argument("--eps", metavar="X", help="size of the perturbation (default: 0.1)")

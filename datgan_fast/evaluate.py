@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -12,110 +11,34 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from . import files
-from .cli import Parser, run_command, whole_number
+from .cli import Parser, output_file, run_command, whole_number
 from .data.datasets import DATASETS
 from .errors import ConfigError
 from .metrics.catalogue import METRICS, in_words, named
 from .metrics.comparison import to_uint8
 from .metrics.evaluator import Evaluator
-from .training.checkpoints import generate, load_generator
-from .training.config import TrainConfig, resolve_device
-from .training.networks import build_generator
-from .training.run_folder import RunFolder
-from .training.trainer import load_checkpoint
+from .training.checkpoints import Trained, find_generator, generate
+from .training.devices import resolve_device
 
 SOURCE = "GENERATOR"  # the option's name in error messages
-
-
-@dataclass
-class Trained:
-    """A generator and where it comes from; config is None for a generator file away from its run."""
-
-    generator: nn.Module
-    step: int
-    weights: str  # "average" or "raw"
-    z_dim: int
-    image_size: int | None  # None, like channels, for points
-    channels: int | None
-    config: TrainConfig | None
-
-
-def find_generator(path: Path, weights: str) -> Trained:
-    """The generator of a generator.safetensors, a run folder (its newest) or a checkpoint. Raises ConfigError."""
-    if path.is_dir():
-        run = RunFolder(path)
-        if not (path / "config.yaml").is_file():
-            raise ConfigError(f"{SOURCE} {path}: must be a run folder; this one has no config.yaml")
-        file = path / "generator.safetensors"
-        if weights == "average" and file.is_file():
-            return _from_generator_file(file)
-        checkpoints = run.checkpoints()
-        if not checkpoints:
-            raise ConfigError(f"{SOURCE} {path}: this run has no checkpoint yet")
-        return _from_checkpoint(checkpoints[-1], weights)
-    if path.suffix == ".safetensors":
-        if weights == "raw":
-            raise ConfigError(
-                f"--weights raw: {path} holds the averaged generator only; name the run folder or a checkpoint (.pt)"
-            )
-        return _from_generator_file(path)
-    return _from_checkpoint(path, weights)
-
-
-def _from_generator_file(path: Path) -> Trained:
-    generator, network = load_generator(str(path), SOURCE)
-    run = RunFolder(path.parent)
-    config = run.config(SOURCE) if (path.parent / "config.yaml").is_file() else None
-    shape = {key: network[key] for key in ("z_dim", "image_size", "channels")}
-    return Trained(generator, network["step"], "average", **shape, config=config)
-
-
-def _from_checkpoint(path: Path, weights: str) -> Trained:
-    state = load_checkpoint(path, SOURCE)
-    try:
-        config = TrainConfig.from_mapping(state["config"], str(path))
-        shape = {"image_size": config.image_size, "channels": config.channels}
-        z_dim = int(config.z_dim or 0)
-        generator = build_generator(str(config.architecture), width=int(config.width or 0), z_dim=z_dim, **shape)
-        saved = state["average" if weights == "average" else "generator"]
-        # An AveragedModel's state has a counter, and its parameters behind "module."
-        tensors = {name.removeprefix("module."): t for name, t in saved.items() if name != "n_averaged"}
-        generator.load_state_dict(tensors)
-    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError):
-        raise ConfigError(f"{SOURCE} {path}: must be a checkpoint that datgan_fast.train wrote") from None
-    return Trained(generator.eval(), state["step"], weights, z_dim, **shape, config=config)
+NAMES = {"average": "averaged generator (EMA)", "raw": "generator as trained (no EMA)"}
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
     n = whole_number("--n", arguments.n, 2, 1_000_000)
     seed = whole_number("--seed", arguments.seed, 0, 2**63 - 1)
     batch_size = whole_number("--batch-size", arguments.batch_size, 1, 65536)
-    if arguments.weights not in ("average", "raw"):
-        raise ConfigError(f"--weights {arguments.weights}: must be average or raw")
-    if arguments.dataset is not None and arguments.dataset not in DATASETS:
-        raise ConfigError(f"--dataset {arguments.dataset}: must be one of {', '.join(DATASETS)}")
     metrics = chosen_metrics(arguments.metrics, arguments.inception_weights)
-    out = Path(arguments.out) if arguments.out is not None else None
-    if out is not None:
-        check_out(out)
+    out = output_file("--out", arguments.out, ".jsonl") if arguments.out is not None else None
     device = resolve_device(arguments.device)
-    trained = find_generator(Path(arguments.source), arguments.weights)
-    dataset = arguments.dataset or (trained.config and trained.config.dataset)
-    if not dataset:
-        raise ConfigError(
-            f"--dataset: must be given, for {arguments.source} has no config.yaml beside it; one of {', '.join(DATASETS)}"
-        )
-    points = trained.image_size is None
-    if points != DATASETS[dataset].points:
-        others = ", ".join(row.name for row in DATASETS.values() if row.points == points)
-        kind = "points" if points else "images"
-        raise ConfigError(f"--dataset {dataset}: {arguments.source} generates {kind}; use one of {others}")
+    trained = chosen_generator(Path(arguments.source), arguments.weights)
+    dataset = chosen_dataset(arguments.dataset, trained, arguments.source)
     same = trained.config is not None and trained.config.dataset == dataset
     evaluator = Evaluator(
         dataset,
         arguments.data_dir or (trained.config.data_dir if trained.config and same else None),
-        trained.image_size,
-        trained.channels,
+        trained.image_size or None,
+        trained.channels or None,
         metrics=metrics,
         n=n,
         device=device,
@@ -125,12 +48,40 @@ def evaluate(arguments: argparse.Namespace) -> int:
         download=arguments.download,
     )
     images = generated(trained.generator.to(device), trained.z_dim, n, seed, batch_size)
-    name = {"average": "averaged generator (EMA)", "raw": "generator as trained (no EMA)"}[trained.weights]
-    for record in evaluator(images, f"{name} at step {trained.step}, seed {seed}, {dataset}"):
+    source = f"{NAMES[trained.weights]} at step {trained.step}, seed {seed}, {dataset}"
+    for record in evaluator(images, source):
         print(f"{record['metric']}  {record['value']:.6g}  ({record['protocol']})", flush=True)
         if out is not None:
             files.append_json_line(out, {"step": trained.step, **record})
     return 0
+
+
+def chosen_generator(source: Path, weights: str) -> Trained:
+    if weights not in NAMES:
+        raise ConfigError(f"--weights {weights}: must be {' or '.join(NAMES)}")
+    if weights == "raw" and source.suffix == ".safetensors":
+        raise ConfigError(
+            f"--weights raw: {source} holds the averaged generator only; name the run folder or a checkpoint (.pt)"
+        )
+    return find_generator(source, "raw" if weights == "raw" else "average", SOURCE)
+
+
+def chosen_dataset(typed: str | None, trained: Trained, source: str) -> str:
+    """What the generator is compared with, of its own kind. Raises ConfigError."""
+    if typed is not None and typed not in DATASETS:
+        raise ConfigError(f"--dataset {typed}: must be one of {', '.join(DATASETS)}")
+    name = typed or (trained.config and trained.config.dataset)
+    if not name:
+        raise ConfigError(
+            f"--dataset: must be given, for {source} has no config.yaml beside it; one of {', '.join(DATASETS)}"
+        )
+    points = not trained.image_size
+    if DATASETS[name].points != points:
+        right = ", ".join(other for other, row in DATASETS.items() if row.points == points)
+        raise ConfigError(
+            f"--dataset {name}: {source} generates {'points' if points else 'images'}; use one of {right}"
+        )
+    return name
 
 
 @torch.no_grad()
@@ -166,15 +117,6 @@ def chosen_metrics(names: str | None, inception_weights: str | None) -> list[str
             f"--inception-weights {inception_weights}: is for {in_words(named('inception'))}; --metrics names none of them"
         )
     return chosen
-
-
-def check_out(path: Path) -> None:
-    if path.suffix.lower() != ".jsonl":
-        raise ConfigError(f"--out {path}: must be a .jsonl file")
-    if not path.parent.is_dir():
-        raise ConfigError(f"--out {path}: its folder does not exist; make {path.parent} first")
-    if path.is_dir():
-        raise ConfigError(f"--out {path}: is a folder; name a .jsonl file")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -33,7 +33,8 @@ from .metrics import feature_network, inception
 from .paper import figure1, report, results
 from .paper.experiments import ATTACK, FIGURES, FULL, PAPER, QUICK, Experiment, experiments
 from .paper.results import Result
-from .training.config import TrainConfig, resolve_device
+from .training.config import Config
+from .training.devices import resolve_device
 from .training.run_folder import RunFolder
 from .training.stop_signals import StopSignals
 from .training.trainer import Trainer, load_checkpoint
@@ -68,8 +69,8 @@ def _finished(experiment: Experiment, folder: Path) -> bool:
     run = RunFolder(folder / experiment.name)
     if not (run.path / "config.yaml").is_file():
         return False
-    was, now = run.config("--outdir"), experiment.config
-    for f in dataclasses.fields(TrainConfig):
+    was, now = run.options("--outdir").recorded(), experiment.config
+    for f in dataclasses.fields(Config):
         a, b = getattr(was, f.name), getattr(now, f.name)
         if a != b and f.name not in _SAME_TRAINING:
             raise ConfigError(
@@ -266,10 +267,10 @@ def _chosen(option: str, text: str, known: Collection[str]) -> list[str]:
     return chosen
 
 
-def _load_data_once(config: TrainConfig) -> None:
+def _load_data_once(config: Config) -> None:
     """Downloads the data and trains their feature network here, before several runs would do it at the same time."""
     c = config
-    data = (c.dataset, c.data_dir, c.image_size, c.channels)
+    data = (c.dataset, c.data_dir, c.image_size or None, c.channels or None)
     if DATASETS[c.dataset].read_labels is None:
         load_images(*data, download=c.download)
     else:

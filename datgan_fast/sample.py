@@ -8,28 +8,17 @@ from pathlib import Path
 
 import torch
 
-from .cli import Parser, run_command
+from .cli import Parser, output_file, run_command, whole_number
 from .errors import ConfigError
 from .training.checkpoints import generate, load_generator
-from .training.config import resolve_device
-from .training.pictures import save_points
-from .training.run_folder import save_grid
+from .training.devices import resolve_device
+from .training.pictures import save_grid, save_points
 
 
 def sample(arguments: argparse.Namespace) -> int:
-    try:
-        count, seed = int(arguments.n or 1), int(arguments.seed)
-    except ValueError:
-        raise ConfigError(f"--n {arguments.n}, --seed {arguments.seed}: must be whole numbers") from None
-    if not 1 <= count <= 10_000:
-        raise ConfigError(f"--n {count}: must be from 1 to 10000")
-    if not 0 <= seed < 2**63:
-        raise ConfigError(f"--seed {seed}: must be at least 0 and less than 2**63")
-    out = Path(arguments.out)
-    if out.suffix.lower() != ".png":
-        raise ConfigError(f"--out {out}: must be a .png file")
-    if not out.parent.is_dir():
-        raise ConfigError(f"--out {out}: its folder does not exist; make {out.parent} first")
+    n = whole_number("--n", arguments.n, 1, 10_000) if arguments.n is not None else None
+    seed = whole_number("--seed", arguments.seed, 0, 2**63 - 1)
+    out = output_file("--out", arguments.out, ".png")
     device = resolve_device(arguments.device)
     file = Path(arguments.file)
     if file.is_dir():  # a run
@@ -38,15 +27,13 @@ def sample(arguments: argparse.Namespace) -> int:
             raise ConfigError(
                 f"FILE {arguments.file}: must be a run folder with a generator.safetensors, or such a file"
             )
-    generator, network = load_generator(str(file))
-    points = network["image_size"] is None
-    if arguments.n is None:
-        count = 1000 if points else 64
-    latents = torch.randn(
-        count, network["z_dim"], generator=torch.Generator("cpu").manual_seed(seed), dtype=torch.float32, device="cpu"
-    ).to(device)
+    trained = load_generator(file)
+    points = not trained.image_size
+    count = n or (1000 if points else 64)
+    random = torch.Generator("cpu").manual_seed(seed)
+    latents = torch.randn(count, trained.z_dim, generator=random, dtype=torch.float32, device="cpu").to(device)
     try:
-        generated = generate(generator.to(device), latents)
+        generated = generate(trained.generator.to(device), latents)
         if points:
             save_points(out, generated)
         else:

@@ -12,10 +12,10 @@ import yaml
 
 from .cli import Parser, run_command
 from .errors import ConfigError
-from .training.config import TrainConfig, typed
 from .training.config_file import read_config_file
 from .training.networks import parameter_count
-from .training.options import flag
+from .training.option_values import flag
+from .training.options import GENERAL, KINDS, Options, typed
 from .training.run_folder import RunFolder
 from .training.trainer import Trainer, load_checkpoint
 
@@ -39,17 +39,16 @@ _MAY_CHANGE = {
 
 def build_parser() -> Parser:
     parser = Parser(prog="python -m datgan_fast.train", description=__doc__)
-    for f in dataclasses.fields(TrainConfig):
-        text = f.metadata["help"].replace("%", "%%")
-        if f.default is not None and not isinstance(f.default, bool):
-            text += f" (default: {f.default})"
-        # Values stay text here; config.py converts and checks them, for files and flags alike.
-        if "bool" in str(f.type):
+    for f in dataclasses.fields(Options):
+        text, kind, default = f.metadata["help"].replace("%", "%%"), KINDS[f.name], GENERAL.get(f.name, "")
+        if default != "" and kind is not bool and "default" not in text:
+            text += f" (default: {default})"
+        # Values stay text here; options.py converts and checks them, for files and flags alike.
+        if kind is bool:
             parser.add_argument(flag(f.name), action=argparse.BooleanOptionalAction, default=None, help=text)
         else:
             choices = f.metadata.get("choices")
-            kind = next(name for name in ("int", "float", "str") if name in str(f.type))
-            metavar = "|".join(map(str, choices)) if choices else {"int": "N", "float": "X", "str": "TEXT"}[kind]
+            metavar = "|".join(map(str, choices)) if choices else {int: "N", float: "X", str: "TEXT"}[kind]
             parser.add_argument(flag(f.name), metavar=metavar, help=text)
     parser.add_argument("--config", metavar="FILE", help="YAML or TOML file of options; flags win")
     parser.add_argument(
@@ -66,17 +65,17 @@ def train(arguments: argparse.Namespace) -> int:
     options = {**(read_config_file(file) if file else {}), **typed(given, "command line")}
 
     run, checkpoint = find_run(resume, options) if resume else (None, None)
-    config = continued(run, options) if run else TrainConfig(**options)
+    chosen = continued(run, options) if run else Options(**options)
     if checkpoint:  # its weights replace those that --init-from gave, whose file may be gone
-        config = dataclasses.replace(config, init_from=None)
-    trainer = Trainer(config)
+        chosen = dataclasses.replace(chosen, init_from=None)
+    trainer = Trainer(chosen)
     if dry_run:
         describe(trainer)
         return 0
     if run:
         if checkpoint:
             trainer.load_state(load_checkpoint(checkpoint, "--resume"))
-        if trainer.step >= int(trainer.config.steps or 0):
+        if trainer.step >= trainer.config.steps:
             print(f"{run.path}: already at step {trainer.step}; --steps with a larger number goes on")
             return 0
         run.rewind(trainer.step)
@@ -89,7 +88,7 @@ def train(arguments: argparse.Namespace) -> int:
 def find_run(resume: str, options: dict[str, Any]) -> tuple[RunFolder | None, Path | None]:
     """The run that --resume means, and the checkpoint to continue from, if it has one yet."""
     if resume == "latest":
-        run = RunFolder.latest(options.get("outdir", TrainConfig.outdir), options.get("name"))
+        run = RunFolder.latest(options.get("outdir", GENERAL["outdir"]), options.get("name"))
     else:
         path = Path(resume)
         if path.is_file():
@@ -108,26 +107,26 @@ def find_run(resume: str, options: dict[str, Any]) -> tuple[RunFolder | None, Pa
     return run, checkpoints[-1] if checkpoints else None
 
 
-def continued(run: RunFolder, options: dict[str, Any]) -> TrainConfig:
-    """The run's own configuration, with the options given now that may change."""
-    config = run.config()
+def continued(run: RunFolder, options: dict[str, Any]) -> Options:
+    """The run's own options, with those given now that may change."""
+    own = run.options()
     for name, value in options.items():
-        was = getattr(config, name)
+        was = getattr(own, name)
         if name not in _MAY_CHANGE and value != was:
             raise ConfigError(
                 f"{flag(name)} {value}: the run {run.path} was started with {was}; leave the option out to continue it, "
                 "or start a new run (--init-from takes its weights)"
             )
-    return dataclasses.replace(config, **{k: v for k, v in options.items() if k in _MAY_CHANGE})
+    return dataclasses.replace(own, **{k: v for k, v in options.items() if k in _MAY_CHANGE})
 
 
 def describe(trainer: Trainer) -> None:
-    print(yaml.safe_dump(dataclasses.asdict(trainer.config), sort_keys=False))
+    print(yaml.safe_dump(trainer.config.typed(), sort_keys=False))
     for name, network in (("generator", trainer.generator), ("discriminator", trainer.discriminator)):
         print(f"{name} ({parameter_count(network):,} parameters): {network}\n")
     data = trainer.iteration.data
     where = "on" if data.resident else "streamed to"
-    kind = "points" if trainer.config.toy else "images"
+    kind = "points" if trainer.config.points else "images"
     print(f"data: {len(data.images)} {kind} {tuple(data.images.shape[1:])}, {where} {trainer.device}")
 
 

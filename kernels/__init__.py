@@ -1,5 +1,5 @@
 """Triton kernels, installed as datgan_fast.kernels."""
 
-from .launch import INTERPRETED, TritonBackend
+from .launch import BACKEND, INTERPRETED
 
-__all__ = ["INTERPRETED", "TritonBackend"]
+__all__ = ["BACKEND", "INTERPRETED"]

@@ -43,9 +43,11 @@ class Images(NamedTuple):
     items_per_program: int
 
 
-class Side(NamedTuple):
+class Batch(NamedTuple):
+    """One side's logits and images."""
+
     logits: Vector
-    reference: Vector  # the logits whose mean is the other side's target
+    targets: Vector  # the logits whose mean is the other side's target
     coefficient: Any  # Vector or None: d loss / d logits
     images: Any  # Images or None
     programs: int
@@ -79,10 +81,10 @@ def side_target(
     this, other, dtype: tl.constexpr, objective: tl.constexpr, formulation: tl.constexpr, side: tl.constexpr
 ):
     """(target, own_mean): what this side's scores are compared with, and for batch_mean the score itself."""
-    mean = mean_target_term(other.reference, dtype, objective, formulation, side)
+    mean = mean_target_term(other.targets, dtype, objective, formulation, side)
     own_mean = mean
     if formulation == "batch_mean":
-        own_mean = mean_target_term(this.reference, dtype, objective, formulation, side)
+        own_mean = mean_target_term(this.targets, dtype, objective, formulation, side)
     return target_of_mean(mean, objective, formulation, side), own_mean
 
 
@@ -99,7 +101,7 @@ def side_term(
 ):
     """(loss, coefficient) of the images of these numbers."""
     logit = load_vector(this.logits, index, dtype)
-    own_count = tl.maximum(this.reference.count, 1)
+    own_count = tl.maximum(this.targets.count, 1)
     loss, coefficient = attack_term(logit, target, own_mean, own_count, objective, formulation, side)
     has_target = this.has_target > 0
     return tl.where(has_target, loss, 0.0), tl.where(has_target, coefficient, 0.0)

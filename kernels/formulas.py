@@ -8,6 +8,11 @@ only move data. `objective`, `formulation`, `norm` and `side` are compile-time s
 import triton
 import triton.language as tl
 
+# The names that the formulas below are for; datgan_fast compares them with its own.
+OBJECTIVES = ("vanilla", "fgan", "wasserstein", "hinge", "least_squares")
+FORMULATIONS = ("eq10", "alg1", "batch_mean")
+NORMS = ("none", "l2", "linf")
+
 
 @triton.jit
 def sign(t):

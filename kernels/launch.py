@@ -1,4 +1,4 @@
-"""Launches of the Triton kernels, behind the interface of datgan_fast.method.dispatch.ReferenceBackend.
+"""Launches of the Triton kernels: a datgan_fast.method.backend.Backend.
 
 Nothing here allocates on the device, synchronises or reads from it: every launch can be captured in a CUDA
 graph. Devices, shapes and dtypes have been checked in ops.py.
@@ -15,8 +15,10 @@ import torch
 import triton
 from torch import Tensor
 
-from ..method.arguments import Attack, AttackInputs, OptionalPair, Pair
-from .attack import Images, Operand, Side, Vector, attack_loss_kernel, attack_step_kernel, perturb_kernel
+from ..method.arguments import Attack, AttackInputs, Logits, LossOutputs, Pair, Perturbation, StepOutputs
+from ..method.formulas import NORMS as NORM_TABLE
+from .attack import Batch, Images, Operand, Vector, attack_loss_kernel, attack_step_kernel, perturb_kernel
+from .formulas import FORMULATIONS, NORMS, OBJECTIVES
 
 INTERPRETED: bool = triton.knobs.runtime.interpret  # TRITON_INTERPRET was set when this module was imported
 
@@ -88,7 +90,7 @@ def _images(
     sizes, strides = merge_dimensions(x.shape, *(t.stride() for t in tensors))
     operands = [Operand(t, t.stride(0), s) for t, s in zip(tensors, strides, strict=True)]
     numel = math.prod(x.shape[1:])
-    work = split(len(x), numel, norm == "l2" or norms is not None, logits)
+    work = split(len(x), numel, NORM_TABLE[norm].needs_image_norm or norms is not None, logits)
     images = Images(
         x=operands[1],
         v=operands[2],
@@ -111,89 +113,71 @@ def _on(device: torch.device) -> AbstractContextManager:
     return nullcontext() if INTERPRETED else torch.cuda.device(device)
 
 
-def _bounds(clip_min: float | None, clip_max: float | None) -> tuple[float, float]:
-    return -math.inf if clip_min is None else float(clip_min), math.inf if clip_max is None else float(clip_max)
+def _numbers(how: Perturbation) -> tuple[float, float, float]:
+    """(eps, clip_min, clip_max)"""
+    low = -math.inf if how.clip_min is None else float(how.clip_min)
+    high = math.inf if how.clip_max is None else float(how.clip_max)
+    return float(how.eps), low, high
 
 
 def _shape(block: int) -> dict[str, int]:
     return {"block": block, "num_warps": min(8, max(1, block // ELEMENTS_PER_WARP))}
 
 
+def _batch(
+    logits: Tensor, targets: Pair, k: int, images: Images | None, programs: int, coefficient: Tensor | None = None
+) -> Batch:
+    has_target = all(len(t) > 0 for t in targets)
+    coefficients = None if coefficient is None else _vector(coefficient)
+    return Batch(_vector(logits), _vector(targets[k]), coefficients, images, programs, int(has_target))
+
+
 class TritonBackend:
     """The three operations on CUDA tensors (interpreted on any); outputs go into the caller's tensors."""
 
-    @staticmethod
-    def attack_loss(
-        real: Tensor,
-        fake: Tensor,
-        reference_real: Tensor,
-        reference_fake: Tensor,
-        objective: str,
-        formulation: str,
-        losses: Tensor,
-        coefficient_real: Tensor,
-        coefficient_fake: Tensor,
-    ) -> None:
-        both = len(reference_real) > 0 and len(reference_fake) > 0
-        sides = [
-            Side(_vector(t), _vector(reference), _vector(coefficient), None, 1, int(both))
-            for t, reference, coefficient in (
-                (real, reference_real, coefficient_real),
-                (fake, reference_fake, coefficient_fake),
-            )
+    objectives, formulations, norms = OBJECTIVES, FORMULATIONS, NORMS
+
+    def attack_loss(self, logits: Logits, objective: str, formulation: str, out: LossOutputs) -> None:
+        batches = [
+            _batch(logits.own[k], logits.targets, k, None, programs=1, coefficient=out.coefficients[k])
+            for k in range(2)
         ]
-        with _on(real.device):
+        with _on(logits.own[0].device):
             attack_loss_kernel[(2,)](
-                *sides, losses, objective=objective, formulation=formulation, enable_fp_fusion=True
+                *batches, out.losses, objective=objective, formulation=formulation, enable_fp_fusion=True
             )
 
-    @staticmethod
-    def perturb(
-        x: Tensor,
-        grad: Tensor,
-        eps: float,
-        norm: str,
-        clip_min: float | None,
-        clip_max: float | None,
-        out: Tensor,
-    ) -> None:
+    def perturb(self, x: Tensor, grad: Tensor, how: Perturbation, out: Tensor) -> None:
         if x.numel() == 0:
             return
-        images, work = _images(x, grad, out, norm)
+        images, work = _images(x, grad, out, how.norm)
         with _on(x.device):
             perturb_kernel[(work.programs,)](
-                images,
-                float(eps),
-                *_bounds(clip_min, clip_max),
-                norm=norm,
-                **_shape(work.block),
-                enable_fp_fusion=True,
+                images, *_numbers(how), norm=how.norm, **_shape(work.block), enable_fp_fusion=True
             )
 
-    @staticmethod
-    def attack_step(
-        inputs: AttackInputs, attack: Attack, adv: Pair, grads: OptionalPair, norms: OptionalPair, losses: Tensor
-    ) -> None:
-        x, v, logits, references, weights = inputs
-        logits_read = len(references[0]) + len(references[1])
-        both = len(references[0]) > 0 and len(references[1]) > 0
-        sides, blocks = [], []
+    def attack_step(self, inputs: AttackInputs, attack: Attack, out: StepOutputs) -> None:
+        x, v, logits, targets, weights = inputs
+        logits_read = sum(map(len, targets))
+        batches, blocks = [], []
         for k in range(2):
-            images, work = _images(x[k], v[k], adv[k], attack.norm, grads[k], norms[k], weights[k], logits_read)
-            # The loss is written even where there are no images.
-            sides.append(
-                Side(_vector(logits[k]), _vector(references[k]), None, images, max(1, work.programs), int(both))
+            images, work = _images(
+                x[k], v[k], out.adv[k], attack.norm, out.grads[k], out.norms[k], weights[k], logits_read
             )
+            # The loss is written even where there are no images.
+            batches.append(_batch(logits[k], targets, k, images, max(1, work.programs)))
             blocks.append(work.block)
         with _on(x[0].device):
-            attack_step_kernel[(sides[0].programs + sides[1].programs,)](
-                *sides,
-                losses,
-                float(attack.eps),
-                *_bounds(attack.clip_min, attack.clip_max),
+            attack_step_kernel[(batches[0].programs + batches[1].programs,)](
+                *batches,
+                out.losses,
+                *_numbers(attack.perturbation),
                 objective=attack.objective,
                 formulation=attack.formulation,
                 norm=attack.norm,
                 **_shape(max(blocks)),
                 enable_fp_fusion=True,
             )
+
+
+BACKEND = TritonBackend()

@@ -71,7 +71,7 @@ def poisoned_outputs():
 @pytest.fixture
 def gpu_precision(monkeypatch):
     """bf16, a GPU's default, on every machine: a test that means float32 says so."""
-    monkeypatch.setattr("datgan_fast.training.config._best_precision", lambda device: "bf16")
+    monkeypatch.setattr("datgan_fast.training.options.best_precision", lambda device: "bf16")
 
 
 @pytest.fixture
@@ -86,5 +86,5 @@ def deterministic(monkeypatch):
 @pytest.fixture(params=[False, True], ids=["apart", "merged"])
 def merging(request, monkeypatch):
     """Whether real and generated images go through an independent discriminator as one batch, as on a GPU."""
-    monkeypatch.setattr("datgan_fast.method.step._merging_pays", lambda device: request.param)
+    monkeypatch.setattr("datgan_fast.method.batches.merging_saves_launches", lambda device: request.param)
     return request.param

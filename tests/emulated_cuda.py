@@ -71,7 +71,7 @@ class Plan(ctypes.Structure):
 
 
 class EmulatedCuda:
-    """dat::cuda on CPU tensors behind the interface of datgan_fast.method.dispatch's backends, and the device it believes in."""
+    """dat::cuda on CPU tensors as a datgan_fast.method.backend.Backend, and the device it believes in."""
 
     def __init__(self, path: Path) -> None:
         self.library = ctypes.CDLL(str(path))
@@ -130,35 +130,25 @@ class EmulatedCuda:
         indices = OBJECTIVES.index(objective), FORMULATIONS.index(formulation), NORMS.index(norm)
         return ctypes.byref(Options(*indices, eps, low, high))
 
-    def attack_loss(
-        self,
-        real,
-        fake,
-        reference_real,
-        reference_fake,
-        objective,
-        formulation,
-        losses,
-        coefficient_real,
-        coefficient_fake,
-    ) -> None:
-        logits, coefficients = (real, fake, reference_real, reference_fake), (coefficient_real, coefficient_fake)
+    objectives, formulations, norms = OBJECTIVES, FORMULATIONS, NORMS
+
+    def attack_loss(self, logits, objective, formulation, out) -> None:
         options = self._options(objective, formulation)
-        self._call("attack_loss", tensors(*logits), tensors(losses), tensors(*coefficients), options)
+        tensor_lists = tensors(*logits.own, *logits.targets), tensors(out.losses), tensors(*out.coefficients)
+        self._call("attack_loss", *tensor_lists, options)
 
-    def perturb(self, x, grad, eps, norm, clip_min, clip_max, out) -> None:
-        options = self._options(norm=norm, eps=eps, clip_min=clip_min, clip_max=clip_max)
-        self._call("perturb", tensors(x, grad, out, None, None, None), options)
+    def perturb(self, x, grad, how, out) -> None:
+        self._call("perturb", tensors(x, grad, out, None, None, None), self._options(**how._asdict()))
 
-    def attack_step(self, inputs, attack, adv, grads, norms, losses) -> None:
-        x, v, logits, references, weights = inputs
+    def attack_step(self, inputs, attack, out) -> None:
+        x, v, logits, targets, weights = inputs
         m, n = map(len, logits)
         workspace = None
         if self.two_launches or self.library.workspace_numel(m, n):
             workspace = torch.full((m + n,), float("nan"), dtype=torch.float64)
-        sides = [tensors(*side) for side in zip(x, v, adv, grads, norms, weights, strict=True)]
+        sides = [tensors(*side) for side in zip(x, v, out.adv, out.grads, out.norms, weights, strict=True)]
         room = None if workspace is None else tensors(workspace)
-        arguments = (tensors(*logits, *references), *sides, tensors(losses), room)
+        arguments = (tensors(*logits, *targets), *sides, tensors(out.losses), room)
         self._call("attack_step", *arguments, self._options(**attack._asdict()))
 
     def plan(

@@ -56,22 +56,22 @@ def check_step(
     norm="none",
     low=-1.0,
     high=1.0,
-    references=(None, None),
+    targets=(None, None),
     weights=(None, None),
     optional=True,
     out_layout=None,
 ):
     """Runs attack_step and compares all it writes; `optional`: gradients and norms are asked for too."""
     adv = [unwritten(t, out_layout) for t in x]
-    grads = [unwritten(t, out_layout) if optional else None for t in v]
-    norms = [unwritten(t.float()) if optional else None for t in logits]
-    targets = tuple(own if given is None else given for own, given in zip(logits, references, strict=True))
+    grads = [unwritten(t, out_layout) for t in v] if optional else []
+    norms = [unwritten(t.float()) for t in logits] if optional else []
+    target_logits = tuple(own if given is None else given for own, given in zip(logits, targets, strict=True))
     losses = attack_step_into(
-        AttackInputs(x, v, logits, targets, weights),
+        AttackInputs(x, v, logits, target_logits, weights),
         Attack(eps, objective, formulation, norm, low, high),
         tuple(adv),
-        grads=tuple(grads),
-        norms=tuple(norms),
+        grads=grads,
+        norms=norms,
         impl=target.impl,
     )
     double = torch.float64 in (t.dtype for t in logits)
@@ -85,20 +85,18 @@ def check_step(
         norm,
         low,
         high,
-        references=[None if t is None else array(t) for t in references],
+        targets=[None if t is None else array(t) for t in targets],
         weights=[1 if t is None else array(t) for t in weights],
         cap=700.0 if double else 80.0,
     )
     for i, side in enumerate(("real", "fake")):
         assert_close(target, losses[i], expected[2][i], f"loss_{side}")
-        for what, out, value in (
-            ("adv", adv[i], expected[0][i]),
-            ("grad", grads[i], expected[1][i]),
-            ("norm", norms[i], oracle.image_norm(array(v[i]))),
-        ):
-            if out is not None:
-                assert_close(target, out, value, f"{what}_{side}", double)
-                assert_nothing_written_around(out, f"{what}_{side}")
+        wanted = [("adv", adv[i], expected[0][i])]
+        if optional:
+            wanted += [("grad", grads[i], expected[1][i]), ("norm", norms[i], oracle.image_norm(array(v[i])))]
+        for what, out, value in wanted:
+            assert_close(target, out, value, f"{what}_{side}", double)
+            assert_nothing_written_around(out, f"{what}_{side}")
 
 
 # attack_loss
@@ -118,16 +116,16 @@ def test_attack_loss_and_gradient(target, objective, formulation):
 
 @each_formulation
 @pytest.mark.parametrize("dtype", FLOATS, ids=name)
-def test_attack_loss_dtypes_strides_and_references(target, dtype, formulation):
-    """More reference logits than a program reads at a time, every second one of them."""
+def test_attack_loss_dtypes_strides_and_targets(target, dtype, formulation):
+    """More target logits than a program reads at a time, every second one of them."""
     real, fake = logits_of(target, 5, 3, dtype)
     gathered = tuple(t[::2] for t in logits_of(target, 2 * 1500, 2 * 1100, dtype, seed=7))
     losses = dat.attack_loss(
         real[::2],
         fake,
         formulation=formulation,
-        reference_real_logits=gathered[0],
-        reference_fake_logits=gathered[1],
+        target_real_logits=gathered[0],
+        target_fake_logits=gathered[1],
         impl=target.impl,
     )
     expected = oracle.attack_loss(*map(array, (real[::2], fake)), "vanilla", formulation, *map(array, gathered))
@@ -323,8 +321,8 @@ def test_more_logits_than_pixels(target, formulation, numel):
     """Gathered logits outweigh the images, so that a program takes several of these."""
     x = pair(target, 5, 3, numel, seed=3, scale=0.5)
     v = pair(target, 5, 3, numel, seed=5)
-    references = logits_of(target, 800, 700, seed=9)
-    check_step(target, x, v, logits_of(target, 5, 3), formulation=formulation, references=references)
+    targets = logits_of(target, 800, 700, seed=9)
+    check_step(target, x, v, logits_of(target, 5, 3), formulation=formulation, targets=targets)
 
 
 @each_formulation
@@ -335,12 +333,12 @@ def test_empty_batches(target, m, n, formulation):
 
 
 @each_formulation
-def test_references_of_every_process(target, formulation):
+def test_targets_of_every_process(target, formulation):
     """More than the batch's own, of another dtype, or none."""
     x, v = pair(target, 3, 2, 20, seed=3, scale=0.5), pair(target, 3, 2, 20, seed=5)
     gathered = logits_of(target, 9, 11, torch.float16, seed=7)
-    for references in (gathered, (gathered[0], None), (gathered[0], gathered[1][:0])):
-        check_step(target, x, v, logits_of(target, 3, 2), formulation=formulation, references=references)
+    for targets in (gathered, (gathered[0], None), (gathered[0], gathered[1][:0])):
+        check_step(target, x, v, logits_of(target, 3, 2), formulation=formulation, targets=targets)
 
 
 def test_images_without_pixels(target):

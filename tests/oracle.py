@@ -98,10 +98,10 @@ def attack_side(side, t, own, other, objective, formulation, cap=80.0):
     return Attack(np.abs(difference).sum(), np.sign(difference) * slope(t), difference)
 
 
-def attack_loss(real, fake, objective, formulation, reference_real=None, reference_fake=None, cap=80.0):
+def attack_loss(real, fake, objective, formulation, target_real=None, target_fake=None, cap=80.0):
     """(Attack on real, Attack on fake)."""
-    own_real = real if reference_real is None else reference_real
-    own_fake = fake if reference_fake is None else reference_fake
+    own_real = real if target_real is None else target_real
+    own_fake = fake if target_fake is None else target_fake
     return (
         attack_side("real", real, own_real, own_fake, objective, formulation, cap),
         attack_side("fake", fake, own_fake, own_real, objective, formulation, cap),
@@ -140,12 +140,12 @@ def attack_step(
     norm,
     low=-1.0,
     high=1.0,
-    references=(None, None),
+    targets=(None, None),
     weights=(1, 1),
     cap=80.0,
 ):
     """Pairs (real, fake) in; (adv, grad, loss), each a pair, out. v_i is weights_i times d D(x_i) / d x_i."""
-    attacks = attack_loss(*logits, objective, formulation, *references, cap=cap)
+    attacks = attack_loss(*logits, objective, formulation, *targets, cap=cap)
     grads = []
     for attack, gradient, weight in zip(attacks, v, weights, strict=True):
         weight = np.broadcast_to(weight, attack.coefficient.shape)

@@ -1,4 +1,4 @@
-"""Two trainers' states, number by number."""
+"""Trainers as if on a GPU, and two trainers' states compared number by number."""
 
 import torch
 
@@ -20,3 +20,9 @@ def assert_same(state, other):
             assert torch.equal(value, other[place]), place
         elif place != "config.cuda_graph.":
             assert value == other[place], place
+
+
+def with_cuda_graph(trainer, choice):
+    """Its iteration is to be recorded, which a configuration for a CPU refuses; the tests emulate what a GPU does."""
+    object.__setattr__(trainer.config, "cuda_graph", choice)
+    return trainer

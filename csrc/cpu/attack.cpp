@@ -47,8 +47,8 @@ template <class T>
 SideTerms side_terms(const Logits& options, Side side) {
   const bool real = side == Side::real;
   const std::vector<T> logits = read<T>(real ? options.real : options.fake);
-  const std::vector<T> own = read<T>(real ? options.reference_real : options.reference_fake);
-  std::vector<T> other = read<T>(real ? options.reference_fake : options.reference_real);
+  const std::vector<T> own = read<T>(real ? options.target_real : options.target_fake);
+  std::vector<T> other = read<T>(real ? options.target_fake : options.target_real);
   SideTerms terms;
   terms.coefficient.assign(logits.size(), 0.0);
   if (logits.empty() || own.empty() || other.empty()) return terms;
@@ -80,8 +80,7 @@ class ImagePass {
  public:
   ImagePass(const Images& images, const std::vector<double>& coefficient, const Perturbation& perturbation)
       : images_(images), coefficient_(coefficient), perturbation_(perturbation),
-        operands_{&images.x, &images.v, &images.adv, &images.grad}, layout_(make_layout(operands_, kAdv)),
-        units_per_image_((layout_.numel + kUnit - 1) / kUnit) {
+        operands_{&images.x, &images.v, &images.adv, &images.grad}, layout_(make_layout(operands_, kAdv)) {
     if (images.weight.data) {
       const std::vector<double> weight = read<double>(images.weight);
       for (size_t i = 0; i < weight.size(); ++i) coefficient_[i] = unweighted(coefficient_[i], weight[i]);
@@ -89,22 +88,15 @@ class ImagePass {
   }
 
   void run() {
-    const int64_t units = layout_.images * units_per_image_, work = layout_.images * layout_.numel;
-    const bool needs_norm = perturbation_.norm == Norm::l2 || images_.norms.data;
-    std::vector<double> squares(needs_norm ? units : 0), norms(needs_norm ? layout_.images : 0);
-    if (needs_norm && units_per_image_ > 1)  // an image's norm needs all its units before any of them can move
-      parallel_for(units, work, [&](int64_t begin, int64_t end) {
-        for (int64_t u = begin; u < end; ++u) squares[u] = sum_of_squares(u);
-      });
-    for (int64_t i = 0; needs_norm && units_per_image_ > 1 && i < layout_.images; ++i) {
-      for (int64_t u = i * units_per_image_; u < (i + 1) * units_per_image_; ++u) norms[i] += squares[u];
-      norms[i] = std::sqrt(norms[i]);
-    }
-    parallel_for(units, work, [&](int64_t begin, int64_t end) {
+    std::vector<double> norms(needs_norm_ ? layout_.images : 0);
+    const bool several_units = units_per_image_ > 1;
+    if (needs_norm_ && several_units) measure(norms);
+    parallel_for(units_, work_, [&](int64_t begin, int64_t end) {
       for (int64_t u = begin; u < end; ++u) {
         const int64_t image = u / units_per_image_;
-        if (needs_norm && units_per_image_ == 1) norms[image] = std::sqrt(sum_of_squares(u));
-        move(u, needs_norm ? norms[image] : 0.0);
+        if (needs_norm_ && !several_units)
+          norms[image] = std::sqrt(sum_of_squares(u));  // moved while it is in the cache
+        move(u, needs_norm_ ? norms[image] : 0.0);
       }
     });
     if (images_.norms.data) {
@@ -114,6 +106,16 @@ class ImagePass {
   }
 
  private:
+  // Of images of several units: all of an image's are needed before any of them can move.
+  void measure(std::vector<double>& norms) const {
+    std::vector<double> squares(units_);
+    parallel_for(units_, work_, [&](int64_t begin, int64_t end) {
+      for (int64_t u = begin; u < end; ++u) squares[u] = sum_of_squares(u);
+    });
+    for (int64_t u = 0; u < units_; ++u) norms[u / units_per_image_] += squares[u];
+    for (double& norm : norms) norm = std::sqrt(norm);
+  }
+
   // Calls body(address of each operand's first element, elements) for every row of the unit.
   template <class Body>
   void for_rows(int64_t unit, const Body& body) const {
@@ -198,7 +200,9 @@ class ImagePass {
   const Perturbation& perturbation_;
   std::array<const Tensor*, kOperands> operands_;
   Layout layout_;
-  int64_t units_per_image_;
+  const int64_t units_per_image_ = (layout_.numel + kUnit - 1) / kUnit;
+  const int64_t units_ = layout_.images * units_per_image_, work_ = layout_.images * layout_.numel;
+  const bool needs_norm_ = perturbation_.norm == Norm::l2 || images_.norms.data;
   const Rows<T>& rows_ = rows_for<T>();
   // x, v and adv are of one dtype and dense, and nothing else is written: no buffers are needed
   const bool in_place_ =

@@ -18,14 +18,14 @@ Vector vector_of(const Tensor& tensor) {
 LogitsArgs logits_of(const Logits& logits, const Tensor& losses) {
   LogitsArgs args;
   args.logits[0] = vector_of(logits.real), args.logits[1] = vector_of(logits.fake);
-  args.reference[0] = vector_of(logits.reference_real), args.reference[1] = vector_of(logits.reference_fake);
+  args.targets[0] = vector_of(logits.target_real), args.targets[1] = vector_of(logits.target_fake);
   args.objective = logits.objective, args.formulation = logits.formulation;
   args.losses = vector_of(losses);
   return args;
 }
 
 bool wide(const Logits& logits) {
-  for (const Tensor* t : {&logits.real, &logits.fake, &logits.reference_real, &logits.reference_fake})
+  for (const Tensor* t : {&logits.real, &logits.fake, &logits.target_real, &logits.target_fake})
     if (t->dtype == DType::float64) return true;
   return false;
 }
@@ -100,8 +100,8 @@ bool all_operands(const Pass& pass, const Body& body) {
 }
 
 template <class X, class V>
-bool run_known(Pass& pass, DType x, DType v) {
-  constexpr int64_t slot = Known<X, V, Reach::whole>::kSlot;
+bool run_typed(Pass& pass, DType x, DType v) {
+  constexpr int64_t slot = Typed<X, V, Reach::whole>::kSlot;
   const auto fits = [&](const Tensor& t, const Layout& layout, int k) {
     return t.dtype == (k == kX || k == kAdv ? x : v) && is_linear(layout, k);
   };
@@ -111,22 +111,22 @@ bool run_known(Pass& pass, DType x, DType v) {
   };
   if (!all_operands(pass, fits)) return false;
   if (all_operands(pass, whole))
-    run<Known<X, V, Reach::whole>>(pass);
+    run<Typed<X, V, Reach::whole>>(pass);
   else
-    run<Known<X, V, Reach::edges>>(pass);
+    run<Typed<X, V, Reach::edges>>(pass);
   return true;
 }
 
 // The dtypes that training uses have kernels of their own; every other mixture takes the general one.
-void run_any(Pass& pass, bool wide_logits) {
+void run_kernel(Pass& pass, bool wide_logits) {
   const auto narrow = [](const Tensor& t, const Layout&, int k) { return k > kV || t.dtype != DType::float64; };
-  if (wide_logits || !all_operands(pass, narrow)) return run<Any<double>>(pass);
-  if (run_known<float, float>(pass, DType::float32, DType::float32) ||
-      run_known<__half, __half>(pass, DType::float16, DType::float16) ||
-      run_known<__nv_bfloat16, __nv_bfloat16>(pass, DType::bfloat16, DType::bfloat16) ||
-      run_known<float, __nv_bfloat16>(pass, DType::float32, DType::bfloat16))
+  if (wide_logits || !all_operands(pass, narrow)) return run<Mixed<double>>(pass);
+  if (run_typed<float, float>(pass, DType::float32, DType::float32) ||
+      run_typed<__half, __half>(pass, DType::float16, DType::float16) ||
+      run_typed<__nv_bfloat16, __nv_bfloat16>(pass, DType::bfloat16, DType::bfloat16) ||
+      run_typed<float, __nv_bfloat16>(pass, DType::float32, DType::bfloat16))
     return;
-  run<Any<float>>(pass);
+  run<Mixed<float>>(pass);
 }
 
 void set_perturbation(ImagesArgs& args, const Perturbation& perturbation) {
@@ -138,7 +138,7 @@ void launch_loss(const char* operation, const Logits& logits, const Tensor& loss
                  int device, void* stream) {
   LossArgs args{logits_of(logits, losses), {real, fake}};
   int64_t most = 0;
-  for (int s = 0; s < 2; ++s) most = std::max({most, args.logits.logits[s].count, args.logits.reference[s].count});
+  for (int s = 0; s < 2; ++s) most = std::max({most, args.logits.logits[s].count, args.logits.targets[s].count});
   const auto kernel = wide(logits) ? loss_kernel<double> : loss_kernel<float>;
   launch(operation, kernel, make_loss_plan(most, limits_of(operation, kernel, device)), args, stream);
 }
@@ -161,7 +161,7 @@ void perturb(const Images& images, const Perturbation& perturbation, int device,
   if (pass.layout[0].images == 0 || (pass.layout[0].numel == 0 && !images.norms.data)) return;
   check(cudaSetDevice(device), "perturb");
   pass.args.side[0] = side_of(images, pass.layout[0]);
-  run_any(pass, false);
+  run_kernel(pass, false);
 }
 
 void attack_step(const Logits& logits, const Images& real, const Images& fake, const Perturbation& perturbation,
@@ -191,7 +191,7 @@ void attack_step(const Logits& logits, const Images& real, const Images& fake, c
   } else {
     pass.args.logits = logits_of(logits, losses);
   }
-  run_any(pass, wide(logits));
+  run_kernel(pass, wide(logits));
 }
 
 }  // namespace dat::cuda

@@ -208,9 +208,9 @@ __device__ void store_slot(const Row<kReach>& row, int64_t j, const T (&values)[
   row.store(j, slot);
 }
 
-// How a kernel sees its operands. Known types: loaded as they are stored, converted when used.
+// How a kernel sees its operands. Of types known to the compiler: loaded as they are stored, converted when used.
 template <class X, class V, Reach kHow>
-struct Known {
+struct Typed {
   using Real = float;
   static constexpr int kSlot = 16 / (sizeof(X) < sizeof(V) ? sizeof(X) : sizeof(V));
   static constexpr int kDepth = sizeof(X) == sizeof(V) ? 4 : 2;  // 64 bytes of each operand in flight, or 64 and 32
@@ -228,9 +228,9 @@ struct Known {
   }
 };
 
-// Any mixture of types and strides: converted to the type of the arithmetic when loaded.
+// Of any mixture of types and strides: converted to the type of the arithmetic when loaded.
 template <class T>
-struct Any {
+struct Mixed {
   using Real = T;
   static constexpr int kSlot = 4, kDepth = 1;
   static constexpr Reach kReach = Reach::anywhere;

@@ -142,76 +142,126 @@ __device__ inline int64_t quotient(int64_t a, int64_t b) {
   return (a | b) >> 32 ? a / b : static_cast<int64_t>(static_cast<uint32_t>(a) / static_cast<uint32_t>(b));
 }
 
+// The tiles of a share after its first, which only a launch that needs norms has. The first of them, as many as there
+// is room for, wait in shared memory between their two uses.
+template <class A>
+class LaterTiles {
+ public:
+  using VSlot = typename A::VSlot;
+
+  __device__ LaterTiles(const Share<A>& share, int64_t room)
+      : share_(share), second_(share.first() + share.tile()), slots_(share.end() - second_), room_(room),
+        kept_(reinterpret_cast<VSlot*>(shared_memory() + kScratch) + threadIdx.x) {}
+
+  __device__ void keep() const {
+    for (int64_t at = 0; at < slots_ && at < room_; at += share_.tile()) share_.keep_v(second_ + at, kept_ + at);
+  }
+
+  // Calls body(the thread's first slot of the tile, v) for every tile.
+  template <class Body>
+  __device__ void for_each(const Body& body) const {
+    for (int64_t at = 0; at < slots_; at += share_.tile()) {
+      VSlot v[A::kDepth];
+      take(at, v);
+      body(second_ + at, v);
+    }
+  }
+
+ private:
+  __device__ void take(int64_t at, VSlot (&v)[A::kDepth]) const {
+    if (at < room_)
+#pragma unroll
+      for (int d = 0; d < A::kDepth; ++d) v[d] = kept_[at + d * blockDim.x];
+    else
+      share_.load_v(second_ + at, v);
+  }
+
+  const Share<A>& share_;
+  const int64_t second_, slots_, room_;
+  VSlot* kept_;
+};
+
+struct Task {  // a block's share of one image
+  Side side;
+  int64_t image, slice;
+};
+
+__device__ inline Task task_of(const ImagesArgs& args, int64_t number) {
+  const int64_t real_tasks = args.side[0].tasks;
+  const Side side = number < real_tasks ? Side::real : Side::fake;
+  const int64_t index = side == Side::real ? number : number - real_tasks;
+  const int64_t slices = args.side[static_cast<int>(side)].slices, image = quotient(index, slices);
+  return {side, image, index - image * slices};
+}
+
+// The factor of v in the attack's gradient; finds the target on the way, where the logits are reduced here.
+template <class T>
+__device__ T coefficient_of(const ImagesArgs& args, const Task& task, Target<T>& target) {
+  const SideArgs& side = args.side[static_cast<int>(task.side)];
+  T coefficient = 1;
+  if (side.coefficient.data) {
+    coefficient = read<T>(side.coefficient, task.image);
+  } else if (args.attack) {
+    const T logit = read<T>(args.logits.logits[static_cast<int>(task.side)], task.image);
+    target = find_target<T>(args.logits, task.side);
+    coefficient = term_of(args.logits, task.side, target, logit).coefficient;
+  }
+  return side.weight.data ? unweighted(coefficient, read<T>(side.weight, task.image)) : coefficient;
+}
+
+// ||v|| of the task's image, the first tile of which is `first`.
+template <class A>
+__device__ double norm_of(const ImagesArgs& args, const Task& task, const typename A::VSlot (&first)[A::kDepth],
+                          const LaterTiles<A>& later) {
+  double squares = Share<A>::sum_of_squares(first);
+  Share<A>::arrived();
+  later.for_each([&](int64_t, const auto& v) { squares += Share<A>::sum_of_squares(v); });
+  const double norm = sqrt(cluster_sum(squares, kSquareSum, args.cluster));
+  const Vector& norms = args.side[static_cast<int>(task.side)].norms;
+  if (norms.data && task.slice == 0 && threadIdx.x == 0) write(norms, task.image, norm);
+  return norm;
+}
+
+// By the block that has the first task of its side; the loss of a side without images is 0.
+template <class T>
+__device__ void write_losses(const ImagesArgs& args, Side side, const Target<T>& target) {
+  write_loss(args.logits, side, target);
+  const int other = static_cast<int>(opposite(side));
+  if (args.side[other].tasks == 0 && threadIdx.x == 0) write(args.logits.losses, other, 0.0);
+}
+
+template <class A>
+__device__ void run_task(const ImagesArgs& args, const Task& task) {
+  using T = typename A::Real;
+  const Share<A> share(args.side[static_cast<int>(task.side)], task.image, task.slice);
+  typename A::VSlot v[A::kDepth];
+  typename A::XSlot x[A::kDepth];
+  share.load_v(share.first(), v);
+  share.load_x(share.first(), x);
+  const LaterTiles<A> later(share, args.kept);
+  later.keep();
+
+  Target<T> target;
+  const T coefficient = coefficient_of(args, task, target);
+  const double norm = args.reduce ? norm_of(args, task, v, later) : 0;
+
+  const T step = step_size(args.norm, T(args.eps), coefficient, T(norm));
+  const T low = T(args.clip_min), high = T(args.clip_max);
+  const bool use_sign = args.norm == Norm::linf;
+  share.move(share.first(), x, v, step, use_sign, low, high, coefficient);
+  later.for_each([&](int64_t at, const auto& more) {
+    share.load_x(at, x);
+    share.move(at, x, more, step, use_sign, low, high, coefficient);
+  });
+
+  if (task.image == 0 && task.slice == 0 && args.logits.losses.data) write_losses(args, task.side, target);
+  finish_sums(args.reduce ? args.cluster : 1);
+}
+
 template <class A>
 __global__ void __launch_bounds__(kMaxThreads, 3) images_kernel(const __grid_constant__ ImagesArgs args) {
-  using T = typename A::Real;
-  auto* kept = reinterpret_cast<typename A::VSlot*>(shared_memory() + kScratch) + threadIdx.x;
-  for (int64_t task = blockIdx.x; task < args.side[0].tasks + args.side[1].tasks; task += gridDim.x) {
-    const Side which = task < args.side[0].tasks ? Side::real : Side::fake;
-    const SideArgs& side = args.side[static_cast<int>(which)];
-    const int64_t index = which == Side::real ? task : task - args.side[0].tasks;
-    const int64_t image = quotient(index, side.slices), slice = index - image * side.slices;
-    const Share<A> share(side, image, slice);
-
-    typename A::VSlot v[A::kDepth];
-    typename A::XSlot x[A::kDepth];
-    share.load_v(share.first(), v);
-    share.load_x(share.first(), x);
-
-    // The tiles after the first, which only a launch that needs norms has.
-    const int64_t second = share.first() + share.tile(), rest = share.end() - second;
-    for (int64_t done = 0; done < rest && done < args.kept; done += share.tile())
-      share.keep_v(second + done, kept + done);
-    const auto take_v = [&](int64_t done, typename A::VSlot(&out)[A::kDepth]) {
-      if (done < args.kept)
-#pragma unroll
-        for (int d = 0; d < A::kDepth; ++d) out[d] = kept[done + d * blockDim.x];
-      else
-        share.load_v(second + done, out);
-    };
-
-    T coefficient = 1;
-    Target<T> target;
-    if (side.coefficient.data) {
-      coefficient = read<T>(side.coefficient, image);
-    } else if (args.attack) {
-      const T logit = read<T>(args.logits.logits[static_cast<int>(which)], image);
-      target = find_target<T>(args.logits, which);
-      coefficient = term_of(args.logits, which, target, logit).coefficient;
-    }
-    if (side.weight.data) coefficient = unweighted(coefficient, read<T>(side.weight, image));
-
-    double norm = 0;
-    if (args.reduce) {
-      double squares = Share<A>::sum_of_squares(v);
-      Share<A>::arrived();
-      for (int64_t done = 0; done < rest; done += share.tile()) {
-        typename A::VSlot more[A::kDepth];
-        take_v(done, more);
-        squares += Share<A>::sum_of_squares(more);
-      }
-      norm = sqrt(cluster_sum(squares, kSquareSum, args.cluster));
-      if (side.norms.data && slice == 0 && threadIdx.x == 0) write(side.norms, image, norm);
-    }
-
-    const T step = step_size(args.norm, T(args.eps), coefficient, T(norm));
-    const T low = T(args.clip_min), high = T(args.clip_max);
-    const bool use_sign = args.norm == Norm::linf;
-    share.move(share.first(), x, v, step, use_sign, low, high, coefficient);
-    for (int64_t done = 0; done < rest; done += share.tile()) {
-      share.load_x(second + done, x);
-      take_v(done, v);
-      share.move(second + done, x, v, step, use_sign, low, high, coefficient);
-    }
-
-    if (image == 0 && slice == 0 && args.logits.losses.data) {
-      write_loss(args.logits, which, target);
-      const Side other = opposite(which);
-      if (args.side[static_cast<int>(other)].tasks == 0 && threadIdx.x == 0)
-        write(args.logits.losses, static_cast<int>(other), 0.0);
-    }
-    finish_sums(args.reduce ? args.cluster : 1);
-  }
+  const int64_t tasks = args.side[0].tasks + args.side[1].tasks;
+  for (int64_t number = blockIdx.x; number < tasks; number += gridDim.x) run_task<A>(args, task_of(args, number));
 }
 
 }  // namespace dat::cuda

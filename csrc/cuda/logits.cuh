@@ -9,7 +9,7 @@
 namespace dat::cuda {
 
 struct LogitsArgs {
-  Vector logits[2], reference[2];  // [side]
+  Vector logits[2], targets[2];  // [side]
   Objective objective = Objective::vanilla;
   Formulation formulation = Formulation::eq10;
   Vector losses;  // [2]
@@ -24,8 +24,8 @@ struct Target {
 // Called by the whole block; each block finds the same bits.
 template <class T>
 __device__ Target<T> find_target(const LogitsArgs& args, Side side) {
-  const Vector& own = args.reference[static_cast<int>(side)];
-  const Vector& other = args.reference[static_cast<int>(opposite(side))];
+  const Vector& own = args.targets[static_cast<int>(side)];
+  const Vector& other = args.targets[static_cast<int>(opposite(side))];
   Target<T> result;
   result.exists = own.count > 0 && other.count > 0;
   if (!result.exists) return result;
@@ -48,7 +48,7 @@ template <class T>
 __device__ AttackTerm<T> term_of(const LogitsArgs& args, Side side, const Target<T>& target, T logit) {
   if (!target.exists) return {T(0), T(0)};
   return attack_term(args.objective, args.formulation, side, logit, target.target, target.own_mean,
-                     args.reference[static_cast<int>(side)].count);
+                     args.targets[static_cast<int>(side)].count);
 }
 
 // Called by the whole block. Not inlined: one block in hundreds comes here.

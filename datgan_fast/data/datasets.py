@@ -18,6 +18,7 @@ from ..errors import DataError
 from . import points
 from .readers import Request, read_cifar10, read_digits, read_folder, read_mnist
 
+OWN = "own"  # images, and networks, that were handed to the Trainer in Python
 _LUMA = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float32, device="cpu").view(1, 3, 1, 1)  # ITU-R 601
 _CHUNK = 256  # images converted at a time, to bound the float32 copies
 
@@ -100,6 +101,12 @@ def _toy(name: str, draw: Callable[[int], Tensor]) -> Dataset:
     return Dataset(name, lambda request: draw(0 if request.train else 1), points=True, defaults=defaults)
 
 
+def _handed_over(request: Request) -> Tensor:
+    raise DataError(
+        f"--dataset {OWN}: its images were handed to datgan_fast.Trainer in Python; hand them over there again."
+    )
+
+
 _ROWS = (
     Dataset(
         "digits",
@@ -123,6 +130,7 @@ _ROWS = (
     _toy("ring", lambda seed: points.gaussians(points.ring_means(), seed=seed)),
     _toy("grid", lambda seed: points.gaussians(points.grid_means(), seed=seed)),
     _toy("swissroll", lambda seed: points.swissroll(seed=seed)),
+    Dataset(OWN, _handed_over, defaults={"steps": 50_000, "width": 64, "image_size": 64, "channels": 3}),
 )
 DATASETS: dict[str, Dataset] = {row.name: row for row in _ROWS}
 

@@ -11,12 +11,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .formulas import FORMULATIONS, NORMS, OBJECTIVES, Bound
+from .formulas import FORMULATIONS, NORMS, OBJECTIVES, Bound, check_choice
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 Pair = tuple[Tensor, Tensor]  # (real, fake)
 OptionalPair = tuple[Tensor | None, Tensor | None]
+SIDES = ("real", "fake")
+
+
+class Perturbation(NamedTuple):
+    """How images are moved along a gradient."""
+
+    eps: float
+    norm: str
+    clip_min: Bound
+    clip_max: Bound
 
 
 class Attack(NamedTuple):
@@ -29,6 +39,17 @@ class Attack(NamedTuple):
     clip_min: Bound
     clip_max: Bound
 
+    @property
+    def perturbation(self) -> Perturbation:
+        return Perturbation(self.eps, self.norm, self.clip_min, self.clip_max)
+
+
+class Logits(NamedTuple):
+    """What an attack loss compares."""
+
+    own: Pair  # of the images
+    targets: Pair  # those whose means the other side is compared with
+
 
 class AttackInputs(NamedTuple):
     """The tensors an attack step reads."""
@@ -36,13 +57,28 @@ class AttackInputs(NamedTuple):
     x: Pair  # images
     v: Pair  # the discriminator's input gradients
     logits: Pair
-    references: Pair  # the logits whose means are the targets
+    targets: Pair  # the logits whose means the other side is compared with
     weights: OptionalPair = (None, None)  # factors in the rows of v; None: 1
 
+    @property
+    def scores(self) -> Logits:
+        return Logits(self.logits, self.targets)
 
-def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
+
+class LossOutputs(NamedTuple):
+    """What the attack loss writes."""
+
+    losses: Tensor  # [2]: real, fake
+    coefficients: Pair  # [m], [n]: the losses' gradients with respect to the logits
+
+
+class StepOutputs(NamedTuple):
+    """What an attack step writes; None: not wanted."""
+
+    adv: Pair  # like x
+    grads: OptionalPair  # like v
+    norms: OptionalPair  # [m], [n]: ||v_i||
+    losses: Tensor  # [2]: real, fake
 
 
 def check_float(name: str, tensor: Tensor) -> None:
@@ -89,7 +125,8 @@ def check_images(name: str, x: Tensor, grad: Tensor) -> None:
         raise ValueError(f"{name} and its input gradient must be on one device; got {x.device}, {grad.device}")
 
 
-def check_perturbation(eps: float, norm: str, clip_min: Bound, clip_max: Bound) -> None:
+def check_perturbation(how: Perturbation) -> None:
+    eps, norm, clip_min, clip_max = how
     if not -math.inf < eps < math.inf:  # math.isfinite cannot be traced with a symbolic eps
         raise ValueError(f"eps must be a finite number; got {eps}")
     check_choice("norm", norm, NORMS)
@@ -119,28 +156,55 @@ def check_bound(name: str, bound: Bound, x: Tensor) -> None:
 def check_attack(attack: Attack) -> None:
     check_choice("objective", attack.objective, OBJECTIVES)
     check_choice("formulation", attack.formulation, FORMULATIONS)
-    check_perturbation(attack.eps, attack.norm, attack.clip_min, attack.clip_max)
+    check_perturbation(attack.perturbation)
+
+
+def check_loss(logits: Logits, objective: str, formulation: str) -> None:
+    check_choice("objective", objective, OBJECTIVES)
+    check_choice("formulation", formulation, FORMULATIONS)
+    check_float("real_logits", logits.own[0])  # before its device is asked for
+    device = logits.own[0].device
+    for side, own, target in zip(SIDES, *logits, strict=True):
+        check_logits(f"{side}_logits", own, device)
+        check_logits(f"target_{side}_logits", target, device)
 
 
 def check_step(inputs: AttackInputs, attack: Attack) -> None:
     check_attack(attack)
-    x, v, logits, references, weights = inputs
-    for side, images, gradient in zip(("real", "fake"), x, v, strict=True):
+    x, v, logits, targets, weights = inputs
+    for side, images, gradient in zip(SIDES, x, v, strict=True):
         check_images(f"x_{side}", images, gradient)
     device = x[0].device
     if x[1].device != device:
         raise ValueError(f"x_real and x_fake must be on one device; got {device}, {x[1].device}")
-    for side, images, t, reference, weight in zip(("real", "fake"), x, logits, references, weights, strict=True):
+    for side, images, t, target, weight in zip(SIDES, x, logits, targets, weights, strict=True):
         check_logits(f"{side}_logits", t, device)
         if len(t) != len(images):
             raise ValueError(f"{side}_logits must have one logit for each of the {len(images)} images; got {len(t)}")
-        check_logits(f"reference_{side}_logits", reference, device)
+        check_logits(f"target_{side}_logits", target, device)
         if weight is not None:
-            check_logits(f"grad_weight_{side}", weight, device)
-            if len(weight) != len(images):
-                raise ValueError(
-                    f"grad_weight_{side} must have one weight for each of the {len(images)} images; got {len(weight)}"
-                )
+            check_weight(f"grad_weight_{side}", weight, images)
+
+
+def check_weight(name: str, weight: Tensor, images: Tensor) -> None:
+    check_logits(name, weight, images.device)
+    if len(weight) != len(images):
+        raise ValueError(f"{name} must have one weight for each of the {len(images)} images; got {len(weight)}")
+
+
+def check_step_outputs(out: StepOutputs, inputs: AttackInputs) -> None:
+    device = inputs.x[0].device
+    for k, side in enumerate(SIDES):
+        check_result(f"adv_{side}", out.adv[k], inputs.x[k].shape, inputs.x[k].dtype, device)
+        if (grad := out.grads[k]) is not None:
+            check_result(f"grad_{side}", grad, inputs.v[k].shape, inputs.v[k].dtype, device)
+        if (norm := out.norms[k]) is not None:
+            check_result(f"norm_{side}", norm, inputs.logits[k].shape, None, device)
+    check_result("losses", out.losses, (2,), loss_dtype(inputs.logits), device)
+
+
+def loss_dtype(logits: Pair) -> torch.dtype:
+    return torch.float64 if any(t.dtype == torch.float64 for t in logits) else torch.float32
 
 
 def check_result(

@@ -1,15 +1,17 @@
-"""The real and the generated images on their way through the discriminator."""
+"""The real and the generated images on their way through the discriminator, as two batches or as one."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from . import formulas
 from .arguments import Pair
-from .independence import HOOKED, Answer, Forward, ask, forward, seen_to_mix
+from .independence import HOOKED, Answer, Forward, ask, forget, forward, seen_to_mix
+from .module_state import remember
 from .step_arguments import StepArguments, check_graph
 
 
@@ -75,3 +77,30 @@ class Batches:
         else:
             loss = -(formulas.g1, formulas.g2)[k](self._objective, t).mean()
         return loss.detach(), torch.autograd.grad(loss, t)[0]
+
+
+def merging_saves_launches(device: torch.device) -> bool:
+    return device.type == "cuda"
+
+
+def capturing(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+Result = TypeVar("Result")
+
+
+def merged_or_apart(given: StepArguments, run: Callable[[bool], Result]) -> Result:
+    """run(whether to merge both batches). A network that has changed since it was asked whether that may be shows it in its
+    first forward, before anything is kept: then once more with the batches apart."""
+    device = given.x_real.device
+    merge = merging_saves_launches(device) and ask(given.network, given.x_real, given.x_fake).why_not is None
+    if not merge or capturing(device):  # a captured network does what it did in the warm-up
+        return run(merge)
+    put_back = remember(given.network.module)
+    try:
+        return run(True)
+    except ChangedError as error:  # and with it goes the graph
+        forget(given.network, str(error) if error.lasts else None)
+    put_back()
+    return run(False)

@@ -10,21 +10,19 @@ import importlib
 import importlib.util
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..errors import BackendError
-from . import formulas, native, reference
-from .arguments import Attack, AttackInputs, OptionalPair, Pair
+from . import native
+from .backend import BACKENDS, Backend, missing_kernel
+from .reference_backend import ReferenceBackend
 
-BACKENDS = ("reference", "cpu", "cuda", "triton")
 _BEST_FIRST = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
 
 # Triton's interpreter runs the kernels on the CPU, slowly; it is for tests. Triton reads this at its import.
@@ -65,6 +63,8 @@ def _kernels_problem() -> str | None:
         return f"the Triton kernels could not be loaded ({error})"
     if kernels.INTERPRETED != INTERPRETING:
         return "TRITON_INTERPRET was changed while the program ran; set it before the first import"
+    if missing := missing_kernel(kernels.BACKEND.objectives, kernels.BACKEND.formulations, kernels.BACKEND.norms):
+        return f"the Triton kernels have {missing}; run: pip install ."
     checkout = _sources(Path(__file__).resolve().parents[2] / "kernels")
     if checkout and checkout != _sources(Path(str(kernels.__file__)).parent):
         return "the installed Triton kernels are not those of this checkout's kernels/; run: pip install ."
@@ -107,6 +107,11 @@ def _require(name: str, asked_by: str) -> None:
 
 def resolve(device: torch.device, impl: str = "") -> str:
     """The name of the backend that runs an operation on tensors of this device."""
+    return _resolve(device, impl)[0]
+
+
+def _resolve(device: torch.device, impl: str) -> tuple[str, str | None]:
+    """(name, what asked for it by name); None: nothing did."""
     for name, asked_by in (
         (impl, "impl"),
         (_chosen.get(), "use_backend"),
@@ -116,13 +121,13 @@ def resolve(device: torch.device, impl: str = "") -> str:
             _require(name, asked_by)
             if not _works_on(name, device.type):
                 raise BackendError(f"{asked_by}: backend {name!r} does not work on tensors on {device}")
-            return name
+            return name, asked_by
     order = _BEST_FIRST.get(device.type, ("reference",))
     for name in order:
         if not _problem_unasked(name):
             if name == "reference":
-                _warn_once(device.type)
-            return name
+                _warn_of_fallback(device.type)
+            return name, None
     raise AssertionError("the reference is always usable")
 
 
@@ -140,85 +145,41 @@ def _works_on(name: str, device_type: str) -> bool:
     return device_type == ("cpu" if name == "cpu" else "cuda")
 
 
-def _warn_once(device_type: str) -> None:
-    if device_type in _warned:
-        return
-    _warned.add(device_type)
+def _warn_of_fallback(device_type: str) -> None:
     names = [name for name in _BEST_FIRST.get(device_type, ()) if name != "reference"]
     causes = "; ".join(f"{name}: {_problem_unasked(name)}" for name in names) or "there are no kernels for this device"
-    warnings.warn(
-        f"datgan_fast runs its slower reference implementation on {device_type} tensors ({causes})",
-        stacklevel=4,
-    )
+    message = f"datgan_fast runs its slower reference implementation on {device_type} tensors ({causes})"
+    _warn_once(device_type, message)
 
 
-class ReferenceBackend:
-    """datgan_fast.reference behind the same interface as the kernels."""
-
-    @staticmethod
-    def attack_loss(
-        real: Tensor,
-        fake: Tensor,
-        reference_real: Tensor,
-        reference_fake: Tensor,
-        objective: str,
-        formulation: str,
-        losses: Tensor,
-        coefficient_real: Tensor,
-        coefficient_fake: Tensor,
-    ) -> None:
-        terms = reference.attack_terms(real, fake, objective, formulation, reference_real, reference_fake)
-        for loss, coefficient, (value, gradient) in zip(
-            losses, (coefficient_real, coefficient_fake), terms, strict=True
-        ):
-            loss.copy_(value)
-            coefficient.copy_(gradient)
-
-    @staticmethod
-    def perturb(
-        x: Tensor,
-        grad: Tensor,
-        eps: float,
-        norm: str,
-        clip_min: float | None,
-        clip_max: float | None,
-        out: Tensor,
-    ) -> None:
-        out.copy_(reference.perturb(x, grad, eps, norm=norm, clip_min=clip_min, clip_max=clip_max))
-
-    @staticmethod
-    def attack_step(
-        inputs: AttackInputs, attack: Attack, adv: Pair, grads: OptionalPair, norms: OptionalPair, losses: Tensor
-    ) -> None:
-        x, v, logits, references, weights = inputs
-        step = reference.attack_step(
-            *x,
-            *v,
-            *logits,
-            **attack._asdict(),
-            reference_real_logits=references[0],
-            reference_fake_logits=references[1],
-            grad_weight_real=weights[0],
-            grad_weight_fake=weights[1],
-        )
-        losses[0], losses[1] = step.loss_real, step.loss_fake
-        for out, value in zip(
-            (*adv, *grads, *norms),
-            (*step[:4], *(formulas.image_norm(side) for side in v)),
-            strict=True,
-        ):
-            if out is not None and value is not None:
-                out.copy_(value)
+def _warn_once(about: str, message: str) -> None:
+    if about not in _warned:
+        _warned.add(about)
+        warnings.warn(message, stacklevel=5)
 
 
-def backend(device: torch.device, impl: str) -> Any:
-    """The implementation itself: an object with attack_loss, perturb and attack_step."""
+def backend(device: torch.device, impl: str, *, objective: str | None = None, norm: str | None = None) -> Backend:
+    """The implementation that runs an operation on tensors of this device, with this objective and norm where it has them.
+
+    One that was added to the tables at run time has no kernel: it is computed by the reference, unless a backend without it
+    was asked for by name.
+    """
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():  # whose GPU the question is about
-        name = resolve(device, impl)
-    if name == "cpu":
-        return native.CpuBackend
-    if name == "cuda":
-        return native.CudaBackend
-    if name == "triton":
-        return importlib.import_module("datgan_fast.kernels").TritonBackend
-    return ReferenceBackend
+        name, asked_by = _resolve(device, impl)
+    chosen = _IMPLEMENTATIONS[name]()
+    if (objective is None or objective in chosen.objectives) and (norm is None or norm in chosen.norms):
+        return chosen
+    without = f"norm {norm!r}" if objective is None or objective in chosen.objectives else f"objective {objective!r}"
+    if asked_by:
+        raise BackendError(f"{asked_by}: backend {name!r} has no kernel for {without}; choose 'reference' for it")
+    _warn_once(without, f"datgan_fast runs its slower reference implementation for {without} (no kernel knows it)")
+    return _REFERENCE
+
+
+_REFERENCE = ReferenceBackend()
+_IMPLEMENTATIONS: dict[str, Callable[[], Backend]] = {
+    "reference": lambda: _REFERENCE,
+    "cpu": native.cpu_backend,
+    "cuda": native.cuda_backend,
+    "triton": lambda: importlib.import_module("datgan_fast.kernels").BACKEND,
+}

@@ -1,25 +1,159 @@
-"""The method's formulas in plain differentiable torch: objectives, norms, clip and projection.
+"""The method's formulas in plain differentiable torch: the tables of objectives and norms, clip, and the default step size.
 
 The twin of csrc/formulas.h and kernels/formulas.py: a change to the mathematics is made in all three. Source: Li, Xia, Li (2020),
 "Direct Adversarial Training for GANs". r are the logits of real images, f those of generated ones; the discriminator maximises
 E[g1(r)] + E[g2(f)]. Half-precision inputs are computed in float32; float64 stays float64.
+
+A row added to a table is known by name everywhere; without a kernel of its own it runs on the reference backend.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import KW_ONLY, dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 Bound = float | Tensor | None  # of the range of valid pixels
+Formula = Callable[[Tensor], Tensor]
+
+# The built-in names, each with a kernel on every backend.
+ObjectiveName = Literal["vanilla", "fgan", "wasserstein", "hinge", "least_squares"]
+FormulationName = Literal["eq10", "alg1", "batch_mean"]
+NormName = Literal["none", "l2", "linf"]
+
+FORMULATIONS: tuple[FormulationName, ...] = get_args(FormulationName)
 
 
 def as_float(t: Tensor) -> Tensor:
     return t if t.dtype == torch.float64 else t.float()
 
 
-def _cap(t: Tensor) -> float:
+def check_choice(name: str, value: str, choices: Collection[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
+
+
+# Objectives
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What discriminator and generator play for. Every formula is computed in float32 at least, whatever it is given.
+
+    Args:
+        name: its key in OBJECTIVES.
+        g1, g2: elementwise, differentiable: the discriminator maximises E[g1(r)] + E[g2(f)].
+        slope1, slope2: g1' and g2', elementwise; default: by autograd.
+        generator_loss: of the logits of generated images, 0-d; default: mean g2(f).
+        saturating_loss: the variant of it that `--saturating` asks for; None where there is none.
+        linear: whether g1 and g2 have constant slopes, which never vanish.
+        needs_logits: whether a discriminator that ends in a sigmoid or softmax is a mistake.
+    """
+
+    name: str
+    g1: Formula
+    g2: Formula
+    _: KW_ONLY
+    slope1: Formula = None  # type: ignore[assignment]  # here and below __post_init__ puts the default
+    slope2: Formula = None  # type: ignore[assignment]
+    generator_loss: Formula = None  # type: ignore[assignment]
+    saturating_loss: Formula | None = None
+    linear: bool = False
+    needs_logits: bool = False
+
+    def __post_init__(self) -> None:
+        g2 = self.g2
+        formulas = {
+            "g1": self.g1,
+            "g2": g2,
+            "slope1": _slope_of(self.g1) if self.slope1 is None else self.slope1,
+            "slope2": _slope_of(g2) if self.slope2 is None else self.slope2,
+            "generator_loss": (lambda f: g2(f).mean()) if self.generator_loss is None else self.generator_loss,
+        }
+        if self.saturating_loss is not None:
+            formulas["saturating_loss"] = self.saturating_loss
+        for field, formula in formulas.items():
+            object.__setattr__(self, field, _in_float(formula))  # the way into a frozen dataclass
+
+
+def _in_float(formula: Formula) -> Formula:
+    return lambda t: formula(as_float(t))
+
+
+def _slope_of(g: Formula) -> Formula:
+    def slope(t: Tensor) -> Tensor:
+        with torch.enable_grad():
+            t = t.detach().requires_grad_()
+            return torch.autograd.grad(g(t).sum(), t)[0]
+
+    return slope
+
+
+def _fgan_cap(t: Tensor) -> float:
+    """Where exp(-t) stops growing, so that sums over a batch stay finite."""
     return 700.0 if t.dtype == torch.float64 else 80.0
+
+
+def _capped_exp(t: Tensor) -> Tensor:
+    return torch.exp((-t).clamp(max=_fgan_cap(t)))
+
+
+OBJECTIVES: dict[str, Objective] = {
+    row.name: row
+    for row in (
+        Objective(
+            "vanilla",
+            F.logsigmoid,
+            lambda t: F.logsigmoid(-t),
+            slope1=lambda t: torch.sigmoid(-t),
+            slope2=lambda t: -torch.sigmoid(t),
+            generator_loss=lambda f: -F.logsigmoid(f).mean(),
+            saturating_loss=lambda f: F.logsigmoid(-f).mean(),  # the original minimax loss
+            needs_logits=True,
+        ),
+        Objective(
+            "fgan",
+            lambda t: -_capped_exp(t),
+            lambda t: 1 - t,
+            slope1=lambda t: torch.where(-t <= _fgan_cap(t), _capped_exp(t), 0.0),
+            slope2=lambda t: -torch.ones_like(t),
+            needs_logits=True,
+        ),
+        Objective(
+            "wasserstein",
+            lambda t: t,
+            lambda t: -t,
+            slope1=torch.ones_like,
+            slope2=lambda t: -torch.ones_like(t),
+            linear=True,
+        ),
+        Objective(
+            "hinge",
+            lambda t: -F.relu(1 - t),
+            lambda t: -F.relu(1 + t),
+            slope1=lambda t: (t < 1).to(t.dtype),
+            slope2=lambda t: -(t > -1).to(t.dtype),
+            generator_loss=lambda f: -f.mean(),
+        ),
+        Objective(
+            "least_squares",
+            lambda t: -((t - 1) ** 2),
+            lambda t: -(t**2),
+            slope1=lambda t: -2 * (t - 1),
+            slope2=lambda t: -2 * t,
+            generator_loss=lambda f: ((f - 1) ** 2).mean(),
+        ),
+    )
+}
+
+
+def _objective(name: str) -> Objective:
+    check_choice("objective", name, OBJECTIVES)
+    return OBJECTIVES[name]
 
 
 def g1(objective: str, t: Tensor) -> Tensor:
@@ -27,65 +161,22 @@ def g1(objective: str, t: Tensor) -> Tensor:
 
     `fgan` stops growing at exp(80) (float64: exp(700)), so that sums stay finite.
     """
-    t = as_float(t)
-    if objective == "vanilla":
-        return F.logsigmoid(t)
-    if objective == "fgan":
-        return -torch.exp((-t).clamp(max=_cap(t)))
-    if objective == "wasserstein":
-        return t
-    if objective == "hinge":
-        return -F.relu(1 - t)
-    if objective == "least_squares":
-        return -((t - 1) ** 2)
-    raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}; got {objective!r}")
+    return _objective(objective).g1(t)
 
 
 def g2(objective: str, t: Tensor) -> Tensor:
     """The objective's term for generated images, elementwise."""
-    t = as_float(t)
-    if objective == "vanilla":
-        return F.logsigmoid(-t)
-    if objective == "fgan":
-        return 1 - t
-    if objective == "wasserstein":
-        return -t
-    if objective == "hinge":
-        return -F.relu(1 + t)
-    if objective == "least_squares":
-        return -(t**2)
-    raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}; got {objective!r}")
+    return _objective(objective).g2(t)
 
 
 def slope1(objective: str, t: Tensor) -> Tensor:
-    """g1', elementwise, for where autograd does not reach: inside a registered operation."""
-    t = as_float(t)
-    if objective == "vanilla":
-        return torch.sigmoid(-t)
-    if objective == "fgan":
-        return torch.where(-t <= _cap(t), torch.exp((-t).clamp(max=_cap(t))), 0.0)
-    if objective == "wasserstein":
-        return torch.ones_like(t)
-    if objective == "hinge":
-        return (t < 1).to(t.dtype)
-    return -2 * (t - 1)
+    """g1', elementwise."""
+    return _objective(objective).slope1(t)
 
 
 def slope2(objective: str, t: Tensor) -> Tensor:
     """g2', elementwise."""
-    t = as_float(t)
-    if objective == "vanilla":
-        return -torch.sigmoid(t)
-    if objective in ("fgan", "wasserstein"):
-        return -torch.ones_like(t)
-    if objective == "hinge":
-        return -(t > -1).to(t.dtype)
-    return -2 * t
-
-
-OBJECTIVES = ("vanilla", "fgan", "wasserstein", "hinge", "least_squares")
-FORMULATIONS = ("eq10", "alg1", "batch_mean")
-NORMS = ("none", "l2", "linf")
+    return _objective(objective).slope2(t)
 
 
 def discriminator_loss(real_logits: Tensor, fake_logits: Tensor, objective: str) -> Tensor:
@@ -98,13 +189,50 @@ def generator_loss(fake_logits: Tensor, objective: str, saturating: bool = False
 
     Algorithm 1, line 12 prints this update with the wrong sign.
     """
-    if objective == "vanilla" and not saturating:
-        return -g1(objective, fake_logits).mean()
-    if objective == "hinge":
-        return -as_float(fake_logits).mean()
-    if objective == "least_squares":
-        return ((as_float(fake_logits) - 1) ** 2).mean()
-    return g2(objective, fake_logits).mean()
+    row = _objective(objective)
+    if saturating and row.saturating_loss is not None:
+        return row.saturating_loss(fake_logits)
+    return row.generator_loss(fake_logits)
+
+
+# Norms
+
+
+@dataclass(frozen=True)
+class Norm:
+    """How an attack's gradient becomes a step, per image, and the ball that several steps stay in.
+
+    Args:
+        name: its key in NORMS.
+        direction: n(grad); x_adv = clip(x - eps * n(grad)).
+        title: what a picture or a table calls it.
+        needs_image_norm: whether n(grad) needs the Euclidean norm of each image's gradient.
+        project: (x, x_clean, eps) -> the point of the eps-ball around the clean image nearest to x; None: there is no ball.
+        random_point: (x, eps) -> a point drawn uniformly from the eps-ball around each image; None: there is no ball.
+        default_eps: the attack's size where nothing says another; None: the baseline's own.
+        step_sizes: a small, a middling and a large step of an attack of many steps on images in [-1, 1]; default: parts of
+            default_eps.
+    """
+
+    name: str
+    direction: Formula
+    title: str
+    _: KW_ONLY
+    needs_image_norm: bool = False
+    project: Callable[[Tensor, Tensor, float], Tensor] | None = None
+    random_point: Callable[[Tensor, float], Tensor] | None = None
+    default_eps: float | None = None
+    step_sizes: tuple[float, float, float] = ()  # type: ignore[assignment]  # __post_init__ puts the default
+
+    def __post_init__(self) -> None:
+        if not self.step_sizes:
+            eps = self.default_eps
+            sizes = (0.1, 1.0, 10.0) if eps is None else (eps / 50, eps / 20, eps / 5)
+            object.__setattr__(self, "step_sizes", sizes)
+
+    @property
+    def has_ball(self) -> bool:
+        return self.project is not None
 
 
 def image_norm(x: Tensor) -> Tensor:
@@ -112,15 +240,101 @@ def image_norm(x: Tensor) -> Tensor:
     return torch.linalg.vector_norm(as_float(x).unsqueeze(-1).flatten(1), dim=1)  # an image may be one number
 
 
+def _per_image(values: Tensor, x: Tensor) -> Tensor:
+    """One number for each image, shaped to multiply the images."""
+    return values.view(-1, *[1] * (x.dim() - 1))
+
+
+def _l2_direction(grad: Tensor) -> Tensor:
+    return grad / _per_image(image_norm(grad).clamp(min=1e-12), grad)
+
+
+def _l2_projection(x: Tensor, x_clean: Tensor, eps: float) -> Tensor:
+    delta = x - x_clean
+    length = _per_image(image_norm(delta).clamp(min=1e-12), x)
+    return x_clean + delta * (eps / length).clamp(max=1.0)
+
+
+def _l2_random_point(x: Tensor, eps: float) -> Tensor:
+    direction = torch.randn_like(x)
+    radius = torch.rand(len(x), device=x.device, dtype=x.dtype) ** (1 / max(1, x[0].numel()))
+    return x + direction * _per_image(eps * radius / image_norm(direction).clamp(min=1e-12), x)
+
+
+def _linf_projection(x: Tensor, x_clean: Tensor, eps: float) -> Tensor:
+    return x_clean + (x - x_clean).clamp(-eps, eps)
+
+
+def _linf_random_point(x: Tensor, eps: float) -> Tensor:
+    return x + torch.empty_like(x).uniform_(-eps, eps)
+
+
+# Where the gradient is normalised, eps is a length whatever the gradient's, so that the default holds for every baseline.
+NORMS: dict[str, Norm] = {
+    row.name: row
+    for row in (
+        Norm("none", lambda grad: grad, "raw gradient"),
+        Norm(
+            "l2",
+            _l2_direction,
+            "l2 step",
+            needs_image_norm=True,
+            project=_l2_projection,
+            random_point=_l2_random_point,
+            default_eps=1.0,
+            step_sizes=(0.02, 0.05, 0.2),
+        ),
+        Norm(
+            "linf",
+            torch.sign,
+            "sign step",
+            project=_linf_projection,
+            random_point=_linf_random_point,
+            default_eps=0.03,
+            step_sizes=(0.001, 0.005, 0.02),
+        ),
+    )
+}
+
+
+def _norm(name: str) -> Norm:
+    check_choice("norm", name, NORMS)
+    return NORMS[name]
+
+
 def normalise(grad: Tensor, norm: str) -> Tensor:
     """n(grad), per image: the gradient itself, made unit length (floor 1e-12), or its sign."""
-    if norm == "none":
-        return grad
-    if norm == "l2":
-        return grad / image_norm(grad).clamp(min=1e-12).view(-1, *[1] * (grad.dim() - 1))
-    if norm == "linf":
-        return grad.sign()
-    raise ValueError(f"norm must be one of {', '.join(NORMS)}; got {norm!r}")
+    return _norm(norm).direction(grad)
+
+
+def project(x: Tensor, x_clean: Tensor, eps: float, norm: str) -> Tensor:
+    """The point of the eps-ball around the clean image nearest to x, per image; `none` has no ball."""
+    nearest = _norm(norm).project
+    return x if nearest is None else nearest(x, x_clean, eps)
+
+
+def random_point(x: Tensor, eps: float, norm: str) -> Tensor:
+    """A point drawn uniformly from the eps-ball around each image."""
+    draw = _norm(norm).random_point
+    if draw is None:
+        others = norms_with_random_start()
+        raise ValueError(f"random_start draws from an eps-ball, which norm {norm!r} does not have; use {others}")
+    return draw(x, eps)
+
+
+def norms_with_random_start() -> str:
+    """For messages: the norms that have a ball to draw from."""
+    return "norm " + " or ".join(repr(name) for name, row in NORMS.items() if row.random_point is not None)
+
+
+def default_alpha(eps: float, steps: int, norm: str) -> float:
+    """Step size of the multi-step attack: eps for one step; eps/steps unprojected, 2.5 eps/steps in a ball (Madry 2018)."""
+    if steps == 1:
+        return eps
+    return 2.5 * eps / steps if _norm(norm).has_ball else eps / steps
+
+
+# The range of valid pixels
 
 
 def clip(x: Tensor, clip_min: Bound, clip_max: Bound) -> Tensor:
@@ -130,33 +344,3 @@ def clip(x: Tensor, clip_min: Bound, clip_max: Bound) -> Tensor:
             x = x.clamp(min=clip_min.to(x) if isinstance(clip_min, Tensor) else clip_min)
         return x if clip_max is None else x.clamp(max=clip_max.to(x) if isinstance(clip_max, Tensor) else clip_max)
     return x if clip_min is None and clip_max is None else x.clamp(clip_min, clip_max)
-
-
-def project(x: Tensor, x_clean: Tensor, eps: float, norm: str) -> Tensor:
-    """The point of the eps-ball around the clean image nearest to x, per image; `none` has no ball."""
-    if norm == "linf":
-        return x_clean + (x - x_clean).clamp(-eps, eps)
-    if norm == "l2":
-        delta = x - x_clean
-        length = image_norm(delta).clamp(min=1e-12).view(-1, *[1] * (x.dim() - 1))
-        return x_clean + delta * (eps / length).clamp(max=1.0)
-    return x
-
-
-def random_point(x: Tensor, eps: float, norm: str) -> Tensor:
-    """A point drawn uniformly from the eps-ball around each image."""
-    if norm == "linf":
-        return x + torch.empty_like(x).uniform_(-eps, eps)
-    if norm == "l2":
-        column = (-1, *[1] * (x.dim() - 1))
-        direction = torch.randn_like(x)
-        radius = torch.rand(len(x), device=x.device, dtype=x.dtype) ** (1 / max(1, x[0].numel()))
-        return x + direction * (eps * radius / image_norm(direction).clamp(min=1e-12)).view(column)
-    raise ValueError("random_start draws from an eps-ball, which norm 'none' does not have; use norm 'l2' or 'linf'")
-
-
-def default_alpha(eps: float, steps: int, norm: str) -> float:
-    """Step size of the multi-step attack: eps for one step; eps/steps unprojected, 2.5 eps/steps in a ball (Madry 2018)."""
-    if steps == 1:
-        return eps
-    return eps / steps if norm == "none" else 2.5 * eps / steps

@@ -25,7 +25,7 @@ HOOKED = "a hook on a tensor inside the network may change its gradient"
 LARGEST_MEMORY = 64  # answers for one network; one that asks for more changes all the time and is not asked again
 
 _answers: WeakKeyDictionary[nn.Module, dict[object, Answer]] = WeakKeyDictionary()
-_graphs: WeakKeyDictionary[nn.Module, dict[object, _Known]] = WeakKeyDictionary()
+_graphs: WeakKeyDictionary[nn.Module, dict[object, _KnownGraphs]] = WeakKeyDictionary()
 _compiled: WeakKeyDictionary[nn.Module, dict[object, list[tuple[list[object], str | None]]]] = WeakKeyDictionary()
 _mixing: WeakKeyDictionary[nn.Module, dict[object, str]] = WeakKeyDictionary()
 
@@ -45,7 +45,7 @@ class Forward(NamedTuple):
     lends: bool = False  # whether a part of the graph may be wanted by another backward
 
 
-class _Known:
+class _KnownGraphs:
     """The graphs of a batch by itself in which its images stay apart."""
 
     def __init__(self) -> None:
@@ -115,7 +115,7 @@ def _with_known_graph(network: Network, own: Tensor, begun: int) -> Forward:
     kind = own.device.type
     autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
     graphs = _graphs.setdefault(network.module, {})
-    known = graphs.setdefault((network.modes, own.shape, own.dtype, autocast), _Known())
+    known = graphs.setdefault((network.modes, own.shape, own.dtype, autocast), _KnownGraphs())
     if known.watch:
         result = _watched(network, own, begun)
         fingerprint = result.graph.fingerprint() if result.why_not is None else None

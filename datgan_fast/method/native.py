@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,11 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .arguments import Attack, AttackInputs, OptionalPair, Pair
-from .formulas import FORMULATIONS, NORMS, OBJECTIVES, Bound
+from .arguments import FLOATS, Attack, AttackInputs, Logits, LossOutputs, Pair, Perturbation, StepOutputs
+from .backend import missing_kernel
 
 OLDEST_CAPABILITY = (7, 0)  # below it the CUDA kernels do not compile, see csrc/cuda/architectures.cmake
-DTYPES = {torch.float64: 0, torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}
 
 
 def _load() -> tuple[ModuleType | None, str | None]:
@@ -33,7 +33,15 @@ def _load() -> tuple[ModuleType | None, str | None]:
             None,
             "the installed native extension was built from other sources than this checkout's csrc/; run: pip install .",
         )
-    return extension, None
+    missing = _missing(extension)
+    return (None, f"the native extension has {missing}; run: pip install .") if missing else (extension, None)
+
+
+def _missing(extension: ModuleType) -> str | None:
+    """What the extension cannot compute of all that it should, in words."""
+    dtypes = [getattr(torch, name) for name in extension.DTYPES]
+    absent = next((f"no kernels for {dtype}" for dtype in FLOATS if dtype not in dtypes), None)
+    return absent or missing_kernel(extension.OBJECTIVES, extension.FORMULATIONS, extension.NORMS)
 
 
 def _digest(sources: Path) -> str:
@@ -107,104 +115,95 @@ def covers(architectures: str, capability: tuple[int, int]) -> bool:
     return False
 
 
-def _view(tensor: Tensor | None) -> Any:
-    if tensor is None:
-        return None
-    return extension.Tensor(tensor.data_ptr(), DTYPES[tensor.dtype], tensor.shape, tensor.stride())  # type: ignore[union-attr]
+Call = Callable[..., None]  # (operation, device, *arguments)
 
 
-def _logits(
-    real: Tensor, fake: Tensor, reference_real: Tensor, reference_fake: Tensor, objective: str, formulation: str
-) -> Any:
-    return extension.Logits(  # type: ignore[union-attr]
-        _view(real),
-        _view(fake),
-        _view(reference_real),
-        _view(reference_fake),
-        OBJECTIVES.index(objective),
-        FORMULATIONS.index(formulation),
-    )
+class NativeBackend:
+    """The extension's three operations on tensors; outputs are written into tensors that the caller made.
 
+    Args:
+        extension: the loaded module. Its numbers for names and dtypes are those of its own lists.
+        call: runs one of its operations on a device.
+        workspace: what attack_step takes beyond the common arguments, by the logits.
+    """
 
-def _perturbation(eps: float, norm: str, clip_min: Bound, clip_max: Bound) -> Any:
-    return extension.Perturbation(eps, NORMS.index(norm), clip_min, clip_max)  # type: ignore[union-attr]
+    def __init__(self, extension: ModuleType, call: Call, workspace: Callable[[Pair], tuple[Any, ...]]) -> None:
+        self._extension, self._call, self._workspace = extension, call, workspace
+        self.objectives = _numbers(extension.OBJECTIVES)
+        self.formulations = _numbers(extension.FORMULATIONS)
+        self.norms = _numbers(extension.NORMS)
+        self._dtypes = {getattr(torch, name): number for name, number in _numbers(extension.DTYPES).items()}
 
-
-class CpuBackend:
-    """The three operations on CPU tensors; outputs are written into tensors that the caller made."""
-
-    @staticmethod
-    def run(operation: str, device: torch.device, *arguments: Any) -> None:
-        getattr(extension, f"cpu_{operation}")(*arguments)
-
-    @staticmethod
-    def workspace(logits: Pair) -> tuple[Any, ...]:
-        """What attack_step takes beyond the common arguments."""
-        return ()
-
-    @classmethod
-    def attack_loss(
-        cls,
-        real: Tensor,
-        fake: Tensor,
-        reference_real: Tensor,
-        reference_fake: Tensor,
-        objective: str,
-        formulation: str,
-        losses: Tensor,
-        coefficient_real: Tensor,
-        coefficient_fake: Tensor,
-    ) -> None:
-        cls.run(
+    def attack_loss(self, logits: Logits, objective: str, formulation: str, out: LossOutputs) -> None:
+        self._call(
             "attack_loss",
-            real.device,
-            _logits(real, fake, reference_real, reference_fake, objective, formulation),
-            _view(losses),
-            _view(coefficient_real),
-            _view(coefficient_fake),
+            logits.own[0].device,
+            self._logits(logits, objective, formulation),
+            *map(self._tensor, (out.losses, *out.coefficients)),
         )
 
-    @classmethod
-    def perturb(
-        cls, x: Tensor, grad: Tensor, eps: float, norm: str, clip_min: float | None, clip_max: float | None, out: Tensor
-    ) -> None:
-        images = extension.Images(_view(x), _view(grad), _view(out), None, None, None)  # type: ignore[union-attr]
-        cls.run("perturb", x.device, images, _perturbation(eps, norm, clip_min, clip_max))
+    def perturb(self, x: Tensor, grad: Tensor, how: Perturbation, out: Tensor) -> None:
+        self._call("perturb", x.device, self._images(x, grad, out, None, None, None), self._perturbation(how))
 
-    @classmethod
-    def attack_step(
-        cls, inputs: AttackInputs, attack: Attack, adv: Pair, grads: OptionalPair, norms: OptionalPair, losses: Tensor
-    ) -> None:
-        x, v, logits, references, weights = inputs
-        sides = [
-            extension.Images(*map(_view, side))  # type: ignore[union-attr]
-            for side in zip(x, v, adv, grads, norms, weights, strict=True)
-        ]
-        cls.run(
+    def attack_step(self, inputs: AttackInputs, attack: Attack, out: StepOutputs) -> None:
+        x, v, logits, _, weights = inputs
+        self._call(
             "attack_step",
             x[0].device,
-            _logits(*logits, *references, attack.objective, attack.formulation),
-            *sides,
-            _perturbation(attack.eps, attack.norm, attack.clip_min, attack.clip_max),
-            _view(losses),
-            *cls.workspace(logits),
+            self._logits(inputs.scores, attack.objective, attack.formulation),
+            *(self._images(*side) for side in zip(x, v, out.adv, out.grads, out.norms, weights, strict=True)),
+            self._perturbation(attack.perturbation),
+            self._tensor(out.losses),
+            *map(self._tensor, self._workspace(logits)),
         )
 
+    def _tensor(self, t: Tensor | None) -> Any:
+        if t is None:
+            return None
+        return self._extension.Tensor(t.data_ptr(), self._dtypes[t.dtype], t.shape, t.stride())
 
-class CudaBackend(CpuBackend):
-    """The same on CUDA tensors: on the tensors' device, and on the stream that is current at the call."""
+    def _images(self, *tensors: Tensor | None) -> Any:
+        return self._extension.Images(*map(self._tensor, tensors))
 
-    @staticmethod
-    def run(operation: str, device: torch.device, *arguments: Any) -> None:
-        with torch.cuda.device(device):
-            stream = torch.cuda.current_stream(device).cuda_stream
-            getattr(extension, f"cuda_{operation}")(*arguments, device.index, stream)
+    def _logits(self, logits: Logits, objective: str, formulation: str) -> Any:
+        tensors = map(self._tensor, (*logits.own, *logits.targets))
+        return self._extension.Logits(*tensors, self.objectives[objective], self.formulations[formulation])
 
-    @staticmethod
-    def workspace(logits: Pair) -> tuple[Any, ...]:
-        """Room for the coefficients of large batches. It may be freed while the launch is still queued: torch's
-        allocator hands it out again on the same stream only, behind the launch.
-        """
-        real, fake = logits
-        numel = extension.cuda_workspace_numel(len(real), len(fake))  # type: ignore[union-attr]
-        return (_view(torch.empty(numel, dtype=torch.float64, device=real.device)) if numel else None,)
+    def _perturbation(self, how: Perturbation) -> Any:
+        return self._extension.Perturbation(how.eps, self.norms[how.norm], how.clip_min, how.clip_max)
+
+
+def _numbers(names: Sequence[str]) -> dict[str, int]:
+    return {name: number for number, name in enumerate(names)}
+
+
+def _call_cpu(operation: str, device: torch.device, *arguments: Any) -> None:
+    getattr(extension, f"cpu_{operation}")(*arguments)
+
+
+def _call_cuda(operation: str, device: torch.device, *arguments: Any) -> None:
+    """On the tensors' device, and on the stream that is current at the call."""
+    with torch.cuda.device(device):
+        stream = torch.cuda.current_stream(device).cuda_stream
+        getattr(extension, f"cuda_{operation}")(*arguments, device.index, stream)
+
+
+def _cuda_workspace(logits: Pair) -> tuple[Tensor | None]:
+    """Room for the coefficients of large batches. It may be freed while the launch is still queued: torch's
+    allocator hands it out again on the same stream only, behind the launch.
+    """
+    real, fake = logits
+    numel = extension.cuda_workspace_numel(len(real), len(fake))  # type: ignore[union-attr]
+    return (torch.empty(numel, dtype=torch.float64, device=real.device) if numel else None,)
+
+
+@functools.cache
+def cpu_backend() -> NativeBackend:
+    assert extension is not None
+    return NativeBackend(extension, _call_cpu, lambda logits: ())
+
+
+@functools.cache
+def cuda_backend() -> NativeBackend:
+    assert extension is not None
+    return NativeBackend(extension, _call_cuda, _cuda_workspace)

@@ -7,6 +7,7 @@ torch.ops.datgan_fast.* and no kernel knows where a tensor ends.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,88 +17,78 @@ from . import dispatch
 from .arguments import (
     Attack,
     AttackInputs,
+    Logits,
+    LossOutputs,
     OptionalPair,
     Pair,
+    Perturbation,
+    StepOutputs,
     check_bound,
-    check_choice,
-    check_float,
     check_images,
-    check_logits,
+    check_loss,
     check_perturbation,
     check_result,
     check_step,
+    check_step_outputs,
+    loss_dtype,
     number,
 )
-from .formulas import FORMULATIONS, OBJECTIVES, Bound, clip
-from .reference import AttackStep
+from .formulas import Bound, clip
+from .reference import AttackStep, logits_with_targets
+from .renamed import targets_renamed
 
+# Lists hold the real side's tensor and then the generated side's. Optional results that nobody wants are an empty list.
 _library = torch.library.Library("datgan_fast", "DEF")
 _library.define(
-    "attack_loss(Tensor real_logits, Tensor fake_logits, Tensor reference_real, Tensor reference_fake, str objective,"
-    " str formulation, str impl) -> (Tensor losses, Tensor coefficient_real, Tensor coefficient_fake)"
+    "attack_loss(Tensor[] logits, Tensor[] targets, str objective, str formulation, str impl)"
+    " -> (Tensor losses, Tensor coefficient_real, Tensor coefficient_fake)"
 )
 _library.define(
     "perturb(Tensor x, Tensor grad, float eps, str norm, float? clip_min, float? clip_max, str impl, Tensor(a!) out) -> ()"
 )
 _library.define(
-    "attack_step(Tensor x_real, Tensor x_fake, Tensor v_real, Tensor v_fake, Tensor real_logits, Tensor fake_logits,"
-    " Tensor reference_real, Tensor reference_fake, Tensor? weight_real, Tensor? weight_fake, float eps, str objective,"
-    " str formulation, str norm, float? clip_min, float? clip_max, str impl, Tensor(a!) adv_real, Tensor(b!) adv_fake,"
-    " Tensor(c!)? grad_real, Tensor(d!)? grad_fake, Tensor(e!)? norm_real, Tensor(f!)? norm_fake, Tensor(g!) losses) -> ()"
+    "attack_step(Tensor[] x, Tensor[] v, Tensor[] logits, Tensor[] targets, Tensor?[] weights, float eps, str objective,"
+    " str formulation, str norm, float? clip_min, float? clip_max, str impl, Tensor(a!)[] adv, Tensor(b!)[] grads,"
+    " Tensor(c!)[] norms, Tensor(d!) losses) -> ()"
 )
 
 
-def _loss_dtype(*logits: Tensor) -> torch.dtype:
-    return torch.float64 if any(t.dtype == torch.float64 for t in logits) else torch.float32
+def _pair(name: str, tensors: Sequence[Tensor]) -> Pair:
+    if len(tensors) != 2:
+        raise ValueError(f"{name} must be two tensors, of the real and of the generated images; got {len(tensors)}")
+    return tensors[0], tensors[1]
 
 
-def _attack_loss_outputs(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    dtype = _loss_dtype(real, fake)
-    return tuple(torch.empty(n, dtype=dtype, device=real.device) for n in (2, len(real), len(fake)))  # type: ignore[return-value]
+def _optional_pair(name: str, tensors: Sequence[Tensor | None]) -> OptionalPair:
+    return (None, None) if not tensors else _pair(name, tensors)  # type: ignore[arg-type]
+
+
+def _loss_arguments(
+    logits: Sequence[Tensor], targets: Sequence[Tensor], objective: str, formulation: str
+) -> tuple[Logits, LossOutputs]:
+    """The registered operation's arguments as records, checked, and memory for its results."""
+    scores = Logits(_pair("logits", logits), _pair("targets", targets))
+    check_loss(scores, objective, formulation)
+    real, fake = scores.own
+    dtype = loss_dtype(scores.own)
+    losses, *coefficients = (torch.empty(n, dtype=dtype, device=real.device) for n in (2, len(real), len(fake)))
+    return scores, LossOutputs(losses, (coefficients[0], coefficients[1]))
 
 
 def _attack_loss(
-    real: Tensor,
-    fake: Tensor,
-    reference_real: Tensor,
-    reference_fake: Tensor,
-    objective: str,
-    formulation: str,
-    impl: str,
+    logits: Sequence[Tensor], targets: Sequence[Tensor], objective: str, formulation: str, impl: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    outputs = _attack_loss_fake(real, fake, reference_real, reference_fake, objective, formulation, impl)
-    dispatch.backend(real.device, impl).attack_loss(
-        real, fake, reference_real, reference_fake, objective, formulation, *outputs
-    )
-    return outputs
+    scores, out = _loss_arguments(logits, targets, objective, formulation)
+    backend = dispatch.backend(logits[0].device, impl, objective=objective)
+    backend.attack_loss(scores, objective, formulation, out)
+    return out.losses, *out.coefficients
 
 
 def _attack_loss_fake(
-    real: Tensor,
-    fake: Tensor,
-    reference_real: Tensor,
-    reference_fake: Tensor,
-    objective: str,
-    formulation: str,
-    impl: str,
+    logits: Sequence[Tensor], targets: Sequence[Tensor], objective: str, formulation: str, impl: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    _check_loss(real, fake, reference_real, reference_fake, objective, formulation)
-    return _attack_loss_outputs(real, fake)
-
-
-def _check_loss(
-    real: Tensor, fake: Tensor, reference_real: Tensor, reference_fake: Tensor, objective: str, formulation: str
-) -> None:
-    check_choice("objective", objective, OBJECTIVES)
-    check_choice("formulation", formulation, FORMULATIONS)
-    check_float("real_logits", real)  # before its device is asked for
-    for name, t in (
-        ("real_logits", real),
-        ("fake_logits", fake),
-        ("reference_real_logits", reference_real),
-        ("reference_fake_logits", reference_fake),
-    ):
-        check_logits(name, t, real.device)
+    _, out = _loss_arguments(logits, targets, objective, formulation)
+    return out.losses, *out.coefficients
 
 
 def _perturb(
@@ -111,7 +102,8 @@ def _perturb(
     out: Tensor,
 ) -> None:
     _perturb_fake(x, grad, eps, norm, clip_min, clip_max, impl, out)
-    dispatch.backend(x.device, impl).perturb(x, grad, eps, norm, clip_min, clip_max, out)
+    how = Perturbation(eps, norm, clip_min, clip_max)
+    dispatch.backend(x.device, impl, norm=norm).perturb(x, grad, how, out)
 
 
 def _perturb_fake(
@@ -125,33 +117,47 @@ def _perturb_fake(
     out: Tensor,
 ) -> None:
     check_images("x", x, grad)
-    check_perturbation(eps, norm, clip_min, clip_max)
+    check_perturbation(Perturbation(eps, norm, clip_min, clip_max))
     check_result("out", out, x.shape, x.dtype, x.device)
 
 
 def _step_arguments(
-    *arguments: Any,
-) -> tuple[AttackInputs, Attack, str, tuple[Pair, OptionalPair, OptionalPair, Tensor]]:
-    """The registered operation's flat list as the records that the rest of the library hands around, checked."""
-    x, v, logits, references, weights = (arguments[i : i + 2] for i in range(0, 10, 2))
-    attack, impl = Attack(*arguments[10:16]), arguments[16]
-    adv, grads, norms, losses = arguments[17:19], arguments[19:21], arguments[21:23], arguments[23]
-    inputs = AttackInputs(x, v, logits, references, weights)
+    x: Sequence[Tensor],
+    v: Sequence[Tensor],
+    logits: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    weights: Sequence[Tensor | None],
+    eps: float,
+    objective: str,
+    formulation: str,
+    norm: str,
+    clip_min: float | None,
+    clip_max: float | None,
+    impl: str,
+    adv: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    norms: Sequence[Tensor],
+    losses: Tensor,
+) -> tuple[AttackInputs, Attack, str, StepOutputs]:
+    """The registered operation's arguments as the records that the rest of the library hands around, checked."""
+    inputs = AttackInputs(
+        _pair("x", x),
+        _pair("v", v),
+        _pair("logits", logits),
+        _pair("targets", targets),
+        _optional_pair("weights", weights),
+    )
+    attack = Attack(eps, objective, formulation, norm, clip_min, clip_max)
+    out = StepOutputs(_pair("adv", adv), _optional_pair("grads", grads), _optional_pair("norms", norms), losses)
     check_step(inputs, attack)
-    device = x[0].device
-    for k, side in enumerate(("real", "fake")):
-        check_result(f"adv_{side}", adv[k], x[k].shape, x[k].dtype, device)
-        if grads[k] is not None:
-            check_result(f"grad_{side}", grads[k], v[k].shape, v[k].dtype, device)
-        if norms[k] is not None:
-            check_result(f"norm_{side}", norms[k], logits[k].shape, None, device)
-    check_result("losses", losses, (2,), _loss_dtype(*logits), device)
-    return inputs, attack, impl, (adv, grads, norms, losses)
+    check_step_outputs(out, inputs)
+    return inputs, attack, impl, out
 
 
 def _attack_step(*arguments: Any) -> None:
-    inputs, attack, impl, outputs = _step_arguments(*arguments)
-    dispatch.backend(inputs.x[0].device, impl).attack_step(inputs, attack, *outputs)
+    inputs, attack, impl, out = _step_arguments(*arguments)
+    backend = dispatch.backend(inputs.x[0].device, impl, objective=attack.objective, norm=attack.norm)
+    backend.attack_step(inputs, attack, out)
 
 
 def _attack_step_fake(*arguments: Any) -> None:
@@ -171,9 +177,9 @@ class _AttackLoss(torch.autograd.Function):
     """The loss and, from the same pass, its gradient; the other batch's logits are constants."""
 
     @staticmethod
-    def forward(ctx, real, fake, reference_real, reference_fake, objective, formulation, impl):  # type: ignore[no-untyped-def]
+    def forward(ctx, real, fake, target_real, target_fake, objective, formulation, impl):  # type: ignore[no-untyped-def]
         losses, coefficient_real, coefficient_fake = torch.ops.datgan_fast.attack_loss(
-            real, fake, reference_real, reference_fake, objective, formulation, impl
+            [real, fake], [target_real, target_fake], objective, formulation, impl
         )
         ctx.save_for_backward(real, fake, coefficient_real, coefficient_fake)
         return losses[0], losses[1]
@@ -215,14 +221,15 @@ def _detached(t: Tensor) -> Tensor:
     return t.detach() if t.requires_grad else t
 
 
+@targets_renamed
 def attack_loss(
     real_logits: Tensor,
     fake_logits: Tensor,
     *,
     objective: str = "vanilla",
     formulation: str = "eq10",
-    reference_real_logits: Tensor | None = None,
-    reference_fake_logits: Tensor | None = None,
+    target_real_logits: Tensor | None = None,
+    target_fake_logits: Tensor | None = None,
     impl: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The attack losses (loss_real, loss_fake) of direct adversarial training, summed over the batch.
@@ -232,7 +239,7 @@ def attack_loss(
         fake_logits: [n].
         objective: "vanilla", "fgan", "wasserstein", "hinge" or "least_squares".
         formulation: "eq10" (Li, Xia, Li 2020, Eq. 9 and 10), "alg1" (Algorithm 1, lines 6-7) or "batch_mean" (released code).
-        reference_real_logits, reference_fake_logits: the logits whose means are the targets; default: the batch's own.
+        target_real_logits, target_fake_logits: the logits whose means are the targets; default: the batch's own.
             Under data parallelism pass those gathered from every process.
         impl: the backend's name; default: the best usable one.
 
@@ -244,14 +251,11 @@ def attack_loss(
         ValueError, TypeError: an argument has the wrong shape, dtype or value.
         BackendError: `impl` names a backend that cannot be used.
     """
-    reference_real = real_logits if reference_real_logits is None else reference_real_logits
-    reference_fake = fake_logits if reference_fake_logits is None else reference_fake_logits
-    _check_loss(real_logits, fake_logits, reference_real, reference_fake, objective, formulation)
+    logits = logits_with_targets(real_logits, fake_logits, target_real_logits, target_fake_logits)
+    check_loss(logits, objective, formulation)
     return _AttackLoss.apply(
-        real_logits,
-        fake_logits,
-        reference_real.detach(),  # new tensors in any case: the compiler wants no input twice
-        reference_fake.detach(),
+        *logits.own,
+        *(t.detach() for t in logits.targets),  # new tensors in any case: the compiler wants no input twice
         objective,
         formulation,
         impl or "",
@@ -288,7 +292,7 @@ def perturb(
     """
     eps = number("eps", eps)
     check_images("x", x, grad)
-    check_perturbation(eps, norm, clip_min, clip_max)
+    check_perturbation(Perturbation(eps, norm, clip_min, clip_max))
     out = torch.empty_like(x, requires_grad=False)
     low, high = _kernel_bounds(clip_min, clip_max, x)
     torch.ops.datgan_fast.perturb(_detached(x), _detached(grad), eps, norm, low, high, impl or "", out)
@@ -305,6 +309,7 @@ def _kernel_bounds(clip_min: Bound, clip_max: Bound, *images: Tensor) -> tuple[f
     return None, None
 
 
+@targets_renamed
 def attack_step(
     x_real: Tensor,
     x_fake: Tensor,
@@ -319,8 +324,8 @@ def attack_step(
     norm: str = "none",
     clip_min: Bound = -1.0,
     clip_max: Bound = 1.0,
-    reference_real_logits: Tensor | None = None,
-    reference_fake_logits: Tensor | None = None,
+    target_real_logits: Tensor | None = None,
+    target_fake_logits: Tensor | None = None,
     grad_weight_real: Tensor | None = None,
     grad_weight_fake: Tensor | None = None,
     return_grad: bool = True,
@@ -333,7 +338,7 @@ def attack_step(
         input_grad_real, input_grad_fake: d sum(D(x)) / dx, shapes of the images, any float dtype and layout.
         real_logits, fake_logits: D(x_real) [m] and D(x_fake) [n].
         eps, norm, clip_min, clip_max: as in `perturb`.
-        objective, formulation, reference_real_logits, reference_fake_logits: as in `attack_loss`.
+        objective, formulation, target_real_logits, target_fake_logits: as in `attack_loss`.
         grad_weight_real, grad_weight_fake: [m], [n]: the input gradients handed in are these times d D(x_i) / dx_i, as a
             backward of a weighted sum of logits leaves them. An image of weight 0 is not moved.
         return_grad: whether the attack loss's input gradients are wanted too (one more tensor of traffic).
@@ -349,26 +354,19 @@ def attack_step(
 
     Source: Li, Xia, Li (2020), Algorithm 1, lines 5-8.
     """
-    reference_real = real_logits if reference_real_logits is None else reference_real_logits
-    reference_fake = fake_logits if reference_fake_logits is None else reference_fake_logits
     inputs = AttackInputs(
         (x_real, x_fake),
         (input_grad_real, input_grad_fake),
-        (real_logits, fake_logits),
-        (reference_real, reference_fake),
+        *logits_with_targets(real_logits, fake_logits, target_real_logits, target_fake_logits),
         (grad_weight_real, grad_weight_fake),
     )
     attack = Attack(number("eps", eps), objective, formulation, norm, clip_min, clip_max)
     check_step(inputs, attack)
     adv = torch.empty_like(x_real, requires_grad=False), torch.empty_like(x_fake, requires_grad=False)
-    grads: OptionalPair = (None, None)
-    if return_grad:
-        grads = (
-            torch.empty_like(input_grad_real, requires_grad=False),
-            torch.empty_like(input_grad_fake, requires_grad=False),
-        )
-    losses = _run_step(inputs, attack, impl, *adv, *grads, None, None)
-    return AttackStep(*adv, *grads, losses[0], losses[1])
+    grads = [torch.empty_like(t, requires_grad=False) for t in inputs.v] if return_grad else []
+    losses = _run_step(inputs, attack, impl, adv, grads, [])
+    grad_real, grad_fake = grads or (None, None)
+    return AttackStep(*adv, grad_real, grad_fake, losses[0], losses[1])
 
 
 def attack_step_into(
@@ -376,33 +374,41 @@ def attack_step_into(
     attack: Attack,
     adv: Pair,
     *,
-    grads: OptionalPair = (None, None),
-    norms: OptionalPair = (None, None),
+    grads: Sequence[Tensor] = (),
+    norms: Sequence[Tensor] = (),
     impl: str | None = None,
 ) -> Tensor:
     """`attack_step` into the caller's buffers; returns the two losses, [2].
 
-    norms, [m] and [n], receive ||v_i|| of the gradients handed in.
+    grads, where given, receive the attack loss's input gradients; norms, [m] and [n], ||v_i|| of the gradients handed in.
     """
     check_step(inputs, attack)
-    return _run_step(inputs, attack, impl, *adv, *grads, *norms)
+    return _run_step(inputs, attack, impl, adv, grads, norms)
 
 
-def _run_step(inputs: AttackInputs, attack: Attack, impl: str | None, *outputs: Tensor | None) -> Tensor:
+def _run_step(
+    inputs: AttackInputs,
+    attack: Attack,
+    impl: str | None,
+    adv: Pair,
+    grads: Sequence[Tensor],
+    norms: Sequence[Tensor],
+) -> Tensor:
     """The operation itself, and the clip that no kernel has; returns the losses."""
-    x, v, logits, references, weights = inputs
+    x, v, logits, targets, weights = inputs
     low, high = _kernel_bounds(attack.clip_min, attack.clip_max, *x)
-    losses = torch.empty(2, dtype=_loss_dtype(*logits), device=x[0].device)
+    losses = torch.empty(2, dtype=loss_dtype(logits), device=x[0].device)
     torch.ops.datgan_fast.attack_step(
-        *map(_detached, (*x, *v, *logits, *references)),
-        *(None if w is None else _detached(w) for w in weights),
+        *([_detached(t) for t in pair] for pair in (x, v, logits, targets)),
+        [None if w is None else _detached(w) for w in weights],
         *attack._replace(clip_min=low, clip_max=high),
         impl or "",
-        *outputs,
+        adv,
+        grads,
+        norms,
         losses,
     )
     if (low, high) != (attack.clip_min, attack.clip_max):
-        for adv in outputs[:2]:
-            assert adv is not None
-            adv.copy_(clip(adv, attack.clip_min, attack.clip_max))
+        for t in adv:
+            t.copy_(clip(t, attack.clip_min, attack.clip_max))
     return losses

@@ -13,14 +13,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .arguments import Attack
+from .arguments import Attack, AttackInputs, Logits, Pair, Perturbation
 from .autograd_graph import Graph, next_number
 from .formulas import (
     FORMULATIONS,
     NORMS,
     OBJECTIVES,
     Bound,
+    Formula,
     as_float,
+    check_choice,
     clip,
     default_alpha,
     discriminator_loss,
@@ -35,14 +37,17 @@ from .formulas import (
     slope2,
 )
 from .module_state import one_power_iteration, unchanged_state
+from .renamed import targets_renamed
 from .step_arguments import (
     NO_GRADIENT,
+    LossTerms,
+    Penalty,
     StepArguments,
     check_graph,
-    check_lambda,
     check_penalty,
     check_trainable,
     checked,
+    checked_terms,
     image_gradients,
     logits_of,
 )
@@ -75,8 +80,6 @@ __all__ = [
     "slope2",
 ]
 
-Penalty = Callable[[nn.Module, Tensor, Tensor], Tensor]
-
 
 class AttackStep(NamedTuple):
     """Result of the single pass: perturbed images, the attack loss's input gradients (None if not asked for), losses."""
@@ -104,82 +107,83 @@ class DiscriminatorStep(NamedTuple):
     reason: str = ""  # why it is not "shared"
 
 
+@targets_renamed
 def attack_loss(
     real_logits: Tensor,
     fake_logits: Tensor,
     *,
     objective: str = "vanilla",
     formulation: str = "eq10",
-    reference_real_logits: Tensor | None = None,
-    reference_fake_logits: Tensor | None = None,
+    target_real_logits: Tensor | None = None,
+    target_fake_logits: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The batch-mean-referenced absolute difference, (loss_real, loss_fake), each 0-d, summed over the batch.
 
     `eq10` is Eq. 9 and 10, `alg1` Algorithm 1 lines 6-7, `batch_mean` the authors' later code. The target is a constant. A
     side with nothing to compare itself with (an empty batch) has loss 0.
     """
-    sides = _attack_sides(
-        real_logits, fake_logits, objective, formulation, reference_real_logits, reference_fake_logits
+    logits = logits_with_targets(real_logits, fake_logits, target_real_logits, target_fake_logits)
+    (real, _), (fake, _) = _differences(logits, objective, formulation)
+    return real.abs().sum(), fake.abs().sum()
+
+
+def logits_with_targets(
+    real: Tensor, fake: Tensor, target_real: Tensor | None = None, target_fake: Tensor | None = None
+) -> Logits:
+    """The batch's own logits are the targets where no others are given."""
+    return Logits(
+        (real, fake), (real if target_real is None else target_real, fake if target_fake is None else target_fake)
     )
-    loss_real, loss_fake = (difference.abs().sum() for difference, _ in sides)
-    return loss_real, loss_fake
 
 
-def attack_terms(
-    real_logits: Tensor,
-    fake_logits: Tensor,
-    objective: str,
-    formulation: str,
-    reference_real_logits: Tensor | None,
-    reference_fake_logits: Tensor | None,
-) -> list[tuple[Tensor, Tensor]]:
+def attack_terms(logits: Logits, objective: str, formulation: str) -> list[tuple[Tensor, Tensor]]:
     """(loss, its gradient with respect to the side's logits in closed form) of the real and of the generated side."""
-    sides = _attack_sides(
-        real_logits.detach(),
-        fake_logits.detach(),
-        objective,
-        formulation,
-        reference_real_logits,
-        reference_fake_logits,
-    )
+    real, fake = logits.own
+    sides = _differences(logits._replace(own=(real.detach(), fake.detach())), objective, formulation)
     return [(difference.abs().sum(), difference.sign() * slope()) for difference, slope in sides]
 
 
-def _attack_sides(
-    real_logits: Tensor,
-    fake_logits: Tensor,
-    objective: str,
-    formulation: str,
-    reference_real_logits: Tensor | None,
-    reference_fake_logits: Tensor | None,
-) -> list[tuple[Tensor, Callable[[], Tensor]]]:
-    """(score - target, its slope) of each side: [m] and [m], or, where the batch has one score, [1] and [m]."""
-    real, fake = as_float(real_logits), as_float(fake_logits)
-    reference_real = as_float(real_logits if reference_real_logits is None else reference_real_logits).detach()
-    reference_fake = as_float(fake_logits if reference_fake_logits is None else reference_fake_logits).detach()
+Difference = tuple[Tensor, Callable[[], Tensor]]  # (score - target, the score's slope)
 
-    def side(
-        t: Tensor, own: Tensor, other: Tensor, g: Callable, slope: Callable
-    ) -> tuple[Tensor, Callable[[], Tensor]]:
-        if not (len(t) and len(own) and len(other)):
-            return t[:0].sum().view(1), lambda: torch.zeros_like(t)
-        if formulation == "eq10":
-            return g(objective, t) - g(objective, other).mean(), lambda: slope(objective, t)
-        if formulation == "alg1":
-            return g(objective, t) - g(objective, other.mean()), lambda: slope(objective, t)
-        if formulation == "batch_mean":
-            # own.mean() carries the value and t the gradient, 1/len(own) for each logit
-            mean = own.mean() + (t - t.detach()).sum() / len(own)
-            return (mean - other.mean()).view(1), lambda: torch.ones_like(t) / len(own)
-        raise ValueError(f"formulation must be one of {', '.join(FORMULATIONS)}; got {formulation!r}")
 
-    scores = [(g1, slope1), (g2, slope2)]
+def _differences(logits: Logits, objective: str, formulation: str) -> tuple[Difference, Difference]:
+    """Of each side: [m] and [m], or, where the batch has one score, [1] and [m]."""
+    check_choice("objective", objective, OBJECTIVES)
+    check_choice("formulation", formulation, FORMULATIONS)
+    real, fake = map(as_float, logits.own)
+    target_real, target_fake = (as_float(t).detach() for t in logits.targets)
+    if not (len(target_real) and len(target_fake)):  # there is nothing to compare with
+        return _no_difference(real), _no_difference(fake)
+    if formulation == "batch_mean":
+        return _mean_difference(real, target_real, target_fake), _mean_difference(fake, target_fake, target_real)
+    row = OBJECTIVES[objective]
+    first, second = (row.g1, row.slope1), (row.g2, row.slope2)
     if formulation == "alg1":
-        scores.reverse()
-    return [
-        side(real, reference_real, reference_fake, *scores[0]),
-        side(fake, reference_fake, reference_real, *scores[1]),
-    ]
+        return _mean_score_difference(real, target_fake, *second), _mean_score_difference(fake, target_real, *first)
+    return _score_difference(real, target_fake, *first), _score_difference(fake, target_real, *second)
+
+
+def _score_difference(t: Tensor, other: Tensor, g: Formula, slope: Formula) -> Difference:
+    """eq10: each image's score and the other side's mean score."""
+    return g(t) - g(other).mean(), lambda: slope(t)
+
+
+def _mean_score_difference(t: Tensor, other: Tensor, g: Formula, slope: Formula) -> Difference:
+    """alg1: each image's score and the score of the other side's mean logit."""
+    return g(t) - g(other.mean()), lambda: slope(t)
+
+
+def _mean_difference(t: Tensor, own: Tensor, other: Tensor) -> Difference:
+    """batch_mean: the two batches' mean logits."""
+    if not len(t):
+        return _no_difference(t)
+    # own.mean() carries the value and t the gradient, 1/len(own) for each logit
+    mean = own.mean() + (t - t.detach()).sum() / len(own)
+    return (mean - other.mean()).view(1), lambda: torch.ones_like(t) / len(own)
+
+
+def _no_difference(t: Tensor) -> Difference:
+    return t[:0].sum().view(1), lambda: torch.zeros_like(t)
 
 
 def perturb(
@@ -192,11 +196,16 @@ def perturb(
     clip_max: Bound = 1.0,
 ) -> Tensor:
     """x_adv = clip(x - eps * n(grad)), shape and dtype of x; the perturbation is a constant."""
+    return perturbed(x, grad, Perturbation(eps, norm, clip_min, clip_max))
+
+
+def perturbed(x: Tensor, grad: Tensor, how: Perturbation) -> Tensor:
     images = as_float(x)
     grad = grad.detach().to(torch.promote_types(images.dtype, grad.dtype))
-    return clip(images - eps * normalise(grad, norm), clip_min, clip_max).to(x.dtype)
+    return clip(images - how.eps * normalise(grad, how.norm), how.clip_min, how.clip_max).to(x.dtype)
 
 
+@targets_renamed
 def attack_step(
     x_real: Tensor,
     x_fake: Tensor,
@@ -211,26 +220,33 @@ def attack_step(
     norm: str = "none",
     clip_min: Bound = -1.0,
     clip_max: Bound = 1.0,
-    reference_real_logits: Tensor | None = None,
-    reference_fake_logits: Tensor | None = None,
+    target_real_logits: Tensor | None = None,
+    target_fake_logits: Tensor | None = None,
     grad_weight_real: Tensor | None = None,
     grad_weight_fake: Tensor | None = None,
 ) -> AttackStep:
     """The single pass in separate steps; see `datgan_fast.attack_step` for the arguments."""
-    (loss_real, coefficient_real), (loss_fake, coefficient_fake) = attack_terms(
-        real_logits, fake_logits, objective, formulation, reference_real_logits, reference_fake_logits
+    inputs = AttackInputs(
+        (x_real, x_fake),
+        (input_grad_real, input_grad_fake),
+        *logits_with_targets(real_logits, fake_logits, target_real_logits, target_fake_logits),
+        (grad_weight_real, grad_weight_fake),
     )
+    return attack_step_of(inputs, Attack(eps, objective, formulation, norm, clip_min, clip_max))
 
-    def side(x: Tensor, v: Tensor, coefficient: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+
+def attack_step_of(inputs: AttackInputs, attack: Attack) -> AttackStep:
+    real, fake = attack_terms(inputs.scores, attack.objective, attack.formulation)
+
+    def side(k: int, coefficient: Tensor) -> tuple[Tensor, Tensor]:
+        x, v, weight = inputs.x[k], inputs.v[k], inputs.weights[k]
         if weight is not None:
             coefficient = torch.where(weight == 0, 0.0, coefficient / weight)
         grad = coefficient.view(-1, *[1] * (v.dim() - 1)) * as_float(v.detach())
-        adv = perturb(x.detach(), grad, eps, norm=norm, clip_min=clip_min, clip_max=clip_max)
-        return adv, grad.to(v.dtype)
+        return perturbed(x.detach(), grad, attack.perturbation), grad.to(v.dtype)
 
-    adv_real, grad_real = side(x_real, input_grad_real, coefficient_real, grad_weight_real)
-    adv_fake, grad_fake = side(x_fake, input_grad_fake, coefficient_fake, grad_weight_fake)
-    return AttackStep(adv_real, adv_fake, grad_real, grad_fake, loss_real, loss_fake)
+    (adv_real, grad_real), (adv_fake, grad_fake) = side(0, real[1]), side(1, fake[1])
+    return AttackStep(adv_real, adv_fake, grad_real, grad_fake, real[0], fake[0])
 
 
 def adversarial_batch(
@@ -255,39 +271,43 @@ def adversarial_batch(
     )
 
 
-def _adversarial_batch(discriminator: nn.Module, given: StepArguments) -> tuple[Tensor, Tensor]:
-    attack = given.attack
-    clean = (given.x_real, given.x_fake)
-    adv = list(clean)
-    if given.random_start:
-        adv = [clip(random_point(x, attack.eps, attack.norm), attack.clip_min, attack.clip_max) for x in adv]
-    target: tuple[Tensor, Tensor] | None = None  # the clean batches' logits
+def _adversarial_batch(discriminator: nn.Module, given: StepArguments) -> Pair:
+    attack, clean = given.attack, (given.x_real, given.x_fake)
+    adv = random_points(clean, attack) if given.random_start else clean  # outside, where the random state moves on
+    target: Pair | None = None  # the clean batches' logits
     with unchanged_state(discriminator), torch.enable_grad():
         if given.random_start:
             with torch.no_grad():
                 target = logits_of(discriminator, clean[0].clone()), logits_of(discriminator, clean[1].clone())
         for _ in range(given.steps):
-            adv = [x.detach().requires_grad_() for x in adv]
-            r, f = (_scores(discriminator, x, attack.objective) for x in adv)
+            adv = adv[0].detach().requires_grad_(), adv[1].detach().requires_grad_()
+            scores = _scores(discriminator, adv[0], attack.objective), _scores(discriminator, adv[1], attack.objective)
             if target is None or attack.formulation == "batch_mean":  # whose scalar has both batches' means in it
-                target = r.detach(), f.detach()
-            losses = attack_loss(
-                r,
-                f,
-                objective=attack.objective,
-                formulation=attack.formulation,
-                reference_real_logits=target[0],
-                reference_fake_logits=target[1],
-            )
-            grads = image_gradients([losses[0] + losses[1]], adv, [torch.ones_like(losses[0])])
-            adv = [
-                perturb(x.detach(), grad, given.alpha, norm=attack.norm, clip_min=None, clip_max=None)
-                for x, grad in zip(adv, grads, strict=True)
-            ]
-            if not given.single:
-                adv = [project(x, x_clean, attack.eps, attack.norm) for x, x_clean in zip(adv, clean, strict=True)]
-            adv = [clip(x, attack.clip_min, attack.clip_max) for x in adv]
-    return adv[0], adv[1]
+                target = scores[0].detach(), scores[1].detach()
+            grads = _attack_gradients(adv, Logits(scores, target), attack)
+            adv = _moved(given, adv[0], grads[0], clean[0]), _moved(given, adv[1], grads[1], clean[1])
+    return adv
+
+
+def random_points(clean: Pair, attack: Attack) -> Pair:
+    """Where an attack with a random start begins."""
+    real, fake = (random_point(x, attack.eps, attack.norm) for x in clean)
+    return clip(real, attack.clip_min, attack.clip_max), clip(fake, attack.clip_min, attack.clip_max)
+
+
+def _attack_gradients(x: Pair, logits: Logits, attack: Attack) -> list[Tensor]:
+    real, fake = _differences(logits, attack.objective, attack.formulation)
+    loss = real[0].abs().sum() + fake[0].abs().sum()
+    return image_gradients([loss], x, [torch.ones_like(loss)])
+
+
+def _moved(given: StepArguments, x: Tensor, grad: Tensor, clean: Tensor) -> Tensor:
+    """One step of the attack; of several, each is projected first and clipped then."""
+    attack = given.attack
+    adv = perturbed(x.detach(), grad, Perturbation(given.alpha, attack.norm, None, None))
+    if not given.single:
+        adv = project(adv, clean, attack.eps, attack.norm)
+    return clip(adv, attack.clip_min, attack.clip_max)
 
 
 def _scores(discriminator: nn.Module, images: Tensor, objective: str) -> Tensor:
@@ -325,68 +345,53 @@ def discriminator_step(
     attack = Attack(eps, objective, formulation, norm, clip_min, clip_max)
     given = checked("discriminator_step", discriminator, x_real, x_fake, attack, steps, alpha, random_start)
     check_trainable(given.network)
-    return discriminator_step_checked(
-        discriminator,
-        given,
-        check_lambda("lambda_clean", lambda_clean),
-        check_lambda("lambda_adv", lambda_adv),
-        penalty,
-        grad_scale,
-    )
+    terms = checked_terms(lambda_clean, lambda_adv, penalty, grad_scale)
+    return discriminator_step_checked(discriminator, given, terms)
 
 
 def discriminator_step_checked(
-    discriminator: nn.Module,
-    given: StepArguments,
-    lambda_clean: float,
-    lambda_adv: float,
-    penalty: Penalty | None,
-    grad_scale: float | Tensor,
-    reason: str = "fused=False",
+    discriminator: nn.Module, given: StepArguments, terms: LossTerms, reason: str = "fused=False"
 ) -> DiscriminatorStep:
     objective = given.attack.objective
     with one_power_iteration(discriminator), torch.enable_grad():
-        if lambda_adv:
-            adv_real, adv_fake = _adversarial_batch(discriminator, given)
+        if terms.lambda_adv:
+            adv_real, adv_fake = _adversarial_batch(discriminator, given)  # lines 6 to 8
         clean = [x.detach().requires_grad_() for x in (given.x_real, given.x_fake)]
         r, f = (_scores(discriminator, x, objective) for x in clean)
         r.retain_grad()
         f.retain_grad()
         loss_clean = discriminator_loss(r, f, objective)
-        loss = torch.zeros_like(loss_clean)
-        if lambda_clean:
-            loss = loss + lambda_clean * loss_clean
-        loss_adv = torch.zeros_like(loss_clean)
-        if lambda_adv:
-            loss_adv = discriminator_loss(
-                logits_of(discriminator, adv_real), logits_of(discriminator, adv_fake), objective
-            )
-            loss = loss + lambda_adv * loss_adv
-        penalty_value = torch.zeros_like(loss_clean)
-        if penalty is not None:
-            penalty_value = check_penalty(penalty(discriminator, given.x_real, given.x_fake))
-            loss = loss + penalty_value
-        if not lambda_clean:  # the clean images' gradients are wanted for their norms alone
+        loss, loss_adv, penalty = (torch.zeros_like(loss_clean) for _ in range(3))
+        if terms.lambda_adv:
+            scores = logits_of(discriminator, adv_real), logits_of(discriminator, adv_fake)
+            loss_adv = discriminator_loss(*scores, objective)
+        if terms.penalty is not None:
+            penalty = check_penalty(terms.penalty(discriminator, given.x_real, given.x_fake))
+        if terms.lambda_clean:
+            loss = terms.lambda_clean * loss_clean
+        loss = loss + terms.lambda_adv * loss_adv + penalty
+        if not terms.lambda_clean:  # the clean images' gradients are wanted for their norms alone
             torch.autograd.backward([r, f], [torch.ones_like(r), torch.ones_like(f)], inputs=[r, f, *clean])
         if loss.requires_grad:
-            (loss * grad_scale).backward()
-
-    norms = []
-    for x, t in zip(clean, (r, f), strict=True):
-        if x.grad is None:
-            raise ValueError(NO_GRADIENT)
-        assert t.grad is not None  # retained above
-        # divided first: the squares of a saturated objective's small gradients would underflow
-        norms.append(image_norm(as_float(x.grad) / as_float(t.grad).view(-1, *[1] * (x.dim() - 1))))
+            (loss * terms.grad_scale).backward()  # line 10
     return DiscriminatorStep(
         loss=loss.detach(),
         loss_clean=loss_clean.detach(),
         loss_adv=loss_adv.detach(),
-        penalty=penalty_value.detach(),
+        penalty=penalty.detach(),
         real_logits=r.detach(),
         fake_logits=f.detach(),
         wasserstein=(r.detach().mean(dtype=loss.dtype) - f.detach().mean(dtype=loss.dtype)),
-        input_grad_norm=torch.cat(norms),
+        input_grad_norm=torch.cat([_input_grad_norm(x, t) for x, t in zip(clean, (r, f), strict=True)]),
         path="reference",
         reason=reason,
     )
+
+
+def _input_grad_norm(x: Tensor, logits: Tensor) -> Tensor:
+    """||grad_x D(x)|| of each image, from what the backward of a loss left in both gradients."""
+    if x.grad is None:
+        raise ValueError(NO_GRADIENT)
+    assert logits.grad is not None  # retained
+    # Divided first: the squares of a saturated objective's small gradients would underflow.
+    return image_norm(as_float(x.grad) / as_float(logits.grad).view(-1, *[1] * (x.dim() - 1)))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .arguments import Attack, check_attack, check_bound, check_float, number
 from .autograd_graph import Graph
-from .formulas import Bound, default_alpha
+from .formulas import NORMS, OBJECTIVES, Bound, default_alpha, norms_with_random_start
 from .module_state import Network
 
 LOOKS = 1  # first calls in which values are looked at: an iteration must be free of it when it is captured
@@ -41,6 +41,27 @@ class StepArguments(NamedTuple):
         return self.steps == 1 and not self.random_start and self.alpha == self.attack.eps
 
 
+Penalty = Callable[[nn.Module, Tensor, Tensor], Tensor]  # (discriminator, x_real, x_fake) -> 0-d
+
+
+class LossTerms(NamedTuple):
+    """What a discriminator step minimises: lambda_clean * loss_clean + lambda_adv * loss_adv + penalty, and the factor on its
+    gradients."""
+
+    lambda_clean: float
+    lambda_adv: float
+    penalty: Penalty | None
+    grad_scale: float | Tensor
+
+
+def checked_terms(
+    lambda_clean: float, lambda_adv: float, penalty: Penalty | None, grad_scale: float | Tensor
+) -> LossTerms:
+    return LossTerms(
+        check_lambda("lambda_clean", lambda_clean), check_lambda("lambda_adv", lambda_adv), penalty, grad_scale
+    )
+
+
 def checked(
     function: str,
     discriminator: nn.Module,
@@ -58,8 +79,8 @@ def checked(
     check_attack(attack)
     if steps < 1:
         raise ValueError(f"steps must be at least 1; got {steps}")
-    if random_start and attack.norm == "none":
-        raise ValueError("random_start needs an eps-ball; use norm 'l2' or 'linf' instead of 'none'")
+    if random_start and NORMS[attack.norm].random_point is None:
+        raise ValueError(f"random_start needs an eps-ball; use {norms_with_random_start()} instead of {attack.norm!r}")
     if alpha is not None and not math.isfinite(alpha := number("alpha", alpha)):
         raise ValueError(f"alpha must be a finite number; got {alpha}")
     network, x_real, x_fake = images_of(function, discriminator, x_real, x_fake)
@@ -195,7 +216,7 @@ def check_graph(graph: Graph, images: list[Tensor], objective: str | None = None
         )
     if not graph.reaches(images):
         raise ValueError(NO_GRADIENT)
-    if objective in ("vanilla", "fgan") and graph.ends_in_probabilities():
+    if objective is not None and OBJECTIVES[objective].needs_logits and graph.ends_in_probabilities():
         raise ValueError(
             f"the discriminator ends in a sigmoid or softmax, but objective {objective!r} takes logits, not probabilities; "
             "leave that last layer out"

@@ -16,6 +16,7 @@ import numpy as np
 from scipy import stats
 
 from ..metrics.catalogue import METRICS
+from ..training.baselines import BASELINES
 from .experiments import ATTACK, DAT, PAPER, PLAIN
 from .results import Result, Series, pairs, score_name, settings
 
@@ -98,8 +99,12 @@ def judge(results: Sequence[Result], attack_steps: Mapping[str, Mapping[str, flo
 
 def _by_kind(paired: Pairs) -> list[tuple[str, Pairs]]:
     """Pairs of unlike discriminators are no one sample: without Lipschitz control, clamped, with a penalty of their own."""
-    kinds = {"DCGAN": ("none",), "WGAN": ("clamp",), "WGAN-GP, -LP, -ALP": ("gp", "lp", "alp")}
-    return [(kind, [p for p in paired if p[0].experiment.config.lipschitz in of]) for kind, of in kinds.items()]
+    kinds: dict[str, Pairs] = {"DCGAN": [], "WGAN": [], "WGAN-GP, -LP, -ALP": []}
+    for pair in paired:
+        baseline = BASELINES[pair[0].experiment.config.baseline]
+        kind = "WGAN" if baseline.clamps else "WGAN-GP, -LP, -ALP" if baseline.penalty else "DCGAN"
+        kinds[kind].append(pair)
+    return list(kinds.items())
 
 
 # The claims

@@ -25,7 +25,9 @@ from itertools import product
 from typing import Any
 
 from ..data.datasets import DATASETS
-from ..training.config import BASELINES, TrainConfig
+from ..training.baselines import BASELINES
+from ..training.config import Config
+from ..training.options import Options
 
 PLAIN, DAT = "plain", "DAT"
 ATTACK, SWEEP = "1", "sweep"  # figures that are reported in their own way
@@ -72,7 +74,7 @@ def _sweep() -> tuple[Setting, ...]:
         # For the Wasserstein objective alg1 is eq10.
         formulations = ("eq10", "batch_mean") if baseline.objective == "wasserstein" else ("eq10", "alg1", "batch_mean")
         # In narrow networks clamped weights leave a gradient of about a hundredth of the others'; it grows with the width.
-        sizes = (10.0, 100.0, 1000.0) if baseline.lipschitz == "clamp" else (0.1, 1.0, 10.0)
+        sizes = (10.0, 100.0, 1000.0) if baseline.clamps else (0.1, 1.0, 10.0)
         settings.append(Setting(name, {"baseline": name}, _grid(formulations, sizes, (0.3, 1.0))))
     wide = {"baseline": "wgan", "width": 64}
     return *settings, Setting("wgan, width 64", wide, _grid(("eq10",), (0.1, 1.0, 10.0, 100.0), (1.0,)))
@@ -134,7 +136,7 @@ class Experiment:
     setting: str
     variant: str
     seed: int
-    config: TrainConfig
+    config: Config
 
     @property
     def dataset(self) -> str:
@@ -181,11 +183,11 @@ def experiments(
     ]
 
 
-def _config(size: Size, steps: int | None, setting: dict[str, Any], run: dict[str, Any]) -> TrainConfig:
+def _config(size: Size, steps: int | None, setting: dict[str, Any], run: dict[str, Any]) -> Config:
     """Resolved options of a run: the size's, the baseline's at that size, the setting's, the run's own; later ones win."""
     baseline = setting["baseline"]
-    toy = DATASETS[run["dataset"]].points
-    updates = size.toy_updates if toy else size.updates
+    points = DATASETS[run["dataset"]].points
+    updates = size.toy_updates if points else size.updates
     steps = steps or max(1, updates // setting.get("n_dis", BASELINES[baseline].n_dis))
     recorded = {
         "steps": steps,
@@ -194,13 +196,13 @@ def _config(size: Size, steps: int | None, setting: dict[str, Any], run: dict[st
         "sample_every": steps,
         "save_every": max(1, steps // 2),
     }
-    if toy:  # its own defaults are small and quick already
+    if points:  # their own defaults are small and quick already
         at_this_size: dict[str, Any] = {}
         run = {**run, "image_size": None}
     else:
         at_this_size = {**size.options, **size.baseline_options.get(baseline, {})}
-    config = TrainConfig(**{**at_this_size, **setting, **run, **recorded}).resolved()
-    if "eps" in run and config.formulation == "batch_mean":  # whose gradient is divided by the batch's size
-        assert config.eps is not None and config.batch_size is not None
-        config = replace(config, eps=config.eps * config.batch_size)
+    options = Options(**{**at_this_size, **setting, **run, **recorded})
+    config = options.resolved()
+    if options.eps is not None and config.formulation == "batch_mean":  # whose gradient is divided by the batch's size
+        config = replace(options, eps=options.eps * config.batch_size).resolved()
     return config

@@ -20,11 +20,8 @@ from ..data.datasets import load_images
 from ..errors import ConfigError
 from ..method.module_state import unchanged_state
 from ..method.step_arguments import logits_of
-from ..training.checkpoints import generate, load_generator
-from ..training.config import TrainConfig
-from ..training.networks import build_discriminator, build_generator
-from ..training.run_folder import RunFolder
-from ..training.trainer import load_checkpoint
+from ..training.checkpoints import Checkpoint, find_generator, generate, open_checkpoint
+from ..training.config import Config
 from .fooling import steps_to_fool
 
 TARGETS = ("paired", "mean")
@@ -134,51 +131,33 @@ def load_subject(
     Raises:
         ConfigError, DataError: what cannot be found, or does not fit together.
     """
-    path = checkpoint_of(source, "SOURCE")
-    state, config = _state_and_config(path, "SOURCE")
-    if config.objective != "vanilla":
-        raise ConfigError(
-            f"SOURCE {source}: was trained with --objective {config.objective}, whose scores are no probabilities "
-            "to be 0.02 apart; name a run with --objective vanilla"
-        )
-    if config.image_size is None:
-        raise ConfigError(f"SOURCE {source}: was trained on points of {config.dataset}; name a run on images")
-    shape: dict[str, Any] = {"image_size": int(config.image_size or 0), "channels": int(config.channels or 0)}
-    discriminator = build_discriminator(
-        str(config.architecture),
-        width=int(config.width or 0),
-        batch_norm=bool(config.batch_norm),
-        spectral_norm=config.spectral_norm,
-        **shape,
-    )
-    _load(discriminator, state["discriminator"], path, "SOURCE")
+    checkpoint = open_checkpoint(source, "SOURCE")
+    config = checkpoint.config
+    _check_attackable(source, config)
+    discriminator = checkpoint.discriminator()
     if generator_step is not None:
-        generator = path.parent / f"step-{generator_step:06d}.pt"
-        if not generator.is_file():
-            kept = ", ".join(p.stem.removeprefix("step-").lstrip("0") for p in sorted(path.parent.glob("step-*.pt")))
-            raise ConfigError(f"--generator-step {generator_step}: {path.parent} has the steps {kept}")
-    network, z_dim, step = load_raw_generator(generator or path, "--generator" if generator else "SOURCE")
+        generator = _checkpoint_of_step(checkpoint.path, generator_step)
+    trained = find_generator(generator, "raw", "--generator") if generator else checkpoint.generator("raw")
 
     random = torch.Generator("cpu").manual_seed(seed)
-    fake = generate(
-        network.to(device), torch.randn(n, z_dim, generator=random, dtype=torch.float32, device="cpu").to(device)
-    )
-    if fake.shape[1:] != (shape["channels"], shape["image_size"], shape["image_size"]):
+    latents = torch.randn(n, trained.z_dim, generator=random, dtype=torch.float32, device="cpu")
+    fake = generate(trained.generator.to(device), latents.to(device))
+    if fake.shape[1:] != (config.channels, config.image_size, config.image_size):
         raise ConfigError(
-            f"--generator {generator}: makes images {_size(fake.shape)}, the discriminator of {source} takes "
-            f"{shape['channels']}x{shape['image_size']}x{shape['image_size']}; name a generator of that size"
+            f"--generator {generator}: makes images {'x'.join(map(str, fake.shape[1:]))}, the discriminator of {source} takes "
+            f"{config.channels}x{config.image_size}x{config.image_size}; name a generator of that size"
         )
     dataset = dataset or config.dataset
     where = data_dir or (config.data_dir if dataset == config.dataset else None)
-    images = load_images(dataset, where, **shape)
+    images = load_images(dataset, where, config.image_size, config.channels)
     if n > len(images):
         raise ConfigError(f"--n {n}: {dataset} has {len(images)} images; use at most as many")
     chosen = images[torch.randperm(len(images), generator=random, device="cpu")[:n]].to(device)
     origin = {
-        "source": str(path),
-        "discriminator_step": state["step"],
-        "generator_step": step,
-        "generator": str(generator or path),
+        "source": str(checkpoint.path),
+        "discriminator_step": checkpoint.step,
+        "generator_step": trained.step,
+        "generator": str(generator or checkpoint.path),
         "dataset": dataset,
         "n": n,
         "images_seed": seed,
@@ -187,56 +166,32 @@ def load_subject(
         "eps": config.eps if config.dat else None,
         "seed": config.seed,
     }
-    run = path.resolve().parent.parent
-    label = label or f"{run.name if (run / 'config.yaml').is_file() else path.stem}, step {state['step']}"
-    return Subject(label, discriminator.to(device), fake, chosen.float().div_(127.5).sub_(1), origin)
+    real = chosen.float().div_(127.5).sub_(1)
+    return Subject(label or _name(checkpoint), discriminator.to(device), fake, real, origin)
 
 
-def load_raw_generator(path: Path, option: str) -> tuple[nn.Module, int, int]:
-    """(generator, size of its latents, step) of a checkpoint, a run folder or a generator.safetensors."""
-    if path.suffix == ".safetensors":
-        network, described = load_generator(str(path), option)
-        return network, described["z_dim"], described["step"]
-    path = checkpoint_of(path, option)
-    state, config = _state_and_config(path, option)
-    generator = build_generator(
-        str(config.architecture),
-        image_size=int(config.image_size or 0),
-        channels=int(config.channels or 0),
-        width=int(config.width or 0),
-        z_dim=int(config.z_dim or 0),
-    )
-    _load(generator, state["generator"], path, option)
-    return generator, int(config.z_dim or 0), state["step"]
+def _check_attackable(source: Path, config: Config) -> None:
+    """Raises ConfigError where the paper's stopping rule has no meaning."""
+    if config.objective != "vanilla":
+        raise ConfigError(
+            f"SOURCE {source}: was trained with --objective {config.objective}, whose scores are no probabilities "
+            "to be 0.02 apart; name a run with --objective vanilla"
+        )
+    if config.points:
+        raise ConfigError(f"SOURCE {source}: was trained on points of {config.dataset}; name a run on images")
 
 
-def checkpoint_of(path: Path, option: str) -> Path:
-    """The newest checkpoint of a run folder; a file is taken for one."""
-    if not path.is_dir():
-        return path
-    checkpoints = RunFolder(path).checkpoints()
-    if not checkpoints:
-        raise ConfigError(f"{option} {path}: must be a run folder with a checkpoint, or a checkpoint (.pt)")
-    return checkpoints[-1]
+def _checkpoint_of_step(beside: Path, step: int) -> Path:
+    path = beside.parent / f"step-{step:06d}.pt"
+    if not path.is_file():
+        kept = ", ".join(p.stem.removeprefix("step-").lstrip("0") for p in sorted(beside.parent.glob("step-*.pt")))
+        raise ConfigError(f"--generator-step {step}: {beside.parent} has the steps {kept}")
+    return path
 
 
-def _state_and_config(path: Path, option: str) -> tuple[dict[str, Any], TrainConfig]:
-    state = load_checkpoint(path, option)
-    try:
-        return state, TrainConfig.from_mapping(state["config"], str(path))
-    except (AttributeError, KeyError):
-        raise ConfigError(f"{option} {path}: must be a checkpoint that datgan_fast.train wrote") from None
-
-
-def _load(network: nn.Module, tensors: dict[str, Tensor], path: Path, option: str) -> None:
-    try:
-        network.load_state_dict(tensors)
-    except (AttributeError, RuntimeError):
-        raise ConfigError(f"{option} {path}: must be a checkpoint that datgan_fast.train wrote") from None
-
-
-def _size(shape: torch.Size) -> str:
-    return "x".join(map(str, shape[1:]))
+def _name(checkpoint: Checkpoint) -> str:
+    run = checkpoint.path.resolve().parent.parent
+    return f"{run.name if (run / 'config.yaml').is_file() else checkpoint.path.stem}, step {checkpoint.step}"
 
 
 def measure(subject: Subject, protocol: Protocol) -> Measurement:

@@ -58,7 +58,7 @@ def write(found: Sequence[Result], attacks: Mapping[str, Measurement], outdir: P
 
 def _what_was_run(found: Sequence[Result], finished: Sequence[Result]) -> str:
     configs = [r.experiment.config for r in found]
-    updates = [int(c.steps or 0) * int(c.n_dis or 1) for c in configs]
+    updates = [c.steps * c.n_dis for c in configs]
     length = f"{min(updates)}" if min(updates) == max(updates) else f"{min(updates)} to {max(updates)}"
     text = (
         f"Li, Xia, Li (2020), Direct Adversarial Training for GANs: {counted(len(finished), 'run')} on "
@@ -114,7 +114,7 @@ def _curves(name: str, found: Sequence[Result], outdir: Path) -> list[Block]:
         path = outdir / f"{dataset}-figure-{name}-{number}.png"
         draw_curves(found, panels, quantities, path)
         blocks.append(Picture(path, f"{caption}: mean over {_seeds(found)}, band of one standard deviation"))
-    drawn = "points and the critics' contour lines" if found[0].experiment.config.toy else "images"
+    drawn = "points and the critics' contour lines" if found[0].experiment.config.points else "images"
     if len(chosen) <= 2:
         for setting in chosen:
             samples = outdir / f"{dataset}-samples-{_slug(setting)}.png"
@@ -215,7 +215,7 @@ def _sweep(found: Sequence[Result], outdir: Path) -> list[Block]:
     blocks: list[Block] = [Heading(FIGURES[SWEEP].title), Paragraph(sweep.EXPLANATION)]
     # Points have distances of their own, and other sizes of perturbation suit them.
     for kind, toy in (("images", False), ("points", True)):
-        of_kind = [r for r in found if r.experiment.config.toy == toy]
+        of_kind = [r for r in found if r.experiment.config.points == toy]
         if not (options := sweep.options(of_kind)):
             continue
         chosen = {baseline: sweep.choose(of_baseline) for baseline, of_baseline in options.items()}

@@ -46,7 +46,7 @@ class Result:
     def _series(self, pairs: Iterable[tuple[int, float | None]]) -> Series:
         """Values that were not finite, null in the files, are NaN."""
         found = list(pairs)
-        updates = np.array([step for step, _ in found]) * (self.experiment.config.n_dis or 1)
+        updates = np.array([step for step, _ in found]) * self.experiment.config.n_dis
         return updates, np.array([np.nan if value is None else value for _, value in found], dtype=float)
 
 
@@ -57,7 +57,7 @@ def read(folder: Path) -> list[Result]:
         place = json.loads(path.read_text(encoding="utf-8"))
         if not (path.parent / "config.yaml").is_file():
             continue
-        experiment = Experiment(**place, config=RunFolder(path.parent).config("--outdir"))
+        experiment = Experiment(**place, config=RunFolder(path.parent).options("--outdir").recorded())
         results.append(read_run(experiment, path.parent))
     data_sets = list(DATASETS)
     order = [(name, s.name, v) for name, figure in FIGURES.items() for s in figure.settings for v in s.variants]

@@ -81,7 +81,7 @@ def options(found: Sequence[Result]) -> dict[str, list[Option]]:
                 ratios.setdefault(r.experiment.dataset, []).append(math.log(ratio))
         config = runs[0].experiment.config
         if ratios:
-            option = Option(variant, str(config.formulation), float(config.eps or 0), config.lambda_adv, ratios)
+            option = Option(variant, config.formulation, config.eps, config.lambda_adv, ratios)
             by_baseline.setdefault(baseline, []).append(option)
     return by_baseline
 

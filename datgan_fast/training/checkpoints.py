@@ -1,9 +1,12 @@
-"""generator.safetensors: the averaged generator's weights, with what is needed to build it again in the metadata."""
+"""What a run leaves of its networks, written and found again: checkpoints/*.pt with everything, and generator.safetensors."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -11,37 +14,160 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .. import files
+from ..data.datasets import OWN
 from ..errors import ConfigError
-from .config import TrainConfig
-from .networks import build_generator
+from .config import Config
+from .networks import build_discriminator, build_generator
+from .options import Options
+from .run_folder import RunFolder
+
+Weights = Literal["average", "raw"]
+
+_NOT_OURS = "must be a checkpoint that datgan_fast.train wrote"
 
 
-def save_generator(path: Path, generator: nn.Module, config: TrainConfig, step: int) -> None:
-    shape = {key: getattr(config, key) for key in ("architecture", "image_size", "channels", "width", "z_dim")}
+@dataclass(frozen=True)
+class Trained:
+    """A generator in evaluation mode, and where it comes from."""
+
+    generator: nn.Module
+    step: int
+    weights: Weights  # the moving average, or the weights as they were trained
+    z_dim: int
+    image_size: int  # 0, like channels, for points
+    channels: int
+    config: Config | None  # None for a generator file away from its run
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state of a run after a step."""
+
+    path: Path
+    option: str  # that named it, for messages
+    config: Config
+    state: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        return self.state["step"]
+
+    def generator(self, weights: Weights) -> Trained:
+        """Raises ConfigError where the weights are no such network's."""
+        c = self.config
+        network = self._filled(
+            lambda: build_generator(c.architecture, z_dim=c.z_dim, **c.network_shape),
+            "average" if weights == "average" else "generator",
+        )
+        return Trained(network, self.step, weights, c.z_dim, c.image_size, c.channels, c)
+
+    def discriminator(self) -> nn.Module:
+        """In evaluation mode. Raises ConfigError where the weights are no such network's."""
+        c = self.config
+        return self._filled(
+            lambda: build_discriminator(
+                c.architecture, batch_norm=c.batch_norm, spectral_norm=c.spectral_norm, **c.network_shape
+            ),
+            "discriminator",
+        )
+
+    def _filled(self, build: Callable[[], nn.Module], part: str) -> nn.Module:
+        if self.config.architecture == OWN:
+            raise ConfigError(_own(self.option, self.path))
+        try:
+            network: nn.Module = build()
+            network.load_state_dict(self.state[part])
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError):
+            raise ConfigError(f"{self.option} {self.path}: {_NOT_OURS}") from None
+        return network.eval()
+
+
+def _own(option: str, path: Path) -> str:
+    return (
+        f"{option} {path}: holds networks that were handed to datgan_fast.Trainer in Python; "
+        "make them there and load their weights"
+    )
+
+
+def load_checkpoint(path: str | Path, option: str) -> dict[str, Any]:
+    """A checkpoint's state. Raises ConfigError, naming the option, if it is none."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise ConfigError(f"{option} {path}: cannot be read ({error.strerror or error})") from None
+    except Exception:  # torch.load raises many kinds for what is not a checkpoint
+        state = None
+    if not isinstance(state, dict) or "generator" not in state or "step" not in state:
+        raise ConfigError(f"{option} {path}: {_NOT_OURS}")
+    return state
+
+
+def open_checkpoint(source: Path, option: str) -> Checkpoint:
+    """A checkpoint, or a run folder's newest. Raises ConfigError, naming the option."""
+    path = source
+    if source.is_dir():
+        checkpoints = RunFolder(source).checkpoints()
+        if not checkpoints:
+            raise ConfigError(f"{option} {source}: must be a run folder with a checkpoint, or a checkpoint (.pt)")
+        path = checkpoints[-1]
+    state = load_checkpoint(path, option)
+    try:
+        config = Options.from_mapping(state["config"], str(path)).recorded()
+    except (AttributeError, KeyError):
+        raise ConfigError(f"{option} {path}: {_NOT_OURS}") from None
+    return Checkpoint(path, option, config, state)
+
+
+def find_generator(source: Path, weights: Weights, option: str) -> Trained:
+    """The generator of a generator.safetensors, a run folder (its newest) or a checkpoint. Raises ConfigError.
+
+    A generator.safetensors has the average only, whatever `weights` are asked of the others.
+    """
+    if source.is_dir() and not (source / "config.yaml").is_file():
+        raise ConfigError(f"{option} {source}: must be a run folder; this one has no config.yaml")
+    file = source / "generator.safetensors" if source.is_dir() and weights == "average" else source
+    if file.suffix == ".safetensors" and (file.is_file() or file == source):
+        trained, run = load_generator(file, option), RunFolder(file.parent)
+        if (run.path / "config.yaml").is_file():
+            trained = replace(trained, config=run.options(option).recorded())
+        return trained
+    return open_checkpoint(source, option).generator(weights)
+
+
+def save_generator(path: Path, generator: nn.Module, config: Config, step: int) -> None:
+    """The averaged generator's weights, with what is needed to build it again in the metadata."""
+    names = ("architecture", "image_size", "channels", "width", "z_dim")
+    values = config.typed()
     # One key: safetensors writes several in random order, and the same generator should be the same bytes.
-    metadata = {"datgan_fast": json.dumps({"network": shape, "step": step})}
+    metadata = {"datgan_fast": json.dumps({"network": {name: values[name] for name in names}, "step": step})}
     tensors = {name: t.detach().cpu().contiguous() for name, t in generator.state_dict().items()}
     with files.atomic(path) as temporary:
         save_file(tensors, temporary, metadata)
 
 
-def load_generator(path: str, option: str = "FILE") -> tuple[nn.Module, dict]:
-    """(generator in evaluation mode, its network options and step). Raises ConfigError if the file is no such generator."""
+def load_generator(path: str | Path, option: str = "FILE") -> Trained:
+    """The generator of a generator.safetensors. Raises ConfigError if the file is no such generator."""
+    path = Path(path)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         described = json.loads(metadata["datgan_fast"])
-        network = described["network"]
+        network: dict[str, Any] = {key: value or 0 for key, value in described["network"].items()}
         architecture = network.pop("architecture")
+        if architecture == OWN:
+            raise ConfigError(_own(option, path))
         generator = build_generator(architecture, **network)
         generator.load_state_dict(tensors)
-        network["step"] = described["step"]
+        step = described["step"]
+        shape = {name: network[name] for name in ("z_dim", "image_size", "channels")}
     except OSError as error:
         raise ConfigError(f"{option} {path}: cannot be read ({error.strerror or error})") from None
-    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError):
+    except ConfigError:
+        raise
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, AttributeError):
         raise ConfigError(f"{option} {path}: must be a generator.safetensors that datgan_fast.train wrote") from None
-    return generator.eval(), network
+    return Trained(generator.eval(), step, "average", **shape, config=None)
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from ..errors import ConfigError
-from .config import typed
+from .options import typed
 
 
 def read_config_file(path: str) -> dict[str, Any]:

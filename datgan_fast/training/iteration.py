@@ -21,7 +21,8 @@ from ..method.reference import Penalty
 from ..method.step import discriminator_step
 from ..method.torch_defaults import plain_defaults
 from . import optimizers
-from .config import TrainConfig
+from .baselines import BASELINES
+from .config import Config
 from .loss_scaler import LossScaler
 from .measuring import Statistics
 from .networks import build_discriminator, build_generator
@@ -33,18 +34,24 @@ class Iteration:
     """Networks, optimisers and data of a run, on its device; `run()` is one iteration.
 
     Args:
-        config: resolved options.
+        config: the run's options.
         images: training images, uint8 [N, C, H, W], or points, float32 [N, 2].
+        generator, discriminator: networks of the user's own; None: those that the options describe.
     """
 
     @plain_defaults()
-    def __init__(self, config: TrainConfig, images: Tensor) -> None:
+    def __init__(
+        self,
+        config: Config,
+        images: Tensor,
+        generator: nn.Module | None = None,
+        discriminator: nn.Module | None = None,
+    ) -> None:
         self.config = c = config
         self.device = torch.device(c.device)
-        shape: dict[str, Any] = {"image_size": c.image_size, "channels": c.channels, "width": c.width}
-        self.generator: nn.Module = build_generator(str(c.architecture), z_dim=int(c.z_dim or 0), **shape)
-        self.discriminator: nn.Module = build_discriminator(
-            str(c.architecture), batch_norm=bool(c.batch_norm), spectral_norm=c.spectral_norm, **shape
+        self.generator = generator or build_generator(c.architecture, z_dim=c.z_dim, **c.network_shape)
+        self.discriminator = discriminator or build_discriminator(
+            c.architecture, batch_norm=c.batch_norm, spectral_norm=c.spectral_norm, **c.network_shape
         )
         layout = torch.channels_last if c.channels_last else torch.contiguous_format
         for network in (self.generator, self.discriminator):
@@ -62,7 +69,7 @@ class Iteration:
         self.scaler_g, self.scaler_d = (LossScaler(self.device, c.precision == "fp16") for _ in range(2))
         self.penalty = self._penalty()
         self.data = ImageSampler(
-            images, self.device, batch_size=int(c.batch_size or 0), batches=c.n_dis or 1, seed=c.seed, flip=c.flip
+            images, self.device, batch_size=c.batch_size, batches=c.n_dis, seed=c.seed, flip=c.flip
         )
         self.statistics = Statistics(
             ("loss_d", "loss_clean", "loss_adv", "penalty", "wasserstein", "input_grad_norm", "loss_g"),
@@ -73,9 +80,7 @@ class Iteration:
 
     def _optimizer(self, network: nn.Module, lr: Tensor) -> torch.optim.Optimizer:
         c = self.config
-        return optimizers.build(
-            str(c.optimizer), list(network.parameters()), lr, (float(c.beta1 or 0.0), float(c.beta2 or 0.0))
-        )
+        return optimizers.build(c.optimizer, list(network.parameters()), lr, (c.beta1, c.beta2))
 
     # The iteration
 
@@ -83,11 +88,11 @@ class Iteration:
         c = self.config
         self.step += 1
         if c.lr_schedule == "linear":
-            left = 1 - (self.step - 1) / int(c.steps or 1)
-            self.lr_g.copy_(float(c.lr_g or 0.0) * left)
-            self.lr_d.copy_(float(c.lr_d or 0.0) * left)
+            left = 1 - (self.step - 1) / c.steps
+            self.lr_g.copy_(c.lr_g * left)
+            self.lr_d.copy_(c.lr_d * left)
         x_fake = None
-        for k in range(c.n_dis or 1):
+        for k in range(c.n_dis):
             last = k + 1 == c.n_dis
             x_fake = self._update_discriminator(keep_graph=c.reuse_fakes and last)
         self._update_generator(x_fake if c.reuse_fakes else None)
@@ -107,9 +112,9 @@ class Iteration:
                 self._discriminator,
                 x_real,
                 x_fake.detach(),
-                eps=float(c.eps or 0.0),
-                objective=str(c.objective),
-                formulation=str(c.formulation),
+                eps=c.eps,
+                objective=c.objective,
+                formulation=c.formulation,
                 norm=c.norm,
                 lambda_clean=c.lambda_clean if c.dat else 1.0,
                 lambda_adv=c.lambda_adv if c.dat else 0.0,
@@ -123,15 +128,15 @@ class Iteration:
                 grad_scale=self.scaler_d.scale if c.precision == "fp16" else 1.0,
             )
         self.path, self.reason = record.path, record.reason
-        excused = self.scaler_d.may_fall()
+        overflow_expected = self.scaler_d.overflow_expected()
         self.scaler_d.step(self.optimizer_d)
-        if c.lipschitz == "clamp":
+        if BASELINES[c.baseline].clamps:
             weights: list[Tensor] = list(self.discriminator.parameters())
             with torch.no_grad():
                 torch._foreach_clamp_min_(weights, -c.clamp)
                 torch._foreach_clamp_max_(weights, c.clamp)
         self.statistics.add(
-            excused,
+            overflow_expected,
             loss_d=record.loss,
             loss_clean=record.loss_clean,
             loss_adv=record.loss_adv,
@@ -147,11 +152,11 @@ class Iteration:
         with frozen(self.discriminator):
             with self._autocast():
                 logits = self._discriminator(self._generator(self._latents()) if x_fake is None else x_fake)
-            loss = generator_loss(logits.reshape(-1), str(c.objective), c.saturating)
+            loss = generator_loss(logits.reshape(-1), c.objective, c.saturating)
             (loss * self.scaler_g.scale if c.precision == "fp16" else loss).backward()
-        excused = self.scaler_g.may_fall()
+        overflow_expected = self.scaler_g.overflow_expected()
         self.scaler_g.step(self.optimizer_g)
-        self.statistics.add(excused, loss_g=loss)
+        self.statistics.add(overflow_expected, loss_g=loss)
 
     @torch.no_grad()
     def _update_average(self) -> None:
@@ -167,21 +172,17 @@ class Iteration:
 
     def _latents(self) -> Tensor:
         c = self.config
-        return torch.randn(int(c.batch_size or 0), int(c.z_dim or 0), device=self.device, dtype=torch.float32)
+        return torch.randn(c.batch_size, c.z_dim, device=self.device, dtype=torch.float32)
 
     def _autocast(self, enabled: bool = True) -> torch.autocast:
-        dtype = AUTOCAST[str(self.config.precision)]
+        dtype = AUTOCAST[self.config.precision]
         return torch.autocast(self.device.type, dtype=dtype, enabled=enabled and dtype is not None)
 
     def _penalty(self) -> Penalty | None:
         c = self.config
-        weight, (low, high) = float(c.penalty_weight or 0.0), c.range
-        kinds = {
-            "gp": lambda: penalties.gradient_penalty(weight),
-            "lp": lambda: penalties.gradient_penalty(weight, one_sided=True),
-            "alp": lambda: penalties.adversarial_lipschitz(weight, clip_min=low, clip_max=high),
-        }
-        chosen = [kinds[c.lipschitz]()] if c.lipschitz in kinds else []
+        low, high = c.range
+        penalty = BASELINES[c.baseline].penalty
+        chosen = [penalty(c.penalty_weight, low, high)] if penalty else []
         if c.r1:
             chosen.append(penalties.r1(c.r1))
         total = penalties.total(*chosen)

@@ -45,7 +45,7 @@ class LossScaler(nn.Module):
         """The state: scale and growth_tracker, int32 []; empty if not enabled."""
         return list(self.buffers()) if self.enabled else []
 
-    def may_fall(self) -> Tensor | None:
+    def overflow_expected(self) -> Tensor | None:
         """bool [], true while values that are not finite may come from the scale: it is above 1 and will be lowered.
 
         None if not enabled.

@@ -31,10 +31,10 @@ class Statistics:
         self._broken = torch.zeros(len(names), dtype=torch.bool, device=device)  # in this iteration
         self.first_broken = torch.zeros(len(self._labels), dtype=torch.int64, device=device)  # step; 0: never
 
-    def add(self, excused: Tensor | None = None, **values: Tensor) -> None:
+    def add(self, overflow_expected: Tensor | None = None, **values: Tensor) -> None:
         """0-d tensors of scalars that stand next to each other in `names`.
 
-        excused: bool [], where true they may be not finite, as in a float16 step that its scaler leaves out.
+        overflow_expected: bool [], where true they may be not finite, as in a float16 step that its scaler leaves out.
         """
         start = self._places[next(iter(values))]
         columns = slice(start, start + len(values))
@@ -43,7 +43,7 @@ class Statistics:
         self.sums[0, columns] += torch.where(finite, row, 0.0)
         self.sums[1, columns] += finite
         broken = ~finite & self._required[columns]
-        self._broken[columns] |= broken if excused is None else broken & ~excused
+        self._broken[columns] |= broken if overflow_expected is None else broken & ~overflow_expected
 
     @torch.no_grad()
     def watch(self, step: Tensor) -> None:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm as parametrized_spectral_norm
 
+from ..errors import ConfigError
 from ..method.torch_defaults import plain_defaults
 
 
@@ -158,16 +160,22 @@ def _hidden_layers(inputs: int, width: int) -> list[nn.Module]:
     return [layer for n in (inputs, width, width) for layer in (nn.Linear(n, width), nn.ReLU(inplace=True))]
 
 
-# The mlp has neither image size nor channels: both are None.
+def _known(architecture: str, kinds: dict[str, Any]) -> Any:
+    if architecture == "own":
+        raise ConfigError(
+            "--architecture own: is for networks that are handed to datgan_fast.Trainer in Python; use dcgan, resnet or mlp"
+        )
+    return kinds[architecture]
+
+
+# The mlp has neither image size nor channels: both are 0.
 
 
 @plain_defaults()
-def build_generator(
-    architecture: str, *, image_size: int | None, channels: int | None, width: int, z_dim: int
-) -> nn.Module:
+def build_generator(architecture: str, *, image_size: int, channels: int, width: int, z_dim: int) -> nn.Module:
     if architecture == "mlp":
         return MLPGenerator(width, z_dim)
-    kind: Callable[..., nn.Module] = {"dcgan": DCGANGenerator, "resnet": ResNetGenerator}[architecture]
+    kind: Callable[..., nn.Module] = _known(architecture, {"dcgan": DCGANGenerator, "resnet": ResNetGenerator})
     return kind(image_size, channels, width, z_dim)
 
 
@@ -175,8 +183,8 @@ def build_generator(
 def build_discriminator(
     architecture: str,
     *,
-    image_size: int | None,
-    channels: int | None,
+    image_size: int,
+    channels: int,
     width: int,
     batch_norm: bool,
     spectral_norm: bool = False,
@@ -184,7 +192,9 @@ def build_discriminator(
     if architecture == "mlp":
         discriminator: nn.Module = MLPDiscriminator(width)
     else:
-        kind: Callable[..., nn.Module] = {"dcgan": DCGANDiscriminator, "resnet": ResNetDiscriminator}[architecture]
+        kind: Callable[..., nn.Module] = _known(
+            architecture, {"dcgan": DCGANDiscriminator, "resnet": ResNetDiscriminator}
+        )
         discriminator = kind(image_size, channels, width, batch_norm)
     if spectral_norm:
         discriminator.apply(_add_spectral_norm)

@@ -1,57 +1,260 @@
-"""An option's value, from a command line or a config file: as its type, checked, or one sentence that says why not."""
+"""What a user typed: options on a command line, in a file or in Python, all of them optional.
+
+What nobody typed is decided by the baseline, the norm, the data set and the device: `Options._merged` has the order.
+"""
 
 from __future__ import annotations
 
-import math
+import dataclasses
 import typing
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
+import torch
+
+from ..data.datasets import DATASETS
 from ..errors import ConfigError
+from ..method.dispatch import BACKENDS
+from ..method.dispatch import resolve as resolve_backend
+from ..method.formulas import (
+    FORMULATIONS,
+    NORMS,
+    OBJECTIVES,
+    FormulationName,
+    NormName,
+    ObjectiveName,
+    default_alpha,
+)
+from .baselines import BASELINES, BaselineName, OptimizerName
+from .config import Architecture, BackendChoice, Config, Precision, cuda_graph_of
+from .devices import best_precision, resolve_device
+from .option_values import check_value, convert
+
+# What every run has unless it is told otherwise.
+GENERAL: dict[str, Any] = {
+    "baseline": "dcgan",
+    "dat": True,
+    "fused": True,
+    "saturating": False,
+    "norm": "none",
+    "steps_attack": 1,
+    "random_start": False,
+    "lambda_clean": 1.0,
+    "lambda_adv": 1.0,
+    "penalty_weight": 10.0,
+    "clamp": 0.01,
+    "spectral_norm": False,
+    "r1": 0.0,
+    "dataset": "digits",
+    "data_dir": "data",
+    "download": False,
+    "flip": False,
+    "architecture": "dcgan",
+    "z_dim": 128,
+    "ema": 0.999,
+    "batch_size": 64,
+    "lr_schedule": "constant",
+    "tf32": True,
+    "channels_last": True,
+    "compile": False,
+    "deterministic": False,
+    "reuse_fakes": False,
+    "device": "auto",
+    "backend": "auto",
+    "outdir": "runs",
+    "seed": 0,
+    "init_from": "",
+    "log_every": 50,
+    "sample_every": 500,
+    "save_every": 500,
+    "eval_every": 1000,
+    "inception_weights": "",
+}
 
 
-def flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+def _option(help: str, **check: Any) -> Any:
+    """A field with its help text and its check: choices=, at_least=, more_than=, at_most=, less_than=."""
+    return field(default=None, metadata={"help": help, **check})
 
 
-def convert(name: str, value: Any, kind: Any) -> Any:
-    """One option's value as its field's type, which is `kind` or `kind | None`."""
-    if value is None and kind not in (bool, int, float, str):
-        return None
-    kind = next(k for k in (typing.get_args(kind) or (kind,)) if k is not type(None))
-    try:
-        if kind is bool and isinstance(value, bool):
-            return value
-        if kind is int and not isinstance(value, bool):
-            number = int(value)
-            if isinstance(value, str) or number == value:
-                return number
-        if kind is float and not isinstance(value, bool):
-            real = float(value)
-            if math.isfinite(real):
-                return real
-        if kind is str and isinstance(value, (str, Path, int, float)) and not isinstance(value, bool):
-            return str(value)
-    except (TypeError, ValueError, OverflowError):
-        pass
-    wanted = {bool: "true or false", int: "a whole number", float: "a finite number", str: "a text"}[kind]
-    raise ConfigError(f"{flag(name)} {value}: must be {wanted}")
+@dataclass(kw_only=True, repr=False)
+class Options:
+    """Options of one run, named as on the command line (`--lr-g` is `lr_g`); None: not typed."""
+
+    # what is trained
+    baseline: BaselineName | None = _option("preset of objective, penalty, optimiser and n_dis", choices=BASELINES)
+    dat: bool | None = _option("direct adversarial training on or off")
+    fused: bool | None = _option("the fast path, or the pure-autograd reference")
+    objective: ObjectiveName | None = _option("default: the baseline's", choices=OBJECTIVES)
+    saturating: bool | None = _option("the original minimax generator loss of the vanilla objective")
+
+    # direct adversarial training
+    formulation: FormulationName | None = _option("attack loss; default: the baseline's", choices=FORMULATIONS)
+    eps: float | None = _option(
+        "size of the perturbation, images being in [-1, 1]; default: the baseline's (times the batch size for batch_mean), "
+        "0.1 for toy data, 1 for norm l2 and 0.03 for linf",
+        at_least=0,
+    )
+    norm: NormName | None = _option("how the attack gradient is normalised per image", choices=NORMS)
+    steps_attack: int | None = _option("steps of the attack; more than 1 is PGD", at_least=1)
+    alpha: float | None = _option("step size of the attack; default: from eps and --steps-attack", at_least=0)
+    random_start: bool | None = _option("start PGD at a random point of the eps-ball")
+    lambda_clean: float | None = _option("weight of the loss on clean images", at_least=0)
+    lambda_adv: float | None = _option("weight of the loss on perturbed images", at_least=0)
+
+    # Lipschitz control
+    penalty_weight: float | None = _option(
+        "weight of the baseline's penalty; default: 10, for wgan-gp and wgan-lp on toy data 0.1", at_least=0
+    )
+    clamp: float | None = _option("wgan: weights are clamped to +- this", more_than=0)
+    spectral_norm: bool | None = _option("spectral normalisation in the discriminator")
+    r1: float | None = _option("gamma of the zero-centred penalty on real images", at_least=0)
+
+    # data
+    dataset: str | None = _option("training images; own: handed to datgan_fast.Trainer in Python", choices=DATASETS)
+    data_dir: str | None = _option("where the data set's files are")
+    download: bool | None = _option("fetch missing files of the data set into --data-dir")
+    flip: bool | None = _option("mirror half of the training images")
+    image_size: int | None = _option("side in pixels, 4 times a power of two; default: the data set's", at_least=8)
+    channels: Literal[1, 3] | None = _option("1 (grey) or 3 (RGB); default: the data set's", choices=(1, 3))
+
+    # networks
+    architecture: Architecture | None = _option(
+        "networks; default: dcgan, for toy data mlp; own: handed to datgan_fast.Trainer in Python",
+        choices=("dcgan", "resnet", "mlp", "own"),
+    )
+    width: int | None = _option("channels of the widest resolution; default: the data set's", at_least=1, at_most=4096)
+    z_dim: int | None = _option(
+        "size of the generator's latent vector; default: 128, for toy data 4", at_least=1, at_most=65536
+    )
+    batch_norm: bool | None = _option("BatchNorm in the discriminator; default: the baseline's")
+    ema: float | None = _option("decay of the generator's moving average", at_least=0, less_than=1)
+
+    # optimisation
+    steps: int | None = _option("generator steps; default: the data set's", at_least=1)
+    batch_size: int | None = _option(
+        "images in a batch, over all processes; default: 64, for toy data 256", at_least=2, at_most=65536
+    )
+    n_dis: int | None = _option("discriminator steps per generator step; default: the baseline's", at_least=1)
+    optimizer: OptimizerName | None = _option("default: the baseline's", choices=("adam", "rmsprop"))
+    lr: float | None = _option("learning rate of both networks; default: the baseline's", more_than=0)
+    lr_schedule: Literal["constant", "linear"] | None = _option(
+        "linear: falls to 0 at --steps", choices=("constant", "linear")
+    )
+    lr_g: float | None = _option("learning rate of the generator; default: --lr", more_than=0)
+    lr_d: float | None = _option("learning rate of the discriminator; default: --lr", more_than=0)
+    beta1: float | None = _option("Adam's beta1; default: the baseline's", at_least=0, less_than=1)
+    beta2: float | None = _option("Adam's beta2 (RMSprop's alpha); default: the baseline's", at_least=0, less_than=1)
+
+    # how it is computed
+    precision: Precision | None = _option(
+        "autocast of the networks; default: bf16 on a GPU that has it, else fp32",
+        choices=("fp32", "bf16", "fp16"),
+    )
+    tf32: bool | None = _option("let a GPU compute float32 products in TF32")
+    channels_last: bool | None = _option("memory format of images and weights; default: on, but not for toy data")
+    cuda_graph: bool | None = _option(
+        "replay each iteration as one CUDA graph; default: on a GPU, with a warning where it cannot be captured"
+    )
+    compile: bool | None = _option("torch.compile the networks; penalties run on the plain ones")
+    deterministic: bool | None = _option(
+        "a GPU computes the same bits every time, as a CPU does anyway, but more slowly: --resume then continues bit for bit",
+    )
+    reuse_fakes: bool | None = _option(
+        "the generator learns from the last discriminator step's images instead of new ones"
+    )
+    device: str | None = _option("auto, cpu, cuda or cuda:i")
+    backend: BackendChoice | None = _option(
+        "implementation of the attack kernels; auto: the best", choices=("auto", *BACKENDS)
+    )
+
+    # record
+    outdir: str | None = _option("folder of run folders")
+    name: str | None = _option("name of the run; default: from baseline and data set")
+    seed: int | None = _option("seed of everything random", at_least=0, at_most=2**63 - 1)
+    init_from: str | None = _option("checkpoint (.pt) or generator (.safetensors) whose weights to start from")
+    log_every: int | None = _option("steps between log lines", at_least=1)
+    sample_every: int | None = _option("steps between sample grids", at_least=1)
+    save_every: int | None = _option("steps between checkpoints", at_least=1)
+    eval_every: int | None = _option("steps between evaluations; 0 for none", at_least=0)
+    inception_weights: str | None = _option("file of torch-fidelity's Inception weights: also measure is, fid, kid")
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any], source: str) -> Options:
+        """From a config file's keys (with - or _). Raises ConfigError for an unknown key or a value of the wrong kind."""
+        return cls(**typed(values, source))
+
+    def resolved(self) -> Config:
+        """Every option decided and checked, for a run on this machine. Raises ConfigError or BackendError."""
+        device = resolve_device(self.device or GENERAL["device"])
+        config = self._merged(device)
+        # What cannot be used raises here rather than in the middle of the run.
+        resolve_backend(torch.device(device), "" if config.backend == "auto" else config.backend)
+        return config
+
+    def recorded(self) -> Config:
+        """The same for a run that was made, perhaps on another machine: its device need not be here."""
+        return self._merged(self.device or "cpu")
+
+    def _merged(self, device: str) -> Config:
+        """Later rows win: general, the baseline's, the norm's, the data set's, the device's, what was typed; then what follows
+        from other options."""
+        given = {name: value for name, value in typed(vars(self), "TrainConfig").items() if value is not None}
+        for f in dataclasses.fields(self):
+            if f.name in given:
+                check_value(f.name, given[f.name], f.metadata)
+        baseline = BASELINES[given.get("baseline", GENERAL["baseline"])]
+        dataset = DATASETS[given.get("dataset", GENERAL["dataset"])]
+        norm = NORMS[given.get("norm", GENERAL["norm"])]
+        values = {
+            **GENERAL,
+            **baseline.defaults(),
+            **({} if norm.default_eps is None else {"eps": norm.default_eps}),
+            "image_size": 0,
+            "channels": 0,
+            **dataset.defaults,
+            **(baseline.on_points if dataset.points else {}),
+            **({} if "precision" in given else {"precision": best_precision(device)}),
+            **given,
+            "device": device,
+            "cuda_graph": cuda_graph_of(given.get("cuda_graph"), device),
+        }
+        if "eps" not in given and values["formulation"] == "batch_mean" and values["norm"] == "none":
+            values["eps"] *= values["batch_size"]  # which the gradient is divided by
+        following = {
+            "lr_g": values["lr"],
+            "lr_d": values["lr"],
+            "alpha": default_alpha(values["eps"], values["steps_attack"], values["norm"]),
+            "name": f"{values['baseline']}{'-dat' if values['dat'] else ''}-{values['dataset']}",
+        }
+        return Config(**{**following, **values})
+
+    def __repr__(self) -> str:
+        given = (f"{name}={value!r}" for name, value in vars(self).items() if value is not None)
+        return f"TrainConfig({', '.join(given)})"
 
 
-def check_value(name: str, value: Any, check: Mapping[str, Any]) -> None:
-    """Raises ConfigError where a value breaks its field's check."""
-    if value is None:
-        return
-    if "choices" in check and value not in check["choices"]:
-        raise ConfigError(f"{flag(name)} {value}: must be one of {', '.join(map(str, check['choices']))}")
-    bounds: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
-        "at_least": (lambda v, b: v >= b, "at least"),
-        "more_than": (lambda v, b: v > b, "more than"),
-        "at_most": (lambda v, b: v <= b, "at most"),
-        "less_than": (lambda v, b: v < b, "less than"),
-    }
-    broken = any(key in check and not holds(value, check[key]) for key, (holds, _) in bounds.items())
-    if broken:
-        wanted = " and ".join(f"{words} {check[key]}" for key, (_, words) in bounds.items() if key in check)
-        raise ConfigError(f"{flag(name)} {value}: must be {wanted}")
+KINDS: dict[str, Any] = {}  # option -> its values' type: bool, int, float or str
+
+
+def _kind(hint: Any) -> Any:
+    """Of a field `kind | None` or `Literal[...] | None`."""
+    (kind,) = (k for k in typing.get_args(hint) if k is not type(None))
+    return type(typing.get_args(kind)[0]) if typing.get_origin(kind) is Literal else kind
+
+
+KINDS.update({name: _kind(hint) for name, hint in typing.get_type_hints(Options).items()})
+
+
+def typed(values: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Values converted to their options' kinds; None stays. Raises ConfigError for an unknown name or a wrong kind."""
+    converted = {}
+    for key, value in values.items():
+        name = str(key).replace("-", "_")
+        if name not in KINDS:
+            raise ConfigError(
+                f"{source}: unknown option {key!r}; see python -m datgan_fast.train --help for the options"
+            )
+        converted[name] = None if value is None else convert(name, value, KINDS[name])
+    return converted

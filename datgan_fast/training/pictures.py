@@ -1,4 +1,4 @@
-"""Pictures of toy data: generated and real points over the critic's contour lines."""
+"""The pictures of a run: grids of images, points over the critic's contour lines, curves over training."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -16,6 +17,18 @@ SIDE = 1.2  # the square drawn is [-SIDE, SIDE]^2
 EXTENT = (-SIDE, SIDE, -SIDE, SIDE)
 LEVELS = 16
 REAL, GENERATED = "#444444", "#d6336c"
+
+
+def save_grid(images: Tensor, path: Path) -> None:
+    """A square grid of images [n, C, H, W] in [-1, 1], as a PNG of about 600 pixels with the pixels kept sharp."""
+    from torchvision.utils import make_grid
+
+    columns = max(1, round(len(images) ** 0.5))
+    grid = make_grid(images.detach().float().cpu(), nrow=columns, padding=1, normalize=True, value_range=(-1, 1))
+    picture = Image.fromarray((grid.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy())
+    scale = max(1, round(600 / picture.width))
+    with files.atomic(path) as temporary:
+        picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST).save(temporary)
 
 
 @torch.no_grad()
@@ -74,3 +87,28 @@ def save(figure: Any, path: Path, dpi: int) -> None:
             colours.save(temporary, optimize=True)
     finally:
         pyplot.close(figure)
+
+
+def draw_curves(records: list[dict[str, Any]], title: str, path: Path) -> None:
+    """Losses, Wasserstein estimate and the discriminator's mean input-gradient norm over generator steps."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    steps = [r["step"] for r in records]
+    panels: tuple[tuple[str, dict[str, str | None]], ...] = (
+        ("loss", {"loss_d": "discriminator", "loss_g": "generator"}),
+        ("Wasserstein estimate\nmean D(real) - mean D(fake)", {"wasserstein": None}),
+        ("input-gradient norm of D", {"input_grad_norm": None}),
+    )
+    figure, axes = pyplot.subplots(len(panels), 1, figsize=(8, 8), sharex=True, layout="constrained")
+    for axis, (label, series) in zip(axes, panels, strict=True):
+        for key, name in series.items():
+            axis.plot(steps, [np.nan if r.get(key) is None else r[key] for r in records], label=name, linewidth=1.2)
+        axis.set_ylabel(label)
+        axis.grid(alpha=0.3)
+    axes[0].legend()
+    axes[0].set_title(title)
+    axes[-1].set_xlabel("generator steps")
+    with files.atomic(path) as temporary:
+        figure.savefig(temporary, dpi=110)
+    pyplot.close(figure)

@@ -6,7 +6,6 @@ checkpoints/ generator.safetensors
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import platform
@@ -17,19 +16,18 @@ import time
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
 import yaml
-from PIL import Image
-from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from .. import files
 from ..errors import ConfigError
 from ..method.dispatch import backends
 from ..version import __version__
-from .config import TrainConfig
+from .config import Config
+from .options import Options
+from .pictures import draw_curves
 
 KEPT_CHECKPOINTS = 3
 
@@ -40,15 +38,14 @@ class RunFolder:
         self._tensorboard: SummaryWriter | None = None
 
     @classmethod
-    def create(cls, config: TrainConfig) -> RunFolder:
+    def create(cls, config: Config) -> RunFolder:
         """The next numbered folder in config.outdir. Raises ConfigError if it cannot be made."""
         outdir = Path(config.outdir)
-        name = config.name or f"{config.baseline}{'-dat' if config.dat else ''}-{config.dataset}"
         try:
             outdir.mkdir(parents=True, exist_ok=True)
             while True:
                 number = 1 + max((_number(p) for p in outdir.iterdir()), default=-1)
-                path = outdir / f"{number:05d}-{name}"
+                path = outdir / f"{number:05d}-{config.name}"
                 try:
                     path.mkdir()
                     break
@@ -59,12 +56,12 @@ class RunFolder:
             raise ConfigError(f"--outdir {outdir}: must be a folder that can be written ({error.strerror})") from None
 
     @classmethod
-    def begin(cls, path: Path, config: TrainConfig) -> RunFolder:
+    def begin(cls, path: Path, config: Config) -> RunFolder:
         """A run at this very place, which may be there already; its config.yaml is written last. Raises OSError."""
         for folder in ("samples", "checkpoints"):
             (path / folder).mkdir(parents=True, exist_ok=True)
         files.write_text(path / "env.json", json.dumps(environment(), indent=2) + "\n")
-        files.write_text(path / "config.yaml", yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
+        files.write_text(path / "config.yaml", yaml.safe_dump(config.typed(), sort_keys=False))
         return cls(path)
 
     @classmethod
@@ -75,10 +72,11 @@ class RunFolder:
         runs = [p for p in runs if (p / "config.yaml").is_file() and (name is None or p.name[6:] == name)]
         return cls(max(runs, key=_number)) if runs else None
 
-    def config(self, option: str = "--resume") -> TrainConfig:
+    def options(self, option: str = "--resume") -> Options:
+        """Those of its config.yaml, which has a value for each. Raises ConfigError, naming the option that led here."""
         path = self.path / "config.yaml"
         try:
-            return TrainConfig.from_mapping(yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
+            return Options.from_mapping(yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
         except (OSError, AttributeError, UnicodeDecodeError, yaml.YAMLError) as error:
             reason = " ".join(str(error).split())
             raise ConfigError(f"{option} {self.path}: its config.yaml cannot be read ({reason})") from None
@@ -169,43 +167,6 @@ def _number(path: Path) -> int:
     """The number of a run folder's name, -1 if it is none."""
     match = re.match(r"(\d{5,})-", path.name)
     return int(match.group(1)) if match and path.is_dir() else -1
-
-
-def save_grid(images: Tensor, path: Path) -> None:
-    """A square grid of images [n, C, H, W] in [-1, 1], as a PNG of about 600 pixels with the pixels kept sharp."""
-    from torchvision.utils import make_grid
-
-    columns = max(1, round(len(images) ** 0.5))
-    grid = make_grid(images.detach().float().cpu(), nrow=columns, padding=1, normalize=True, value_range=(-1, 1))
-    picture = Image.fromarray((grid.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy())
-    scale = max(1, round(600 / picture.width))
-    with files.atomic(path) as temporary:
-        picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST).save(temporary)
-
-
-def draw_curves(records: list[dict[str, Any]], title: str, path: Path) -> None:
-    """Losses, Wasserstein estimate and the discriminator's mean input-gradient norm over generator steps."""
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    steps = [r["step"] for r in records]
-    panels: tuple[tuple[str, dict[str, str | None]], ...] = (
-        ("loss", {"loss_d": "discriminator", "loss_g": "generator"}),
-        ("Wasserstein estimate\nmean D(real) - mean D(fake)", {"wasserstein": None}),
-        ("input-gradient norm of D", {"input_grad_norm": None}),
-    )
-    figure, axes = pyplot.subplots(len(panels), 1, figsize=(8, 8), sharex=True, layout="constrained")
-    for axis, (label, series) in zip(axes, panels, strict=True):
-        for key, name in series.items():
-            axis.plot(steps, [np.nan if r.get(key) is None else r[key] for r in records], label=name, linewidth=1.2)
-        axis.set_ylabel(label)
-        axis.grid(alpha=0.3)
-    axes[0].legend()
-    axes[0].set_title(title)
-    axes[-1].set_xlabel("generator steps")
-    with files.atomic(path) as temporary:
-        figure.savefig(temporary, dpi=110)
-    pyplot.close(figure)
 
 
 def environment() -> dict[str, Any]:

@@ -5,47 +5,90 @@ It knows nothing of how the numbers are computed: that is iteration.py's.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
-import sys
 import warnings
 from collections.abc import Callable
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ..data.datasets import load_images
 from ..errors import ConfigError, TrainingStopped
 from ..method.dispatch import kernels, use_backend
 from ..metrics.evaluator import Evaluator
 from . import cuda_graph
-from .checkpoints import generate, load_generator, save_generator
-from .config import TrainConfig
+from .checkpoints import generate, load_checkpoint, load_generator, save_generator
+from .config import Config
 from .iteration import Iteration
 from .measuring import Clock
-from .pictures import save_points
-from .run_folder import RunFolder, save_grid
+from .options import Options
+from .own_parts import check_own_generator, own_images, recorded_architecture, with_own_parts
+from .pictures import save_grid, save_points
+from .progress import Progress
+from .run_folder import RunFolder
 from .stop_signals import StopSignals
 
 GRID = 64  # images in a sample grid
-POINTS = 1000  # points in a picture of toy data
+PLOTTED = 1000  # points in a picture of toy data
 EVALUATED = 2000  # images in an evaluation
 
 
 class Trainer:
     """One run: its iteration, and around it the log, pictures, evaluations and checkpoints that `fit()` writes.
 
+    Args:
+        config: the options; a resolved configuration is one too.
+        generator: your own, latents [n, z_dim] -> images; None: the one that the options describe. It is trained in place.
+        discriminator: your own, images -> one logit each; None: the one that the options describe. Trained in place.
+        images: your own training images, [N, C, H, W] with C 1 or 3, uint8, or float32 in [-1, 1], which are
+            rounded to 8 bits; None: the data set's.
+
     Raises ConfigError, DataError or BackendError, before anything is written, for options that cannot be followed.
     """
 
-    def __init__(self, config: TrainConfig) -> None:
-        self.config = c = config.resolved()
+    def __init__(
+        self,
+        config: Options | Config,
+        *,
+        generator: nn.Module | None = None,
+        discriminator: nn.Module | None = None,
+        images: Tensor | None = None,
+    ) -> None:
+        options = config if isinstance(config, Options) else Options(**config.typed())
+        images = None if images is None else own_images(images)
+        self.config = c = with_own_parts(options, generator, discriminator, images)
         self.device = torch.device(c.device)
+        self._set_up_torch()
+        if images is None:
+            images = load_images(c.dataset, c.data_dir, c.image_size or None, c.channels or None, download=c.download)
+        self._real_points = images[:PLOTTED].clone() if c.points else None
+        if generator is not None:
+            check_own_generator(generator.to(self.device), c, images)
+        self.iteration = Iteration(c, images, generator, discriminator)
+        self.config = self.iteration.config = recorded_architecture(c, generator, discriminator)
+        if c.init_from:
+            self._init_from(c.init_from)
+        self.step = 0
+        self._run: Callable[[], None] | None = None
+        self._evaluator = Evaluator(
+            c.dataset,
+            c.data_dir,
+            c.image_size or None,
+            c.channels or None,
+            n=EVALUATED,
+            train_images=images,
+            device=self.device,
+            inception_weights=c.inception_weights or None,
+            seed=c.seed,
+        )
+        self._grid_latents = self._own_latents(PLOTTED if c.points else GRID)
+
+    def _set_up_torch(self) -> None:
+        """What the options say of torch's own settings and its random state."""
+        c = self.config
         if c.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by the process's first matrix product
             torch.use_deterministic_algorithms(True)
@@ -54,25 +97,6 @@ class Trainer:
             torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
             torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = c.tf32
         torch.manual_seed(c.seed)
-        images = load_images(c.dataset, c.data_dir, c.image_size, c.channels, download=c.download)
-        self._real_points = images[:POINTS].clone() if c.toy else None
-        self.iteration = Iteration(c, images)
-        if c.init_from:
-            self._init_from(c.init_from)
-        self.step = 0
-        self._run: Callable[[], None] | None = None
-        self._evaluator = Evaluator(
-            c.dataset,
-            c.data_dir,
-            c.image_size,
-            c.channels,
-            n=EVALUATED,
-            train_images=images,
-            device=self.device,
-            inception_weights=c.inception_weights,
-            seed=c.seed,
-        )
-        self._grid_latents = self._own_latents(POINTS if c.toy else GRID)
 
     @property
     def generator(self) -> nn.Module:
@@ -96,14 +120,14 @@ class Trainer:
         Raises ConfigError if --cuda-graph was asked for and the iteration cannot be captured.
         """
         c, iteration = self.config, self.iteration
-        if c.cuda_graph is False:
+        if c.cuda_graph == "no":
             return iteration.run
         iteration.data.prepare(self.step + 1)
         iteration.data.settle()  # its thread must not touch the device during the capture
         try:
             return cuda_graph.capture(iteration.run, iteration.tensors(), self.device)
         except cuda_graph.CaptureError as error:
-            if c.cuda_graph:
+            if c.cuda_graph == "must":
                 raise ConfigError(
                     f"--cuda-graph: this run's iteration cannot be captured ({error}); use --no-cuda-graph"
                 ) from None
@@ -116,12 +140,12 @@ class Trainer:
 
     def _own_latents(self, count: int) -> Tensor:
         return torch.randn(
-            count, int(self.config.z_dim or 0), generator=self._own_generator(), dtype=torch.float32, device="cpu"
+            count, self.config.z_dim, generator=self._own_generator(), dtype=torch.float32, device="cpu"
         ).to(self.device)
 
     def _init_from(self, path: str) -> None:
         if path.endswith(".safetensors"):
-            states = {"generator": load_generator(path, "--init-from")[0].state_dict()}
+            states = {"generator": load_generator(path, "--init-from").generator.state_dict()}
         else:
             states = load_checkpoint(path, "--init-from")
         for name in ("generator", "discriminator"):
@@ -141,7 +165,7 @@ class Trainer:
         """Everything that an exact continuation needs; loads with torch.load(weights_only=True)."""
         return {
             "step": self.step,
-            "config": dataclasses.asdict(self.config),
+            "config": self.config.typed(),
             **self.iteration.state(),
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
@@ -167,81 +191,75 @@ class Trainer:
         Ctrl-C and SIGTERM finish the step, save a checkpoint and raise TrainingStopped, as does a loss that is not finite.
         """
         c = self.config
-        steps = int(c.steps or 0)
-        with use_backend(c.backend):
+        with use_backend(None if c.backend == "auto" else c.backend):
             if self._run is None:
                 self._run = self._prepare()
             run = run or RunFolder.create(c)
-            on_terminal = sys.stderr.isatty()
-            bar = tqdm(total=steps, initial=self.step, unit="step", disable=not on_terminal, dynamic_ncols=True)
-            with StopSignals() as stop, bar, closing(run):
-                self._train(run, steps, stop, bar if on_terminal else None)
+            with Progress(run, c.steps, self.step) as progress, StopSignals() as stop, closing(run):
+                self._train(run, progress, stop)
         return run
 
-    def _train(self, run: RunFolder, steps: int, stop: StopSignals, bar: tqdm | None) -> None:
-        c = self.config
-
-        def say(text: str) -> None:
-            run.log(text)
-            if bar is None:
-                print(text, flush=True)
-            else:
-                bar.write(text, file=sys.stderr)
-
-        say(f"{run.path}: {self._described()}, steps {self.step} to {steps}")
+    def _train(self, run: RunFolder, progress: Progress, stop: StopSignals) -> None:
+        steps = self.config.steps
+        progress.say(f"{run.path}: {self._described()}, steps {self.step} to {steps}")
         clock = Clock(self.device)
         if self.step == 0:
             self._draw(run)
         first = self.step + 1
         while self.step < steps and not stop.requested:
             self.train_step()
-            if bar is not None:
-                bar.update()
+            progress.step()
             if self.step == first:  # a run's first step warms up; the rates begin after it
-                self._say_how(run, say)
+                self._say_how(run, progress)
                 clock.lap(self.step)
-            last = self.step == steps
-            logs = last or self.step % c.log_every == 0
-            draws = last or self.step % c.sample_every == 0
-            saves = last or self.step % c.save_every == 0 or stop.requested
-            evaluates = c.eval_every > 0 and (last or self.step % c.eval_every == 0)
-            if not (logs or draws or saves or evaluates):
-                continue
-            if broken := self._broken(run):
-                raise self._stopped(run, broken)
-            if logs:
-                record = self._record(clock)
-                run.statistics(record)
-                if bar is not None:
-                    bar.set_postfix_str(f"loss D {record['loss_d']:.3f} G {record['loss_g']:.3f}")
-                else:
-                    speed = record["images_per_second"]
-                    rate = f"  {speed:.0f} images/s" if math.isfinite(speed) else ""
-                    say(
-                        f"step {self.step}/{steps}  loss D {record['loss_d']:.4f} G {record['loss_g']:.4f}  "
-                        f"Wasserstein {record['wasserstein']:.4f}" + rate
-                    )
-            with clock.paused():
-                if draws:
-                    self._draw(run)
-                    run.curves()
-                if evaluates:
-                    for metric in self.evaluate():
-                        run.metric(metric)
-                if saves:
-                    # The checkpoint last: a run killed between the two does the step again, and both.
-                    save_generator(run.path / "generator.safetensors", self.iteration.average, c, self.step)
-                    run.save_checkpoint(self.step, self.state())
+            self._record_step(run, progress, clock, stop.requested)
         if self.step < steps:
             raise self._stopped(run, f"stopped at step {self.step}; go on with --resume {run.path}")
-        say(
+        progress.say(
             f"done: {run.path}/generator.safetensors, {run.path}/samples/step-{self.step:06d}.png, {run.path}/curves.png"
+        )
+
+    def _record_step(self, run: RunFolder, progress: Progress, clock: Clock, stopping: bool) -> None:
+        """What is due after this step: a log line, pictures, an evaluation, a checkpoint."""
+        c = self.config
+
+        def due(every: int) -> bool:
+            return every > 0 and (self.step == c.steps or self.step % every == 0)
+
+        logs, draws, evaluates, saves = map(due, (c.log_every, c.sample_every, c.eval_every, c.save_every))
+        saves |= stopping
+        if not (logs or draws or evaluates or saves):
+            return
+        if broken := self._broken(run):
+            raise self._stopped(run, broken)
+        if logs:
+            self._log(run, progress, clock)
+        with clock.paused():
+            if draws:
+                self._draw(run)
+                run.curves()
+            if evaluates:
+                for metric in self.evaluate():
+                    run.metric(metric)
+            if saves:
+                # The checkpoint last: a run killed between the two does the step again, and both.
+                save_generator(run.path / "generator.safetensors", self.iteration.average, c, self.step)
+                run.save_checkpoint(self.step, self.state())
+
+    def _log(self, run: RunFolder, progress: Progress, clock: Clock) -> None:
+        record = self._record(clock)
+        run.statistics(record)
+        speed = record["images_per_second"]
+        progress.show_losses(
+            f"step {self.step}/{self.config.steps}  loss D {record['loss_d']:.4f} G {record['loss_g']:.4f}  "
+            f"Wasserstein {record['wasserstein']:.4f}" + (f"  {speed:.0f} images/s" if math.isfinite(speed) else ""),
+            f"loss D {record['loss_d']:.3f} G {record['loss_g']:.3f}",
         )
 
     def _described(self) -> str:
         """What is trained and how it is computed, for the log's first line."""
         c = self.config
-        how = [c.device, str(c.precision)]
+        how: list[str] = [c.device, c.precision]
         if self.device.type == "cuda" and c.precision == "fp32":
             how.append("TF32" if c.tf32 else "no TF32")
         if c.compile:
@@ -250,11 +268,11 @@ class Trainer:
             how.append("CUDA graph")
         return f"{c.baseline}{' + DAT' if c.dat else ''} on {c.dataset}, {', '.join(how)}"
 
-    def _say_how(self, run: RunFolder, say: Callable[[str], None]) -> None:
+    def _say_how(self, run: RunFolder, progress: Progress) -> None:
         """Which way a discriminator step goes, why, and what computes it; into the log and env.json."""
         path, reason = self.iteration.path, self.iteration.reason
-        how = {"path": path, "reason": reason, "kernels": kernels(self.device), "precision": str(self.config.precision)}
-        say(f"discriminator steps: {path}{f' ({reason})' if reason else ''}; kernels: {how['kernels']}")
+        how = {"path": path, "reason": reason, "kernels": kernels(self.device), "precision": self.config.precision}
+        progress.say(f"discriminator steps: {path}{f' ({reason})' if reason else ''}; kernels: {how['kernels']}")
         run.computed_by(how)
 
     def _stopped(self, run: RunFolder, why: str) -> TrainingStopped:
@@ -263,7 +281,7 @@ class Trainer:
 
     def _record(self, clock: Clock) -> dict[str, Any]:
         steps, seconds = clock.lap(self.step)
-        images = steps * int(self.config.n_dis or 1) * int(self.config.batch_size or 0)
+        images = steps * self.config.n_dis * self.config.batch_size
         return {
             "step": self.step,
             **self.iteration.statistics.read(),
@@ -289,7 +307,7 @@ class Trainer:
 
     def _draw(self, run: RunFolder) -> None:
         path = run.samples_path(self.step)
-        if self.config.toy:
+        if self.config.points:
             title = f"{run.path.name}, step {self.step}"
             save_points(path, self.sample_grid(), self._real_points, self.discriminator, title)
         else:
@@ -299,16 +317,3 @@ class Trainer:
         """A record for each metric of the averaged generator's images."""
         images = generate(self.iteration.average, self._own_latents(EVALUATED))
         return [{"step": self.step, **record} for record in self._evaluator(images, "averaged generator (EMA)")]
-
-
-def load_checkpoint(path: str | Path, option: str) -> dict[str, Any]:
-    """A checkpoint's state. Raises ConfigError, naming the option, if it is none."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise ConfigError(f"{option} {path}: cannot be read ({error.strerror or error})") from None
-    except Exception:  # torch.load raises many kinds for what is not a checkpoint
-        state = None
-    if not isinstance(state, dict) or "generator" not in state or "step" not in state:
-        raise ConfigError(f"{option} {path}: must be a checkpoint that datgan_fast.train wrote")
-    return state

@@ -13,7 +13,7 @@ import datgan_fast as dat
 import floor
 import measure
 import nodes
-from datgan_fast.training.config import BASELINES
+from datgan_fast.training.baselines import BASELINES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -6,7 +6,7 @@ from torch import nn
 
 import datgan_fast as dat
 from datgan_fast.method.penalties import gradient_penalty
-from datgan_fast.training.config import BASELINES
+from datgan_fast.training.baselines import BASELINES
 from official_method import OfficialMethod
 
 pytestmark = pytest.mark.usefixtures("one_thread")

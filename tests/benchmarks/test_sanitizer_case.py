@@ -38,7 +38,7 @@ def launches(request):
     cuda.reset(threads=1024, idle=1, **DEVICES[request.param])
     cuda.noted_launches()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dispatch, "backend", lambda device, impl: cuda)
+        patch.setattr(dispatch, "backend", lambda device, impl, **names: cuda)
         sanitizer_case.run("cuda", torch.device("cpu"))
     noted = cuda.noted_launches()
     cuda.reset()

@@ -108,7 +108,7 @@ def test_whose_generator(runs, tmp_path):
     kinds = [own.fake, early.fake, foreign.fake, averaged.fake]
     assert all(not torch.equal(a, b) for i, a in enumerate(kinds) for b in kinds[:i])
     state = torch.load(runs["dat"] / "checkpoints" / "step-000004.pt", weights_only=True)
-    raw, _ = load_generator(str(runs["dat"] / "generator.safetensors"))
+    raw = load_generator(runs["dat"] / "generator.safetensors").generator
     raw.load_state_dict(state["generator"])
     latents = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

@@ -239,4 +239,4 @@ def test_toy_data_keeps_its_own_sizes():
         for name in ("digits", "ring")
     )
     assert (of_images.image_size, of_images.width, of_images.batch_size, of_images.steps) == (8, 4, 8, 40)
-    assert (of_points.image_size, of_points.width, of_points.batch_size, of_points.steps) == (None, 128, 256, 80)
+    assert (of_points.image_size, of_points.width, of_points.batch_size, of_points.steps) == (0, 128, 256, 80)

@@ -1,6 +1,5 @@
 """The train and sample commands as a user meets them: options, run folder, errors, kill and resume."""
 
-import dataclasses
 import json
 import os
 import signal
@@ -14,9 +13,9 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from datgan_fast import sample, train
-from datgan_fast.training.config import TrainConfig
-from datgan_fast.training.options import flag
+from datgan_fast import TrainConfig, sample, train
+from datgan_fast.training.option_values import flag
+from datgan_fast.training.options import KINDS
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ["--width", "4", "--z-dim", "8", "--batch-size", "8", "--log-every", "2", "--eval-every", "3"]
@@ -81,7 +80,7 @@ BAD_VALUES = {
     "resume": ["no-such-run"],
 }
 # Options whose values are checked by tests of their own below, and switches, which have no value.
-NO_VALUE = {f.name for f in dataclasses.fields(TrainConfig) if "bool" in str(f.type)} | {"dry_run", "help"}
+NO_VALUE = {name for name, kind in KINDS.items() if kind is bool} | {"dry_run", "help"}
 TESTED_BELOW = {"data_dir", "outdir"}
 
 
@@ -227,7 +226,7 @@ def test_run_folder(tmp_path):
     names = ["classifier_score", "classifier_frechet", "sliced_wasserstein"]
     assert [(m["step"], m["metric"]) for m in metrics] == [(step, name) for step in (3, 5) for name in names]
     assert all(m["protocol"] and m["value"] > 0 for m in metrics)
-    assert TrainConfig(**yaml.safe_load((first / "config.yaml").read_text())) == TrainConfig(
+    assert TrainConfig(**yaml.safe_load((first / "config.yaml").read_text())).resolved() == TrainConfig(
         width=4, z_dim=8, batch_size=8, log_every=2, eval_every=3, steps=5, sample_every=2, save_every=4, outdir=str(tmp_path)
     ).resolved()  # fmt: skip
     environment = json.loads((first / "env.json").read_text())

@@ -9,7 +9,7 @@ import torch
 
 from built_extension import extension, needs_cuda_build, needs_extension, output_of
 from datgan_fast.method import native
-from datgan_fast.method.arguments import Attack, AttackInputs
+from datgan_fast.method.arguments import Attack, AttackInputs, Logits, LossOutputs, Perturbation, StepOutputs
 
 
 @needs_cuda_build
@@ -96,22 +96,24 @@ def test_a_gpu_that_is_not_covered_is_explained(monkeypatch):
 @pytest.mark.parametrize("images", [2, 2000], ids=["one launch", "workspace"])
 def test_without_a_gpu_every_operation_says_so(monkeypatch, images):
     """The backend's arguments fit the bindings, and errors name the operation."""
+    backend = native.cuda_backend()
     monkeypatch.setattr(
-        native.CudaBackend,
-        "run",
-        staticmethod(lambda name, device, *arguments: getattr(extension, f"cuda_{name}")(*arguments, 0, 0)),
+        backend, "_call", lambda name, device, *arguments: getattr(extension, f"cuda_{name}")(*arguments, 0, 0)
     )
     x, logits = torch.zeros(images, 3), torch.zeros(images)
     pair, logit_pair = (x, x), (logits, logits)
     calls = {
-        "attack_loss": (logits, logits, logits, logits, "vanilla", "eq10", torch.zeros(2), logits, logits),
-        "perturb": (x, x, 1.0, "l2", None, 1.0, x),
+        "attack_loss": (
+            Logits(logit_pair, logit_pair),
+            *("vanilla", "eq10", LossOutputs(torch.zeros(2), logit_pair)),
+        ),
+        "perturb": (x, x, Perturbation(1.0, "l2", None, 1.0), x),
         "attack_step": (
             AttackInputs(pair, pair, logit_pair, logit_pair),
             Attack(1.0, "vanilla", "eq10", "l2", -1.0, None),
-            *(pair, pair, logit_pair, torch.zeros(2)),
+            StepOutputs(pair, pair, logit_pair, torch.zeros(2)),
         ),
     }
     for name, arguments in calls.items():
         with pytest.raises(RuntimeError, match=f"^{name}: CUDA reports: "):
-            getattr(native.CudaBackend, name)(*arguments)
+            getattr(backend, name)(*arguments)

@@ -23,7 +23,7 @@ def cuda(monkeypatch):
     """The emulated kernels, which the public functions take for the length of a test."""
     emulated = emulated_cuda()
     emulated.reset()
-    monkeypatch.setattr(dispatch, "backend", lambda device, impl: emulated)
+    monkeypatch.setattr(dispatch, "backend", lambda device, impl, **names: emulated)
     return emulated
 
 

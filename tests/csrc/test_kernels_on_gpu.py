@@ -7,7 +7,7 @@ import datgan_fast as dat
 import oracle
 from attack_inputs import each_formulation, each_norm
 from datgan_fast.method import dispatch, native
-from datgan_fast.method.arguments import Attack, AttackInputs
+from datgan_fast.method.arguments import Attack, AttackInputs, StepOutputs
 from datgan_fast.method.ops import attack_step_into
 from kernel_cases import *  # noqa: F403
 from kernel_cases import Target, assert_close, check_step, logits_of, pair
@@ -113,7 +113,7 @@ def test_a_launch_neither_allocates_nor_synchronises(target, norm):
     backend = dispatch.backend(torch.device("cuda"), target.impl)
 
     def launch():
-        backend.attack_step(step.inputs, step.attack, step.adv, step.grads, (None, None), losses)
+        backend.attack_step(step.inputs, step.attack, StepOutputs(step.adv, step.grads, (None, None), losses))
 
     launch()
     torch.cuda.synchronize()

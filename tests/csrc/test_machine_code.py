@@ -61,7 +61,7 @@ def functions(architecture: int) -> dict[str, list[Instruction]]:
 
 
 def kernel(architecture: int, types: str) -> list[Instruction]:
-    [found] = [code for name, code in functions(architecture).items() if f"KnownI{types}{WHOLE}" in name]
+    [found] = [code for name, code in functions(architecture).items() if f"TypedI{types}{WHOLE}" in name]
     return found
 
 
@@ -103,7 +103,7 @@ def test_below_sm_80_there_are_no_asynchronous_copies():
 def test_nothing_is_spilled(architecture, types):
     assert not [i.name for i in kernel(architecture, types) if re.match(r"(LDL|STL)\b", i.name)]
     usage = output_of("cuobjdump", "--dump-resource-usage", "-arch", f"sm_{architecture}")
-    [used] = re.findall(rf"KnownI{types}{WHOLE}\S*:\s+REG:(\d+) STACK:(\d+) .*?LOCAL:(\d+)", usage)
+    [used] = re.findall(rf"TypedI{types}{WHOLE}\S*:\s+REG:(\d+) STACK:(\d+) .*?LOCAL:(\d+)", usage)
     register_count, stack, local = map(int, used)
     assert stack == local == 0
     assert register_count <= 96, "three blocks of 192 threads on a multiprocessor"

@@ -88,7 +88,7 @@ int main() {
   dat_emulation::device.grid = 2;
   run(2, 1200, Norm::l2, f32, f32, 1, 1, false);  // one block for several images
   const int index = another_device().index;
-  const auto ask = [&] { cuda::limits_of("", cuda::images_kernel<cuda::Any<float>>, index); };
+  const auto ask = [&] { cuda::limits_of("", cuda::images_kernel<cuda::Mixed<float>>, index); };
   std::thread other(ask);  // two threads that are the first on a device
   ask();
   other.join();

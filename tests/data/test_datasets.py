@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 from datgan_fast.data import readers as data_sources
 from datgan_fast.data.datasets import DATASETS, Dataset, EveryNth, load_images, load_labels
 from datgan_fast.errors import DataError
-from datgan_fast.training.config import TrainConfig
+from datgan_fast import TrainConfig
 
 
 def test_digits_at_their_own_size_are_the_scaled_originals():

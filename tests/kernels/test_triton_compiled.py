@@ -17,7 +17,7 @@ from datgan_fast.kernels import attack, launch
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from datgan_fast.method.arguments import Attack, AttackInputs
+from datgan_fast.method.arguments import Attack, AttackInputs, Logits, LossOutputs, Perturbation, StepOutputs
 from datgan_fast.method.reference import FORMULATIONS, NORMS, OBJECTIVES
 
 ARCHITECTURES = (80, 90, 100, 120)
@@ -95,12 +95,12 @@ def images(n, dtype=torch.float32, layout="contiguous", side=32):
 def launch_attack_loss(objective, formulation, dtype=torch.float32):
     logits = torch.zeros(64, dtype=dtype), torch.zeros(48, dtype=dtype)
     losses, *coefficients = (torch.zeros(n) for n in (2, 64, 48))
-    launch.TritonBackend.attack_loss(*logits, *logits, objective, formulation, losses, *coefficients)
+    launch.BACKEND.attack_loss(Logits(logits, logits), objective, formulation, LossOutputs(losses, tuple(coefficients)))
 
 
 def launch_perturb(norm, dtype=torch.float32, layout="contiguous"):
     x = images(64, dtype, layout)
-    launch.TritonBackend.perturb(x, x, 0.1, norm, -1.0, 1.0, torch.empty_like(x))
+    launch.BACKEND.perturb(x, x, Perturbation(0.1, norm, -1.0, 1.0), torch.empty_like(x))
 
 
 def launch_attack_step(
@@ -110,13 +110,10 @@ def launch_attack_step(
     gradients = images(64, v), images(48, v)
     logits = torch.zeros(64), torch.zeros(48)
     optional = (torch.zeros(64), torch.zeros(48)) if extras else (None, None)
-    launch.TritonBackend.attack_step(
+    launch.BACKEND.attack_step(
         AttackInputs(batches, gradients, logits, logits, optional),
         Attack(0.1, objective, formulation, norm, -1.0, None),
-        adv=batches,
-        grads=gradients if extras else (None, None),
-        norms=optional,
-        losses=torch.zeros(2),
+        StepOutputs(batches, gradients if extras else (None, None), optional, torch.zeros(2)),
     )
 
 
@@ -164,7 +161,7 @@ def test_dense_images_are_read_16_bytes_at_a_time(launches, dtype, layout):
 
 def test_misaligned_images_are_not(launches):
     x = torch.zeros(64 * 3072 + 1)[1:].view(64, 3, 32, 32)
-    launch.TritonBackend.perturb(x, x, 0.1, "none", -1.0, 1.0, torch.empty_like(x))
+    launch.BACKEND.perturb(x, x, Perturbation(0.1, "none", -1.0, 1.0), torch.empty_like(x))
     assert wide_loads(compile_launch(launches, 90)) == 0
 
 

@@ -69,17 +69,17 @@ def test_one_side_alone_can_need_a_gradient(impl, side):
 @each_formulation
 @each_impl
 @pytest.mark.parametrize("given", ["real", "fake"])
-def test_attack_loss_with_given_references(objective, formulation, impl, given):
-    pair, references = logits(3, 4), {f"reference_{given}": normal(6, seed=9, scale=2)}
+def test_attack_loss_with_given_targets(objective, formulation, impl, given):
+    pair, targets = logits(3, 4), {f"target_{given}": normal(6, seed=9, scale=2)}
     losses = dat.attack_loss(
         *pair,
         objective=objective,
         formulation=formulation,
         impl=impl,
-        **{f"{name}_logits": value for name, value in references.items()},
+        **{f"{name}_logits": value for name, value in targets.items()},
     )
-    references = {name: array(value) for name, value in references.items()}
-    expected = oracle.attack_loss(*map(array, pair), objective, formulation, **references)
+    targets = {name: array(value) for name, value in targets.items()}
+    expected = oracle.attack_loss(*map(array, pair), objective, formulation, **targets)
     for loss, attack in zip(losses, expected, strict=True):
         assert_close(loss, attack.loss)
 
@@ -154,9 +154,9 @@ def test_attack_loss_of_strided_and_mixed_logits(impl):
         (
             torch.zeros(2),
             torch.zeros(2),
-            {"reference_real_logits": torch.zeros(2, 2)},
+            {"target_real_logits": torch.zeros(2, 2)},
             ValueError,
-            "reference_real_logits",
+            "target_real_logits",
         ),
     ],
 )

@@ -186,14 +186,14 @@ def test_norms_of_the_gradients_handed_in(norm, impl, shape):
 @each_objective
 @each_formulation
 @each_impl
-def test_gathered_references_make_processes_agree_with_one(objective, formulation, impl):
+def test_gathered_targets_make_processes_agree_with_one(objective, formulation, impl):
     """Three processes of unequal shares, given everyone's logits, do what one with the whole batch does."""
     real, fake = logits(9, 6)
     x, v = images(9, 6, 3, 5)
     tensors = (*x, *v, real, fake)
     options = {"objective": objective, "formulation": formulation, "impl": impl}
     whole = dat.attack_step(*tensors, 0.5, **options)
-    everyone = {"reference_real_logits": real, "reference_fake_logits": fake}
+    everyone = {"target_real_logits": real, "target_fake_logits": fake}
     splits = zip(*(t.split([4, 4, 1] if len(t) == 9 else [3, 2, 1]) for t in tensors), strict=True)
     shares = [dat.attack_step(*mine, 0.5, **options, **everyone) for mine in splits]
     for i in range(4):

@@ -61,11 +61,11 @@ def call_attack_step(**changes):
             "real_logits must have one logit for each of the 3 images; got 2",
         ),
         ({"fake_logits": torch.zeros(())}, ValueError, r"fake_logits must have shape \[batch\]"),
-        ({"reference_real_logits": torch.zeros(1, 1)}, ValueError, "reference_real_logits must have shape"),
+        ({"target_real_logits": torch.zeros(1, 1)}, ValueError, "target_real_logits must have shape"),
         (
-            {"reference_fake_logits": torch.zeros(1, dtype=torch.int32)},
+            {"target_fake_logits": torch.zeros(1, dtype=torch.int32)},
             TypeError,
-            "reference_fake_logits .*int32",
+            "target_fake_logits .*int32",
         ),
         (
             {"input_grad_real": torch.zeros(3, 12)},

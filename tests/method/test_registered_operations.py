@@ -37,8 +37,8 @@ def step_arguments():
         "v_fake": w,
         "real_logits": real,
         "fake_logits": fake,
-        "reference_real": real,
-        "reference_fake": fake,
+        "target_real": real,
+        "target_fake": fake,
         "weight_real": torch.ones(M),
         "weight_fake": torch.ones(N),
         "eps": 0.1,
@@ -58,12 +58,25 @@ def step_arguments():
 
 
 WRITTEN = ("adv_real", "adv_fake", "grad_real", "grad_fake", "norm_real", "norm_fake", "losses", "out")
-FREE = ("reference_real", "reference_fake")  # of any length
+FREE = ("target_real", "target_fake")  # of any length
+
+
+def lists(arguments, *names):
+    """The operation's lists, of the real and of the generated side's tensor."""
+    return [[arguments[f"{name}_real"], arguments[f"{name}_fake"]] for name in names]
 
 
 def call_step(arguments, impl):
-    values = list(arguments.values())
-    OPS.attack_step(*values[:16], impl, *values[16:])
+    logits = [arguments["real_logits"], arguments["fake_logits"]]
+    OPS.attack_step(
+        *lists(arguments, "x", "v"),
+        logits,
+        *lists(arguments, "target", "weight"),
+        *(arguments[name] for name in ("eps", "objective", "formulation", "norm", "clip_min", "clip_max")),
+        impl,
+        *lists(arguments, "adv", "grad", "norm"),
+        arguments["losses"],
+    )
 
 
 @each_impl
@@ -106,18 +119,36 @@ def test_perturb_refuses_what_does_not_fit(name, impl):
 @pytest.mark.parametrize("place", range(4))
 def test_attack_loss_refuses_what_does_not_fit(place, impl):
     logits = [torch.zeros(n) for n in (M, N, M, N)]
-    OPS.attack_loss(*logits, "vanilla", "eq10", impl)
+    OPS.attack_loss(logits[:2], logits[2:], "vanilla", "eq10", impl)
     for wrong in (
         torch.zeros(64, 64),
         torch.zeros(()),
         torch.zeros(4, dtype=torch.int32),
         torch.zeros(4, device="meta"),
     ):
+        given = [*logits[:place], wrong, *logits[place + 1 :]]
         with pytest.raises((TypeError, ValueError, RuntimeError)):
-            OPS.attack_loss(*logits[:place], wrong, *logits[place + 1 :], "vanilla", "eq10", impl)
+            OPS.attack_loss(given[:2], given[2:], "vanilla", "eq10", impl)
     for objective, formulation in (("wgan", "eq10"), ("vanilla", "eq9")):
         with pytest.raises(ValueError, match="must be one of"):
-            OPS.attack_loss(*logits, objective, formulation, impl)
+            OPS.attack_loss(logits[:2], logits[2:], objective, formulation, impl)
+
+
+LISTS = ("x", "v", "logits", "targets", "weights", "adv", "grads", "norms")
+
+
+@each_impl
+@pytest.mark.parametrize("count", [0, 1, 3])
+@pytest.mark.parametrize("place", range(len(LISTS)), ids=LISTS)
+def test_attack_step_refuses_lists_of_another_length(place, count, impl):
+    arguments = step_arguments()
+    given = lists(arguments, "x", "v", "target", "weight", "adv", "grad", "norm")
+    given.insert(2, [arguments["real_logits"], arguments["fake_logits"]])
+    if count == 0 and LISTS[place] in ("weights", "grads", "norms"):  # are not wanted then
+        return
+    given[place] = (2 * given[place])[:count]
+    with pytest.raises(ValueError, match=f"{LISTS[place]} must be two tensors.*got {count}"):
+        OPS.attack_step(*given[:5], 0.1, "vanilla", "eq10", "l2", -1.0, 1.0, impl, *given[5:], arguments["losses"])
 
 
 def test_nothing_is_written_where_something_is_refused():

@@ -53,9 +53,9 @@ each_impl = pytest.mark.parametrize("impl", ["", "reference"], ids=["kernels", "
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_attack_loss_passes_opcheck(device, dtype, impl):
     _, _, logits = batches(device, dtype)
-    torch.library.opcheck(OPS.attack_loss.default, (*logits, *logits, "vanilla", "eq10", impl))
+    torch.library.opcheck(OPS.attack_loss.default, (logits, logits, "vanilla", "eq10", impl))
     gathered = normal(device, 9, dtype=dtype, seed=8), normal(device, 7, dtype=dtype, seed=9)
-    torch.library.opcheck(OPS.attack_loss.default, (*logits, *gathered, "hinge", "batch_mean", impl))
+    torch.library.opcheck(OPS.attack_loss.default, (logits, gathered, "hinge", "batch_mean", impl))
 
 
 @each_impl
@@ -74,12 +74,12 @@ def test_perturb_passes_opcheck(device, dtype, low, high, impl):
 def test_attack_step_passes_opcheck(device, dtype, weights, grads, norms, impl):
     x, v, logits = batches(device, dtype)
     arguments = (
-        *(*x, *v, *logits, *logits),
-        *(torch.ones_like(t) if wanted else None for t, wanted in zip(logits, weights, strict=True)),
+        *(x, v, logits, logits),
+        [torch.ones_like(t) if wanted else None for t, wanted in zip(logits, weights, strict=True)],
         *(0.1, "vanilla", "eq10", "l2", -1.0, 1.0, impl),
-        *(torch.empty_like(t) for t in x),
-        *(torch.empty_like(t) if grads else None for t in v),
-        *(torch.empty(len(t), device=device) if norms else None for t in logits),
+        [torch.empty_like(t) for t in x],
+        [torch.empty_like(t) for t in v] if grads else [],
+        [torch.empty(len(t), device=device) for t in logits] if norms else [],
         torch.empty(2, device=device),
     )
     torch.library.opcheck(OPS.attack_step.default, arguments)

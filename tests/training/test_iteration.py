@@ -13,10 +13,10 @@ import torch
 import datgan_fast as dat
 from datgan_fast.errors import ConfigError
 from datgan_fast.training import cuda_graph
-from datgan_fast.training.config import BASELINES
+from datgan_fast.training.baselines import BASELINES
 from datgan_fast.training.iteration import Iteration
 from emulated_graph import Recording, graphs_on_the_cpu  # noqa: F401
-from run_states import assert_same
+from run_states import assert_same, with_cuda_graph
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 OPTIONS = [
@@ -43,7 +43,7 @@ def trainer(**options):
 def recorded(**options):
     """The same run, its iterations replayed."""
     made = trainer(**options)
-    made.config.cuda_graph = True
+    with_cuda_graph(made, "must")
     made._run = made._prepare()
     assert made._run != made.iteration.run
     return made
@@ -89,7 +89,7 @@ def test_warm_up_leaves_no_trace(graphs, baseline):
     for _ in range(2):
         made.train_step()
     before = copy.deepcopy(made.state())
-    made.config.cuda_graph = True
+    with_cuda_graph(made, "must")
     made._prepare()
     assert_same(before, made.state())
 
@@ -176,7 +176,7 @@ def unrecordable(request, graphs, monkeypatch):
 def test_cuda_graph_insists(unrecordable):
     made = trainer()
     before = copy.deepcopy(made.state())
-    made.config.cuda_graph = True
+    with_cuda_graph(made, "must")
     with pytest.raises(ConfigError, match=r"^--cuda-graph: .*; use --no-cuda-graph$") as refused:
         made.train_step()
     assert re.search("captur|synchroniz", str(refused.value))
@@ -186,7 +186,7 @@ def test_cuda_graph_insists(unrecordable):
 @pytest.mark.parametrize("baseline", BASELINES)
 def test_training_goes_on_without_a_graph(unrecordable, deterministic, baseline):
     made, plain = trainer(baseline=baseline, n_dis=1), trainer(baseline=baseline, n_dis=1)
-    made.config.cuda_graph = None
+    with_cuda_graph(made, "may")
     torch.manual_seed(3)
     with pytest.warns(RuntimeWarning, match="without a CUDA graph"):
         made.train_step()

@@ -21,10 +21,10 @@ from datgan_fast.data.sampler import ImageSampler
 from datgan_fast.errors import ConfigError, DataError
 from datgan_fast.metrics.evaluator import Evaluator
 from datgan_fast.training import pictures as toy_plot
-from datgan_fast.training.config import BASELINES
+from datgan_fast.training.baselines import BASELINES
 from datgan_fast.training.networks import build_discriminator, build_generator
 from emulated_graph import graphs_on_the_cpu  # noqa: F401
-from run_states import assert_same
+from run_states import assert_same, with_cuda_graph
 
 pytestmark = pytest.mark.usefixtures("one_thread", "gpu_precision")
 SMALL = {"dataset": "ring", "batch_size": 16, "width": 8, "device": "cpu"}
@@ -138,7 +138,7 @@ def test_network_shapes(spectral_norm):
 @pytest.mark.parametrize("baseline", BASELINES)
 def test_defaults(baseline):
     toy, images = (dat.TrainConfig(baseline=baseline, dataset=d).resolved() for d in ("swissroll", "digits"))
-    assert (toy.architecture, toy.image_size, toy.channels, toy.batch_norm) == ("mlp", None, None, False)
+    assert (toy.architecture, toy.image_size, toy.channels, toy.batch_norm) == ("mlp", 0, 0, False)
     assert (toy.formulation, toy.eps, toy.lambda_adv) == ("eq10", 0.1, 1.0)
     assert (toy.z_dim, toy.batch_size, toy.channels_last) == (4, 256, False)
     assert toy.penalty_weight == (0.1 if baseline in ("wgan-gp", "wgan-lp") else 10.0)
@@ -146,7 +146,7 @@ def test_defaults(baseline):
     assert (images.penalty_weight, images.channels_last) == (10.0, True)
     assert dat.TrainConfig(dataset="ring", eps=0.0, penalty_weight=0.0, lr=0.5).resolved().lr_d == 0.5
     assert dat.TrainConfig(dataset="ring", eps=0.0).resolved().eps == 0.0
-    again = dat.TrainConfig(**vars(toy)).resolved()  # as --resume does
+    again = dat.TrainConfig(**toy.typed()).resolved()  # as --resume does
     assert again == toy
 
 
@@ -167,7 +167,7 @@ def test_fused_follows_the_reference(baseline, use_dat, options):
 @pytest.mark.parametrize("baseline", BASELINES)
 def test_replays_are_the_iteration(graphs_on_the_cpu, baseline, use_dat):  # noqa: F811
     eager, replayed = (trainer(baseline=baseline, dat=use_dat, cuda_graph=False, device="cpu") for _ in range(2))
-    replayed.config.cuda_graph = True
+    with_cuda_graph(replayed, "must")
     replayed._run = replayed._prepare()
     assert replayed._run != replayed.iteration.run
     for made in (eager, replayed):

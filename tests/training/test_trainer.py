@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import datgan_fast as dat
-from datgan_fast.training.config import BASELINES
+from datgan_fast.training.baselines import BASELINES
 from datgan_fast.training.measuring import Statistics
 from datgan_fast.training.networks import build_discriminator, build_generator
 

@@ -1,0 +1,46 @@
+"""What every backend is: three operations on records, and the names that it has kernels for."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Literal, Protocol, get_args
+
+from torch import Tensor
+
+from .arguments import Attack, AttackInputs, Logits, LossOutputs, Perturbation, StepOutputs
+from .formulas import FormulationName, NormName, ObjectiveName
+
+BackendName = Literal["reference", "cpu", "cuda", "triton"]
+BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
+
+
+class Backend(Protocol):
+    """Outputs are written into tensors that the caller made; devices, shapes and dtypes have been checked."""
+
+    @property
+    def objectives(self) -> Collection[str]: ...
+
+    @property
+    def formulations(self) -> Collection[str]: ...
+
+    @property
+    def norms(self) -> Collection[str]: ...
+
+    def attack_loss(self, logits: Logits, objective: str, formulation: str, out: LossOutputs) -> None: ...
+
+    def perturb(self, x: Tensor, grad: Tensor, how: Perturbation, out: Tensor) -> None: ...
+
+    def attack_step(self, inputs: AttackInputs, attack: Attack, out: StepOutputs) -> None: ...
+
+
+def missing_kernel(objectives: Collection[str], formulations: Collection[str], norms: Collection[str]) -> str | None:
+    """The first of the built-in names that kernels for these do not cover, in words."""
+    for kind, built_in, known in (
+        ("objective", get_args(ObjectiveName), objectives),
+        ("formulation", get_args(FormulationName), formulations),
+        ("norm", get_args(NormName), norms),
+    ):
+        for name in built_in:
+            if name not in known:
+                return f"no kernel for {kind} {name!r}"
+    return None

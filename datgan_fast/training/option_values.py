@@ -1,0 +1,53 @@
+"""An option's value, from a command line or a config file: as its type, checked, or one sentence that says why not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError
+
+
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def convert(name: str, value: Any, kind: type) -> Any:
+    """One option's value as its kind: bool, int, float or str."""
+    try:
+        if kind is bool and isinstance(value, bool):
+            return value
+        if kind is int and not isinstance(value, bool):
+            number = int(value)
+            if isinstance(value, str) or number == value:
+                return number
+        if kind is float and not isinstance(value, bool):
+            real = float(value)
+            if math.isfinite(real):
+                return real
+        if kind is str and isinstance(value, (str, Path, int, float)) and not isinstance(value, bool):
+            return str(value)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    wanted = {bool: "true or false", int: "a whole number", float: "a finite number", str: "a text"}[kind]
+    raise ConfigError(f"{flag(name)} {value}: must be {wanted}")
+
+
+def check_value(name: str, value: Any, check: Mapping[str, Any]) -> None:
+    """Raises ConfigError where a value breaks its field's check."""
+    if value is None:
+        return
+    if "choices" in check and value not in check["choices"]:
+        raise ConfigError(f"{flag(name)} {value}: must be one of {', '.join(map(str, check['choices']))}")
+    bounds: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
+        "at_least": (lambda v, b: v >= b, "at least"),
+        "more_than": (lambda v, b: v > b, "more than"),
+        "at_most": (lambda v, b: v <= b, "at most"),
+        "less_than": (lambda v, b: v < b, "less than"),
+    }
+    broken = any(key in check and not holds(value, check[key]) for key, (holds, _) in bounds.items())
+    if broken:
+        wanted = " and ".join(f"{words} {check[key]}" for key, (_, words) in bounds.items() if key in check)
+        raise ConfigError(f"{flag(name)} {value}: must be {wanted}")

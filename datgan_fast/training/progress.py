@@ -1,0 +1,41 @@
+"""What a run says while it trains: a bar on a terminal, plain lines elsewhere, and all of it in the run's log."""
+
+from __future__ import annotations
+
+import sys
+
+from tqdm import tqdm
+
+from .run_folder import RunFolder
+
+
+class Progress:
+    """Of `steps` steps, `done` of which were made before; a context."""
+
+    def __init__(self, run: RunFolder, steps: int, done: int) -> None:
+        self._run = run
+        self.on_terminal = sys.stderr.isatty()
+        self._bar = tqdm(total=steps, initial=done, unit="step", disable=not self.on_terminal, dynamic_ncols=True)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
+
+    def say(self, text: str) -> None:
+        self._run.log(text)
+        if self.on_terminal:
+            self._bar.write(text, file=sys.stderr)
+        else:
+            print(text, flush=True)
+
+    def step(self) -> None:
+        self._bar.update()
+
+    def show_losses(self, line: str, short: str) -> None:
+        """The line where there is no bar, which has room for the short form only."""
+        if self.on_terminal:
+            self._bar.set_postfix_str(short)
+        else:
+            self.say(line)
