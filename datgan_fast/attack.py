@@ -17,9 +17,9 @@ from . import files
 from .cli import Parser, run_command, whole_number
 from .data.datasets import DATASETS
 from .errors import ConfigError
+from .method.formulas import NORMS
 from .paper.figure1 import BATCH_NORM, TARGETS, Measurement, Protocol, all_protocols, load_subject, measure
 from .paper.figure1_picture import draw, table
-from .paper.fooling import RULES
 from .training.devices import resolve_device
 
 DEFAULT = Protocol()
@@ -121,7 +121,7 @@ def records(measurements: list[Measurement], each_image: bool) -> list[dict[str,
 
 def chosen_protocol(arguments: argparse.Namespace) -> Protocol:
     for option, value, choices in (
-        ("--rule", arguments.rule, RULES),
+        ("--rule", arguments.rule, NORMS),
         ("--target", arguments.target, TARGETS),
         ("--batch-norm", arguments.batch_norm, BATCH_NORM),
     ):

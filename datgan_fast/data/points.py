@@ -11,7 +11,6 @@ import math
 import torch
 from torch import Tensor
 
-TOY_DATASETS = ("ring", "grid", "swissroll")
 COUNT = 50_000
 RADIUS = 0.75  # of the ring and the roll; half the side of the grid
 NOISE = 0.02

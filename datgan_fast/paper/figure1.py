@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..data.datasets import load_images
 from ..errors import ConfigError
+from ..method.formulas import NORMS
 from ..method.module_state import unchanged_state
 from ..method.step_arguments import logits_of
 from ..training.checkpoints import Checkpoint, find_generator, generate, open_checkpoint
@@ -26,7 +27,6 @@ from .fooling import steps_to_fool
 
 TARGETS = ("paired", "mean")
 BATCH_NORM = ("eval", "train")
-STEP_SIZES = {"none": (0.1, 1.0, 10.0), "l2": (0.02, 0.05, 0.2), "linf": (0.001, 0.005, 0.02)}  # of all_protocols
 
 
 @dataclass(frozen=True)
@@ -42,18 +42,17 @@ class Protocol:
     batch_size: int = 64
 
     def __str__(self) -> str:
-        step = {"none": "raw gradient", "l2": "l2 step", "linf": "sign step"}[self.rule]
         return (
-            f"{step}, size {self.step_size:g}, target {self.target}, BatchNorm {self.batch_norm}, "
+            f"{NORMS[self.rule].title}, size {self.step_size:g}, target {self.target}, BatchNorm {self.batch_norm}, "
             f"tolerance {self.tolerance:g}, at most {self.cap} steps"
         )
 
 
 def all_protocols(base: Protocol) -> Iterator[Protocol]:
     """Every rule, step size, target and mode of BatchNorm, with the base's cap, tolerance and batch size."""
-    for (rule, sizes), target, mode in itertools.product(STEP_SIZES.items(), TARGETS, BATCH_NORM):
-        for size in sizes:
-            yield dataclasses.replace(base, rule=rule, step_size=size, target=target, batch_norm=mode)
+    for norm, target, mode in itertools.product(NORMS.values(), TARGETS, BATCH_NORM):
+        for size in norm.step_sizes:
+            yield dataclasses.replace(base, rule=norm.name, step_size=size, target=target, batch_norm=mode)
 
 
 @dataclass
@@ -67,7 +66,7 @@ class Subject:
     origin: dict[str, Any]  # where all of it comes from, for the record
 
 
-class Side(NamedTuple):
+class Attacked(NamedTuple):
     """One kind of images before and after the attack, all on the CPU."""
 
     clean: Tensor  # [n, C, H, W]
@@ -94,8 +93,8 @@ class Side(NamedTuple):
 class Measurement(NamedTuple):
     subject: Subject
     protocol: Protocol
-    fake: Side
-    real: Side
+    fake: Attacked
+    real: Attacked
 
     def record(self) -> dict[str, Any]:
         """{"label", "fake": {"mean", "median", "std", "share_reached", ...}, "real": {...}, and where it comes from}."""
@@ -211,7 +210,7 @@ def measure(subject: Subject, protocol: Protocol) -> Measurement:
 
 def _attacked(
     network: nn.Module, batches: tuple[Tensor, ...], own: list[Tensor], other: list[Tensor], p: Protocol
-) -> Side:
+) -> Attacked:
     results = [
         steps_to_fool(
             network,
@@ -224,7 +223,7 @@ def _attacked(
         )
         for images, scores in zip(batches, other, strict=True)
     ]
-    return Side(
+    return Attacked(
         torch.cat(batches).cpu(),
         torch.cat([r.images for r in results]).cpu(),
         torch.cat(own).cpu(),

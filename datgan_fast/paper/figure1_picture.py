@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from .. import files
-from .figure1 import Measurement, Side
+from .figure1 import Attacked, Measurement
 
 SHOWN = 8  # images of a kind and run
 COLOURS = {"generated": "#d95f02", "real": "#1b6ca8"}
@@ -90,7 +90,7 @@ def _histogram(axis: matplotlib.axes.Axes, m: Measurement, first: bool) -> None:
     axis.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 0.98), labelspacing=0.2, frameon=False)
 
 
-def _mean_and_median(side: Side) -> str:
+def _mean_and_median(side: Attacked) -> str:
     record = side.record()
     more = "" if record["share_reached"] == 1 else "at least "
     return f"mean {more}{record['mean']:.1f}, median {record['median']:g}"
@@ -122,6 +122,6 @@ def _row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _mean_and_share(side: Side) -> str:
+def _mean_and_share(side: Attacked) -> str:
     share = side.reached.double().mean().item()
     return f"{side.steps.double().mean().item():.1f}" + ("" if share == 1 else f" ({share:.2f})")

@@ -18,8 +18,6 @@ from ..method.module_state import frozen, unchanged_state
 from ..method.ops import perturb
 from ..method.step_arguments import logits_of
 
-RULES = NORMS
-
 
 class FoolingSteps(NamedTuple):
     """What an attack of several steps came to, image by image."""
@@ -100,8 +98,8 @@ def _checked(
     """The target as a tensor of the scores' dtype; raises for arguments that make no attack."""
     if not images.is_floating_point():
         raise TypeError(f"images must be of a floating-point dtype; got {images.dtype}")
-    if rule not in RULES:
-        raise ValueError(f"rule must be one of {', '.join(RULES)}; got {rule!r}")
+    if rule not in NORMS:
+        raise ValueError(f"rule must be one of {', '.join(NORMS)}; got {rule!r}")
     if not (math.isfinite(step_size) and step_size > 0):
         raise ValueError(f"step_size must be a finite number above 0; got {step_size}")
     if not tolerance >= 0:

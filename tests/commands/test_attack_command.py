@@ -120,7 +120,7 @@ def test_whose_generator(runs, tmp_path):
 
 def test_the_table_has_a_row_for_each_protocol():
     one = figure1.Subject("A", nn.Identity(), torch.zeros(0), torch.zeros(0), {})
-    side = figure1.Side(*(torch.zeros(2) for _ in range(3)), torch.tensor([1, 4]), torch.tensor([True, True]))
+    side = figure1.Attacked(*(torch.zeros(2) for _ in range(3)), torch.tensor([1, 4]), torch.tensor([True, True]))
     never = side._replace(steps=torch.tensor([1, 9]), reached=torch.tensor([True, False]))
     found = [
         figure1.Measurement(one, p, side, never) for p in (Protocol("none", 1.0, cap=9), Protocol("l2", 0.5, cap=9))

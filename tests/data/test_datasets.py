@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from datgan_fast import TrainConfig
 from datgan_fast.data import readers as data_sources
 from datgan_fast.data.datasets import DATASETS, Dataset, EveryNth, load_images, load_labels
 from datgan_fast.errors import DataError
-from datgan_fast import TrainConfig
 
 
 def test_digits_at_their_own_size_are_the_scaled_originals():

@@ -15,7 +15,7 @@ from PIL import Image
 import datgan_fast as dat
 from datgan_fast import contours, evaluate, sample, train
 from datgan_fast.data.datasets import DATASETS, load_images, load_labels
-from datgan_fast.data.points import TOY_DATASETS, gaussians, grid_means, ring_means
+from datgan_fast.data.points import gaussians, grid_means, ring_means
 from datgan_fast.data.readers import Request
 from datgan_fast.data.sampler import ImageSampler
 from datgan_fast.errors import ConfigError, DataError
@@ -43,7 +43,7 @@ def steps(made, count):
 # The points
 
 
-@pytest.mark.parametrize("dataset", TOY_DATASETS)
+@pytest.mark.parametrize("dataset", [row.name for row in DATASETS.values() if row.points])
 def test_points(dataset):
     points = load_images(dataset)
     assert (points.shape, points.dtype, points.device.type) == ((50_000, 2), torch.float32, "cpu")
