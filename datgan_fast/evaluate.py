@@ -12,10 +12,11 @@ from tqdm import tqdm
 
 from . import files
 from .cli import Parser, output_file, run_command, whole_number
-from .data.datasets import DATASETS
+from .data.datasets import DATASETS, dataset_named
 from .errors import ConfigError
-from .metrics.evaluator import METRICS, Evaluator, to_uint8
-from .metrics.inception import METRICS as INCEPTION_METRICS
+from .metrics.catalogue import METRICS, in_words, named
+from .metrics.comparison import to_uint8
+from .metrics.evaluator import Evaluator
 from .training.checkpoints import Trained, find_generator, generate
 from .training.devices import resolve_device
 
@@ -75,7 +76,7 @@ def chosen_dataset(typed: str | None, trained: Trained, source: str) -> str:
             f"--dataset: must be given, for {source} has no config.yaml beside it; one of {', '.join(DATASETS)}"
         )
     points = not trained.image_size
-    if DATASETS[name].points != points:
+    if dataset_named(name).points != points:
         right = ", ".join(other for other, row in DATASETS.items() if row.points == points)
         raise ConfigError(
             f"--dataset {name}: {source} generates {'points' if points else 'images'}; use one of {right}"
@@ -111,9 +112,9 @@ def chosen_metrics(names: str | None, inception_weights: str | None) -> list[str
     if not chosen or (unknown := [name for name in chosen if name not in METRICS]):
         wrong = unknown[0] if chosen else names
         raise ConfigError(f"--metrics {wrong}: must be of {', '.join(METRICS)}, with commas between")
-    if inception_weights and not set(chosen) & set(INCEPTION_METRICS):
+    if inception_weights and not set(chosen) & set(named("inception")):
         raise ConfigError(
-            f"--inception-weights {inception_weights}: is for is, fid and kid; --metrics names none of them"
+            f"--inception-weights {inception_weights}: is for {in_words(named('inception'))}; --metrics names none of them"
         )
     return chosen
 
@@ -123,7 +124,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("source", metavar=SOURCE, help="generator.safetensors, a run folder, or a checkpoint (.pt)")
     parser.add_argument(
         "--metrics",
-        help=f"of {','.join(METRICS)} (default: what the data set allows; is, fid and kid only with --inception-weights)",
+        help=f"of {','.join(METRICS)} (default: what the data set allows; {in_words(named('inception'))} only with "
+        "--inception-weights)",
     )
     parser.add_argument("--n", default="10000", help="how many images to generate (default: 10000)")
     parser.add_argument(

@@ -130,8 +130,8 @@ _ROWS = (
     _toy("ring", lambda seed: points.gaussians(points.ring_means(), seed=seed)),
     _toy("grid", lambda seed: points.gaussians(points.grid_means(), seed=seed)),
     _toy("swissroll", lambda seed: points.swissroll(seed=seed)),
-    Dataset(OWN, _handed_over, defaults={"steps": 50_000, "width": 64, "image_size": 64, "channels": 3}),
 )
+_OWN = Dataset(OWN, _handed_over, defaults={"steps": 50_000, "width": 64, "image_size": 64, "channels": 3})
 DATASETS: dict[str, Dataset] = {row.name: row for row in _ROWS}
 
 
@@ -157,7 +157,7 @@ def load_images(
 
     MNIST-like images (28 x 28) are zero-padded to size 32 and resized to any other. Raises DataError.
     """
-    row = _row(dataset)
+    row = dataset_named(dataset)
     if row.points:
         for option, value in (("--image-size", image_size), ("--channels", channels)):
             if value is not None:
@@ -175,14 +175,17 @@ def load_images(
 
 def load_labels(dataset: str, data_dir: str | Path | None = None, train: bool = True, download: bool = False) -> Tensor:
     """Load the class labels, int64 [N], in the order of load_images; folders and toy data have none. Raises DataError."""
-    row = _row(dataset)
+    row = dataset_named(dataset)
     if row.read_labels is None:
         labelled = ", ".join(d.name for d in DATASETS.values() if d.read_labels is not None)
         raise DataError(f"--dataset {dataset}: has no labels; use one of {labelled}.")
     return row.read_labels(Request(data_dir, train, download))
 
 
-def _row(dataset: str) -> Dataset:
+def dataset_named(dataset: str) -> Dataset:
+    """Its row, also of what was handed over in Python, which is not among those that can be typed. Raises DataError."""
+    if dataset == OWN:
+        return _OWN
     if dataset not in DATASETS:
         raise DataError(f"--dataset {dataset}: should be one of {', '.join(DATASETS)}.")
     return DATASETS[dataset]

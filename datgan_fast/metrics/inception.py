@@ -18,7 +18,6 @@ from torch.utils.data import Dataset
 
 from ..errors import ConfigError
 
-METRICS = ("is", "fid", "kid")
 _STANDARD = "6726825d"  # how the standard weights' SHA-256 begins; it stands in the file's name too
 _SPLITS = 10  # of the Inception Score
 _KID_SUBSETS, _KID_SUBSET_SIZE = 100, 1000
@@ -40,7 +39,7 @@ class _RGB(Dataset):
 def inception_metrics(
     generated: Tensor,
     real: Tensor,
-    metrics: Collection[str] = METRICS,
+    metrics: Collection[str] = ("is", "fid", "kid"),
     *,
     weights: str | None = None,
     device: torch.device | str = "cpu",

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from ..metrics.catalogue import METRICS
 from ..training.baselines import BASELINES
 from .experiments import ATTACK, DAT, PAPER, PLAIN
-from .results import SCORES, Result, Series, pairs, score_name, settings
+from .results import Result, Series, pairs, score_name, settings
 
 HOLDS, DOES_NOT, CANNOT_TELL = "holds", "does not", "cannot tell"
 LEVEL = 0.95
@@ -256,7 +257,7 @@ def _score_measure(paired: Pairs) -> tuple[str, int, Callable[[Result], float]]:
     name = score_name([result for pair in paired for result in pair])
     if name is None:
         return "the score", 1, lambda result: math.nan
-    return name, 1 if SCORES[name] else -1, lambda result: final(result.metric(name))
+    return name, 1 if METRICS[name].higher_is_better else -1, lambda result: final(result.metric(name))
 
 
 def final(series: Series) -> float:

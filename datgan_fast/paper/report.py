@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import files
+from ..metrics.catalogue import METRICS
 from . import claims, experiments, figure1_picture, sweep
 from .claims import CANNOT_TELL, DOES_NOT, HOLDS, Verdict, counted
 from .experiments import ATTACK, FIGURES, SWEEP, Figure
@@ -102,7 +103,7 @@ def _curves(name: str, found: Sequence[Result], outdir: Path) -> list[Block]:
         "penalty that DAT adds": Result.penalty_added,
     }
     if score:
-        quantities = {_SCORE_TITLES[score]: lambda r: r.metric(score), **quantities}
+        quantities = {METRICS[score].title: lambda r: r.metric(score), **quantities}
     chosen = settings(found)
     # One picture a quantity where there are many settings, else one picture a setting.
     if len(chosen) > 2:
@@ -150,14 +151,6 @@ SIDES = {"fake": "generated", "real": "real"}
 
 def _mean_steps(attacks: Mapping[str, Measurement]) -> dict[str, dict[str, float]]:
     return {name: {side: m.record()[side]["mean"] for side in SIDES} for name, m in attacks.items()}
-
-
-_SCORE_TITLES = {
-    "is": "Inception Score",
-    "classifier_score": "classifier score (for the Inception Score)",
-    "sliced_wasserstein": "sliced Wasserstein distance",
-    "exact_wasserstein": "exact Wasserstein distance",
-}
 
 
 def _title(name: str, figure: Figure) -> str:

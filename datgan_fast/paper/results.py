@@ -12,11 +12,9 @@ import numpy as np
 
 from .. import files
 from ..data.datasets import DATASETS
+from ..metrics.catalogue import best_first
 from ..training.run_folder import RunFolder
 from .experiments import DAT, FIGURES, PLAIN, Experiment
-
-# What can stand in for the paper's Inception Score, the best first, and whether more is better.
-SCORES = {"is": True, "classifier_score": True, "sliced_wasserstein": False, "exact_wasserstein": False}
 
 Series = tuple[np.ndarray, np.ndarray]  # discriminator updates, values
 
@@ -97,6 +95,8 @@ def settings(results: Iterable[Result]) -> list[str]:
 
 
 def score_name(results: Iterable[Result]) -> str | None:
-    """The best score that all these runs measured; None if there is none."""
+    """What stands in for the paper's Inception Score: the best that all these runs measured; None if there is none."""
     measured = [{m["metric"] for m in r.metrics} for r in results]
-    return next((name for name in SCORES if measured and all(name in m for m in measured)), None)
+    return next(
+        (m.name for m in best_first() if m.score and measured and all(m.name in of_run for of_run in measured)), None
+    )

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..metrics.catalogue import best_first
 from .claims import final
 from .experiments import PLAIN
 from .results import Result
 
-DISTANCES = ("fid", "classifier_frechet", "exact_wasserstein", "sliced_wasserstein")  # the best first
 EXPLANATION = (
     "Each option's distance to the real data, divided by that of plain training with the same seed: the Frechet distance of "
     "classifier features (or the FID, where it was measured), for points the exact Wasserstein distance, mean over the last "
@@ -93,7 +93,7 @@ def _pair(r: Result) -> tuple[str, str, int]:
 def distance(r: Result) -> float:
     """A run's distance to the real data; NaN if it measured none."""
     measured = {m["metric"] for m in r.metrics}
-    name = next((name for name in DISTANCES if name in measured), None)
+    name = next((m.name for m in best_first() if m.distance and m.name in measured), None)
     return final(r.metric(name)) if name else math.nan
 
 

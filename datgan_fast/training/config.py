@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..data.datasets import DATASETS, OWN
+from ..data.datasets import OWN, dataset_named
 from ..errors import ConfigError
 from ..method.formulas import NORMS, OBJECTIVES, FormulationName, NormName, ObjectiveName
 from .baselines import BASELINES, BaselineName, OptimizerName
@@ -106,7 +106,7 @@ class Config:
     @property
     def points(self) -> bool:
         """Whether it is trained on points in the plane rather than on images."""
-        return DATASETS[self.dataset].points
+        return dataset_named(self.dataset).points
 
     @property
     def range(self) -> tuple[float | None, float | None]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..data.datasets import OWN
 from ..errors import ConfigError
-from ..metrics.evaluator import to_uint8
+from ..metrics.comparison import to_uint8
 from .checkpoints import generate
 from .config import Config
 from .options import Options

@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from datgan_fast import TrainConfig
 from datgan_fast.data import readers as data_sources
 from datgan_fast.data.datasets import DATASETS, Dataset, EveryNth, load_images, load_labels
 from datgan_fast.errors import DataError
-from datgan_fast import TrainConfig
 
 
 def test_digits_at_their_own_size_are_the_scaled_originals():
@@ -123,7 +123,7 @@ def test_a_row_added_at_run_time_is_loaded_and_listed(monkeypatch):
     assert row.held_out_in_words(7) == "7 held-out images (every third)"
     with pytest.raises(DataError, match=r"swissroll, plain\."):
         load_images("cifar")
-    with pytest.raises(DataError, match="cifar10, plain"):
+    with pytest.raises(DataError, match=r"cifar10, plain"):
         load_labels("folder")
 
 
