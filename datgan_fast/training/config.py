@@ -132,6 +132,7 @@ def cuda_graph_of(typed: bool | None, device: str) -> CudaGraph:
     return "must" if typed else "no"
 
 
+# Branches: one for each rule.
 def _check_together(c: Config) -> None:
     """Options that are right alone and not together. Raises ConfigError."""
     if c.architecture != OWN and (c.image_size & (c.image_size - 1) or c.image_size > 1024):
