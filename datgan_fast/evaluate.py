@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from . import files
 from .cli import Parser, output_file, run_command, whole_number
-from .data.datasets import DATASETS
+from .data.datasets import DATASETS, dataset_named
 from .errors import ConfigError
 from .metrics.catalogue import METRICS, in_words, named
 from .metrics.comparison import to_uint8
@@ -76,7 +76,7 @@ def chosen_dataset(typed: str | None, trained: Trained, source: str) -> str:
             f"--dataset: must be given, for {source} has no config.yaml beside it; one of {', '.join(DATASETS)}"
         )
     points = not trained.image_size
-    if DATASETS[name].points != points:
+    if dataset_named(name).points != points:
         right = ", ".join(other for other, row in DATASETS.items() if row.points == points)
         raise ConfigError(
             f"--dataset {name}: {source} generates {'points' if points else 'images'}; use one of {right}"

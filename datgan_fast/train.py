@@ -63,24 +63,33 @@ def train(arguments: argparse.Namespace) -> int:
     given: dict[str, Any] = {k: v for k, v in vars(arguments).items() if v is not None}
     resume, file, dry_run = given.pop("resume", None), given.pop("config", None), given.pop("dry_run")
     options = {**(read_config_file(file) if file else {}), **typed(given, "command line")}
+    if resume:
+        run, checkpoint = find_run(resume, options)
+        if run:
+            return go_on(run, checkpoint, continued(run, options), dry_run)
+        print(f"nothing to resume in {options.get('outdir', GENERAL['outdir'])}; starting a new run")
+    trainer = Trainer(Options(**options))
+    if dry_run:
+        describe(trainer)
+    else:
+        trainer.fit()
+    return 0
 
-    run, checkpoint = find_run(resume, options) if resume else (None, None)
-    chosen = continued(run, options) if run else Options(**options)
+
+def go_on(run: RunFolder, checkpoint: Path | None, options: Options, dry_run: bool) -> int:
+    """Continues a run from its checkpoint, or from the beginning if it has none yet."""
     if checkpoint:  # its weights replace those that --init-from gave, whose file may be gone
-        chosen = dataclasses.replace(chosen, init_from=None)
-    trainer = Trainer(chosen)
+        options = dataclasses.replace(options, init_from=None)
+    trainer = Trainer(options)
     if dry_run:
         describe(trainer)
         return 0
-    if run:
-        if checkpoint:
-            trainer.load_state(load_checkpoint(checkpoint, "--resume"))
-        if trainer.step >= trainer.config.steps:
-            print(f"{run.path}: already at step {trainer.step}; --steps with a larger number goes on")
-            return 0
-        run.rewind(trainer.step)
-    elif resume:
-        print(f"nothing to resume in {trainer.config.outdir}; starting a new run")
+    if checkpoint:
+        trainer.load_state(load_checkpoint(checkpoint, "--resume"))
+    if trainer.step >= trainer.config.steps:
+        print(f"{run.path}: already at step {trainer.step}; --steps with a larger number goes on")
+        return 0
+    run.rewind(trainer.step)
     trainer.fit(run)
     return 0
 

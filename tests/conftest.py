@@ -1,7 +1,8 @@
-"""Shared by all tests: real images where DATGAN_FAST_DATA names a folder of them, a cache folder, and two markers.
+"""Shared by all tests: real images where DATGAN_FAST_DATA names a folder of them, a cache folder, and the markers.
 
-Tests marked `gpu` are skipped without a CUDA device, those marked `needs("module")` where the module is not installed; but a
-module that DATGAN_FAST_TESTS_REQUIRE lists (with commas) must be there: then they fail.
+Tests that neither compile nor train nor start processes are `quick`. Tests marked `gpu` are skipped without a CUDA device, those
+marked `needs("module")` where the module is not installed; but a module that DATGAN_FAST_TESTS_REQUIRE lists (with commas) must
+be there: then they fail.
 """
 
 import importlib.util
@@ -17,7 +18,17 @@ os.environ.setdefault(
 )  # for the tests that are deterministic; read once in a process
 
 
+# Tests that run side by side share the cores; their children do too.
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    torch.set_num_threads(threads)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+
+
 def pytest_collection_modifyitems(items):
+    for item in items:
+        if not any(item.get_closest_marker(name) for name in ("compiles", "process", "trains")):
+            item.add_marker("quick")
     if not torch.cuda.is_available():
         for item in items:
             if "gpu" in item.keywords:

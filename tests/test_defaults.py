@@ -88,6 +88,7 @@ RUNS = {
 }
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("other", ["device", "dtype"])
 @pytest.mark.parametrize("name", RUNS)
 def test_defaults_change_nothing(name, other):

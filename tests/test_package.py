@@ -21,6 +21,7 @@ def test_an_unknown_name_is_an_attribute_error():
         dat.trainr  # noqa: B018
 
 
+@pytest.mark.process
 def test_the_import_draws_and_logs_nothing():
     """What only the trainer and the commands need is imported when it is asked for."""
     program = """

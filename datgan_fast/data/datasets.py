@@ -130,8 +130,8 @@ _ROWS = (
     _toy("ring", lambda seed: points.gaussians(points.ring_means(), seed=seed)),
     _toy("grid", lambda seed: points.gaussians(points.grid_means(), seed=seed)),
     _toy("swissroll", lambda seed: points.swissroll(seed=seed)),
-    Dataset(OWN, _handed_over, defaults={"steps": 50_000, "width": 64, "image_size": 64, "channels": 3}),
 )
+_OWN = Dataset(OWN, _handed_over, defaults={"steps": 50_000, "width": 64, "image_size": 64, "channels": 3})
 DATASETS: dict[str, Dataset] = {row.name: row for row in _ROWS}
 
 
@@ -183,7 +183,9 @@ def load_labels(dataset: str, data_dir: str | Path | None = None, train: bool = 
 
 
 def dataset_named(dataset: str) -> Dataset:
-    """Its row. Raises DataError."""
+    """Its row, also of what was handed over in Python, which is not among those that can be typed. Raises DataError."""
+    if dataset == OWN:
+        return _OWN
     if dataset not in DATASETS:
         raise DataError(f"--dataset {dataset}: should be one of {', '.join(DATASETS)}.")
     return DATASETS[dataset]

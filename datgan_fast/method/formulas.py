@@ -157,7 +157,7 @@ def _objective(name: str) -> Objective:
 
 
 def g1(objective: str, t: Tensor) -> Tensor:
-    """The objective's term for real images, elementwise (table in docs/architecture.md).
+    """The objective's term for real images, elementwise (table in docs/method.md).
 
     `fgan` stops growing at exp(80) (float64: exp(700)), so that sums stay finite.
     """

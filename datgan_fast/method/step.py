@@ -2,7 +2,7 @@
 
 Backward is linear in the logits' gradient. Where a discriminator treats images independently, one backward of the clean
 objective therefore gives the weight gradients and, up to a known factor per image, every image's attack gradient; the
-clean graph is freed before the adversarial one is built. docs/architecture.md has the argument and the costs.
+clean graph is freed before the adversarial one is built. docs/method.md has the argument and the costs.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..data.datasets import DATASETS, OWN
+from ..data.datasets import OWN, dataset_named
 from ..errors import ConfigError
 from ..method.formulas import NORMS, OBJECTIVES, FormulationName, NormName, ObjectiveName
 from .baselines import BASELINES, BaselineName, OptimizerName
@@ -106,7 +106,7 @@ class Config:
     @property
     def points(self) -> bool:
         """Whether it is trained on points in the plane rather than on images."""
-        return DATASETS[self.dataset].points
+        return dataset_named(self.dataset).points
 
     @property
     def range(self) -> tuple[float | None, float | None]:
@@ -132,6 +132,7 @@ def cuda_graph_of(typed: bool | None, device: str) -> CudaGraph:
     return "must" if typed else "no"
 
 
+# Branches: one for each rule.
 def _check_together(c: Config) -> None:
     """Options that are right alone and not together. Raises ConfigError."""
     if c.architecture != OWN and (c.image_size & (c.image_size - 1) or c.image_size > 1024):

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 
-from ..data.datasets import DATASETS
+from ..data.datasets import DATASETS, OWN, dataset_named
 from ..errors import ConfigError
 from ..method.dispatch import BACKENDS
 from ..method.dispatch import resolve as resolve_backend
@@ -74,7 +74,10 @@ GENERAL: dict[str, Any] = {
 
 
 def _option(help: str, **check: Any) -> Any:
-    """A field with its help text and its check: choices=, at_least=, more_than=, at_most=, less_than=."""
+    """A field with its help text and its check: choices=, at_least=, more_than=, at_most=, less_than=.
+
+    or_own: what was handed to the Trainer in Python is a choice too, which nobody has to type.
+    """
     return field(default=None, metadata={"help": help, **check})
 
 
@@ -112,7 +115,7 @@ class Options:
     r1: float | None = _option("gamma of the zero-centred penalty on real images", at_least=0)
 
     # data
-    dataset: str | None = _option("training images; own: handed to datgan_fast.Trainer in Python", choices=DATASETS)
+    dataset: str | None = _option("training images", choices=DATASETS, or_own=True)
     data_dir: str | None = _option("where the data set's files are")
     download: bool | None = _option("fetch missing files of the data set into --data-dir")
     flip: bool | None = _option("mirror half of the training images")
@@ -121,8 +124,7 @@ class Options:
 
     # networks
     architecture: Architecture | None = _option(
-        "networks; default: dcgan, for toy data mlp; own: handed to datgan_fast.Trainer in Python",
-        choices=("dcgan", "resnet", "mlp", "own"),
+        "networks; default: dcgan, for toy data mlp", choices=("dcgan", "resnet", "mlp"), or_own=True
     )
     width: int | None = _option("channels of the widest resolution; default: the data set's", at_least=1, at_most=4096)
     z_dim: int | None = _option(
@@ -202,10 +204,10 @@ class Options:
         from other options."""
         given = {name: value for name, value in typed(vars(self), "TrainConfig").items() if value is not None}
         for f in dataclasses.fields(self):
-            if f.name in given:
+            if f.name in given and not (f.metadata.get("or_own") and given[f.name] == OWN):
                 check_value(f.name, given[f.name], f.metadata)
         baseline = BASELINES[given.get("baseline", GENERAL["baseline"])]
-        dataset = DATASETS[given.get("dataset", GENERAL["dataset"])]
+        dataset = dataset_named(given.get("dataset", GENERAL["dataset"]))
         norm = NORMS[given.get("norm", GENERAL["norm"])]
         values = {
             **GENERAL,

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..data.datasets import OWN
 from ..errors import ConfigError
+from ..method.step_arguments import logits_of
 from ..metrics.comparison import to_uint8
 from .checkpoints import generate
 from .config import Config
@@ -50,18 +51,33 @@ def own_images(images: Tensor) -> Tensor:
     return to_uint8(images)
 
 
-def check_own_generator(generator: nn.Module, config: Config, images: Tensor) -> None:
-    """Raises ConfigError unless it makes images of the training images' size; lazy layers get their sizes."""
+@torch.no_grad()
+def check_own_networks(
+    config: Config, generator: nn.Module | None, discriminator: nn.Module | None, images: Tensor
+) -> None:
+    """Tries them on two images, on the run's device; lazy layers get their sizes. Raises ConfigError if they do not fit."""
     device = torch.device(config.device)
-    latents = torch.zeros(2, config.z_dim, dtype=torch.float32, device=device)
-    try:
-        made = generate(generator, latents)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(
-            f"generator: does not take latents [n, {config.z_dim}] ({reason}); --z-dim is their size"
-        ) from None
-    if not isinstance(made, Tensor) or made.shape[1:] != images.shape[1:]:
-        raise ConfigError(
-            f"generator: makes {list(made.shape[1:])} of a latent, the images are {list(images.shape[1:])}"
-        )
+    if generator is not None:
+        latents = torch.zeros(2, config.z_dim, dtype=torch.float32, device=device)
+        try:
+            made = generate(generator.to(device), latents)
+        except (RuntimeError, ValueError) as error:
+            reason = f"does not take latents [n, {config.z_dim}] ({_line(error)}); --z-dim is their size"
+            raise ConfigError(f"generator: {reason}") from None
+        if made.shape[1:] != images.shape[1:]:
+            raise ConfigError(
+                f"generator: makes {list(made.shape[1:])} of a latent, the images are {list(images.shape[1:])}"
+            )
+    if discriminator is not None:
+        pair = images[[0, -1]].to(device)
+        x = pair.float().div(127.5).sub(1) if pair.dtype == torch.uint8 else pair  # points are as they are
+        was_training = discriminator.training
+        try:
+            logits_of(discriminator.to(device).eval(), x)
+        except (RuntimeError, ValueError) as error:
+            raise ConfigError(f"discriminator: does not suit images {list(x.shape[1:])} ({_line(error)})") from None
+        discriminator.train(was_training)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())

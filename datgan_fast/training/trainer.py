@@ -25,7 +25,7 @@ from .config import Config
 from .iteration import Iteration
 from .measuring import Clock
 from .options import Options
-from .own_parts import check_own_generator, own_images, recorded_architecture, with_own_parts
+from .own_parts import check_own_networks, own_images, recorded_architecture, with_own_parts
 from .pictures import save_grid, save_points
 from .progress import Progress
 from .run_folder import RunFolder
@@ -65,8 +65,7 @@ class Trainer:
         if images is None:
             images = load_images(c.dataset, c.data_dir, c.image_size or None, c.channels or None, download=c.download)
         self._real_points = images[:PLOTTED].clone() if c.points else None
-        if generator is not None:
-            check_own_generator(generator.to(self.device), c, images)
+        check_own_networks(c, generator, discriminator, images)
         self.iteration = Iteration(c, images, generator, discriminator)
         self.config = self.iteration.config = recorded_architecture(c, generator, discriminator)
         if c.init_from:

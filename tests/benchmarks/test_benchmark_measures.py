@@ -144,6 +144,7 @@ def variants(function, sizes=range(2, 14)):
         function(torch.ones(size))
 
 
+@pytest.mark.compiles
 def test_a_function_is_compiled_anew_in_every_cell():
     function = compiled(lambda x: x.sin() + 1)
     for size in range(2, 14):  # the compiler gives up after eight
@@ -167,6 +168,7 @@ def test_a_function_compiled_in_parts_is_told():
         variants(compiled(run), [3])
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("baseline", BASELINES)
 def test_the_compiled_reference_is_compiled(monkeypatch, baseline):
     monkeypatch.setattr(torch, "compile", compiled)
@@ -247,6 +249,7 @@ def test_nodes_are_the_operations_that_compute():
     assert nodes.nodes(lambda: y.backward(torch.ones(2, 5, 6, 6)))["convolution_backward"] == 2
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("baseline", ["dcgan", "wgan", "wgan-gp"])
 def test_nodes_of_an_iteration_are_a_gpus(baseline):
     """As many whatever the sizes are, and fewer than on the CPU where images go through the discriminator as one batch."""

@@ -16,6 +16,8 @@ import pytest
 import paths
 import preflight
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).resolve().parents[2]
 OUTSIDE = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}  # of this session
 SCRIPT = ROOT / "benchmarks" / "gpu_check.sh"

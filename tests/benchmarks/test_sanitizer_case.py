@@ -45,6 +45,7 @@ def launches(request):
     return request.param, noted
 
 
+@pytest.mark.compiles
 def test_every_kernel_takes_every_way_that_the_device_has(launches):
     device, noted = launches
     ways = {

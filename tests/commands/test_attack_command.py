@@ -34,6 +34,7 @@ def runs(tmp_path_factory):
 TINY = ["--n", "10", "--batch-size", "4", "--cap", "5", "--device", "cpu"]
 
 
+@pytest.mark.trains
 def test_the_command(runs, tmp_path, capsys):
     out = tmp_path / "new" / "figure1"
     sources = [str(runs["plain"]), str(runs["dat"])]

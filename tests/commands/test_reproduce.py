@@ -41,6 +41,7 @@ def one_run(steps=8):
     return next(e for e in experiments(DIGITS, ["4"], range(1), TINY, CPU, steps) if e.config.dat)
 
 
+@pytest.mark.trains
 def test_an_interrupted_run_goes_on_exactly(tmp_path, monkeypatch):
     experiment = one_run()
     reproduce.train(experiment, tmp_path / "whole")
@@ -83,6 +84,7 @@ def run(outdir, *options):
     return reproduce.main([*tiny, "--outdir", str(outdir), *options])
 
 
+@pytest.mark.trains
 def test_from_ctrl_c_to_the_report(tmp_path, monkeypatch, capsys):
     outdir = tmp_path / "out"
     with monkeypatch.context() as patch:
@@ -136,6 +138,7 @@ def test_no_run_that_left_anything(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err.endswith("failed: out of memory\n")
 
 
+@pytest.mark.trains
 def test_a_run_that_diverges_is_reported(tmp_path, monkeypatch, capsys):
     def failed(todo, folder, jobs):
         for e in todo[1:]:
@@ -201,6 +204,7 @@ def test_the_place_of_a_run_is_recorded(tmp_path):
     assert read.finished
 
 
+@pytest.mark.trains
 def test_figure_1_is_attacked(tmp_path):
     todo = experiments(DIGITS, ["1"], range(2), TINY, {**CPU, "outdir": str(tmp_path)}, steps=2)
     for e in todo:

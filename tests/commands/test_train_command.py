@@ -331,6 +331,7 @@ def undisturbed(tmp_path_factory) -> Path:
     return next(outdir.iterdir())
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "moment", ["config", "step1", "step2", "step5", "checkpoint", "rename", "generator", "between"]
 )
@@ -349,6 +350,7 @@ def test_resume_after_a_kill_is_exact(tmp_path, undisturbed, deterministic, mome
     assert not list(run.rglob(".*.tmp*"))
 
 
+@pytest.mark.process
 def test_resume_goes_on_past_the_end(tmp_path, undisturbed, deterministic):
     options = [*CONTINUED, "--outdir", str(tmp_path)]
     assert train.main([*options, "--steps", "6"]) == 0
@@ -358,6 +360,7 @@ def test_resume_goes_on_past_the_end(tmp_path, undisturbed, deterministic):
     assert train.main([*options, "--steps", "9", "--resume", str(run)]) == 0  # nothing left to do
 
 
+@pytest.mark.trains
 def test_resume_from_a_chosen_checkpoint(tmp_path, deterministic):
     assert run_train(tmp_path, "--deterministic", "--steps", "4", "--save-every", "2") == 0
     (run,) = tmp_path.iterdir()
@@ -367,6 +370,7 @@ def test_resume_from_a_chosen_checkpoint(tmp_path, deterministic):
     assert (run / "generator.safetensors").read_bytes() == before
 
 
+@pytest.mark.trains
 def test_resume_forgets_what_came_after_the_checkpoint(tmp_path):
     assert run_train(tmp_path, "--steps", "6", "--save-every", "2", "--sample-every", "2") == 0
     (run,) = tmp_path.iterdir()
@@ -411,6 +415,7 @@ def test_resume_with_nothing_to_resume_starts_a_run(tmp_path, capsys):
     assert len(list(tmp_path.glob("*/generator.safetensors"))) == 1
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04 half a file"])
 def test_broken_checkpoint(tmp_path, capsys, content):
     assert run_train(tmp_path, "--steps", "2") == 0
@@ -423,6 +428,7 @@ def test_broken_checkpoint(tmp_path, capsys, content):
     assert str(checkpoint) in error
 
 
+@pytest.mark.trains
 def test_init_from_takes_the_weights_only(tmp_path, capsys):
     assert run_train(tmp_path / "a", "--steps", "2") == 0
     (run,) = (tmp_path / "a").iterdir()
@@ -440,6 +446,7 @@ def test_init_from_takes_the_weights_only(tmp_path, capsys):
     assert not (tmp_path / "b").exists()
 
 
+@pytest.mark.process
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, capsys, monkeypatch):
     step = train.Trainer.train_step
 
@@ -465,6 +472,7 @@ def test_divergence_stops_the_run(tmp_path, capsys):
     assert "not finite in step 1; there is no checkpoint yet" in error
 
 
+@pytest.mark.trains
 def test_divergence_names_the_last_good_checkpoint(tmp_path, capsys, monkeypatch):
     step = train.Trainer.train_step
 
@@ -498,6 +506,7 @@ def test_sample_command(tmp_path, capsys):
     assert f"FILE {run}: must be a run folder with a generator.safetensors" in capsys.readouterr().err
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize(
     "options",
     [

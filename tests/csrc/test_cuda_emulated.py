@@ -165,6 +165,7 @@ def run_sanitized(tmp_path, sanitizer, *flags):
     return subprocess.run([str(program)], env=environment, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
 def test_no_sanitizer_complains(tmp_path, sanitizer):
     done = run_sanitized(tmp_path, sanitizer, "-fno-sanitize-recover=all")
@@ -172,6 +173,7 @@ def test_no_sanitizer_complains(tmp_path, sanitizer):
     assert done.stdout == "all cases agree\n"
 
 
+@pytest.mark.compiles
 def test_a_missing_barrier_is_reported_as_a_race(tmp_path):
     done = run_sanitized(tmp_path, "thread", "-DDAT_EMULATION_DROP_BARRIER")
     assert done.returncode != 0

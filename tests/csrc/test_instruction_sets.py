@@ -29,6 +29,7 @@ def test_what_a_variant_is_compiled_for_is_asked_of_the_processor():
         assert {flag.removeprefix("-m") for flag in flags if "=" not in flag} <= asked
 
 
+@pytest.mark.compiles
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the flags are for x86")
 @pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
 def test_no_function_of_a_variant_can_stand_for_anothers(isa, tmp_path):
@@ -47,6 +48,7 @@ def test_no_function_of_a_variant_can_stand_for_anothers(isa, tmp_path):
     assert not [name for name in shared if f"::{isa}::" not in name]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("isa", ["baseline", "avx2"])
 def test_lesser_instruction_sets(isa):
     if native.extension.cpu_info()[0] == "baseline":

@@ -82,6 +82,7 @@ def in_flight(code: list[Instruction]) -> list[tuple[int, int]]:
     return [(loads, copies) for loads, copies in groups]
 
 
+@pytest.mark.process
 @each_architecture
 @each_kernel
 def test_all_accesses_of_a_tile_are_issued_before_one_is_waited_for(architecture, types):
@@ -94,6 +95,7 @@ def test_all_accesses_of_a_tile_are_issued_before_one_is_waited_for(architecture
     assert in_flight(kernel(architecture, types)) == list(expected.values()), list(expected)
 
 
+@pytest.mark.process
 def test_below_sm_80_there_are_no_asynchronous_copies():
     assert not [i for code in functions(75).values() for i in code if i.name.startswith("LDGSTS")]
 

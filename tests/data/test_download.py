@@ -121,6 +121,7 @@ def test_download_without_a_working_torchvision(tmp_path, monkeypatch, dataset):
         load_images(dataset, tmp_path, download=True)
 
 
+@pytest.mark.process
 def test_importing_and_reading_leaves_torchvision_alone(tmp_path):
     write_cifar(tmp_path, "test_batch.bin", random_bytes(1, 3, 32, 32), np.zeros(1, np.uint8))
     code = (

@@ -191,6 +191,7 @@ if sys.argv[1] == "interrupted":
 """
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("how", ["at the end", "interrupted"])
 def test_a_streaming_process_ends(how):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

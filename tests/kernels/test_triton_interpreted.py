@@ -12,6 +12,7 @@ import pytest
 CASES = 400  # at least so many must have run
 
 
+@pytest.mark.process
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 def test_kernels_under_the_interpreter():
     run = subprocess.run(

@@ -208,6 +208,7 @@ def python(code, cwd, *flags):
     return result.stdout.splitlines()
 
 
+@pytest.mark.process
 def test_a_checkout_uses_the_installed_extension():
     """From the root Python imports the source folder; extension and kernels are in the installed one."""
     code = """if True:
@@ -231,6 +232,7 @@ def checkout(tmp_path):
     return tmp_path
 
 
+@pytest.mark.process
 def test_an_extension_built_from_other_sources_is_refused(checkout):
     """Edited C++ sources beside the package without a new install would test and train something else."""
     (checkout / "csrc" / "formulas.h").open("a").write("// edited\n")

@@ -19,6 +19,7 @@ print(memory.keep_freed_memory())
 """
 
 
+@pytest.mark.process
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
 @pytest.mark.parametrize(("switch", "done"), [("1", "True"), ("0", "False")])
 def test_malloc_is_told_once(switch, done):

@@ -58,6 +58,7 @@ def test_attack_loss_passes_opcheck(device, dtype, impl):
     torch.library.opcheck(OPS.attack_loss.default, (logits, gathered, "hinge", "batch_mean", impl))
 
 
+@pytest.mark.compiles
 @each_impl
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("low", "high"), [(-1.0, 1.0), (None, 1.0), (-1.0, None), (None, None)])
@@ -66,6 +67,7 @@ def test_perturb_passes_opcheck(device, dtype, low, high, impl):
     torch.library.opcheck(OPS.perturb.default, (x, v, 0.1, "l2", low, high, impl, torch.empty_like(x)))
 
 
+@pytest.mark.compiles
 @each_impl
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("norms", [False, True])

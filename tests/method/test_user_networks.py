@@ -326,6 +326,7 @@ class Copy(nn.Module):
 # Kinds of networks
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("how", ["torch.compile", "module.compile", "inside"])
 @pytest.mark.parametrize("name", ["conv", "BatchNorm"])
 @pytest.mark.parametrize("formulation", ["eq10", "alg1", "batch_mean"])
@@ -363,6 +364,7 @@ def compile_it(network, how):
     return torch.compile(network) if how == "torch.compile" else Inside(network)
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("how", ["torch.compile", "module.compile", "inside"])
 @pytest.mark.parametrize("name", ["gp", "lp", "r1", "alp"])
 def test_penalties_of_compiled_networks(how, name):
@@ -706,6 +708,7 @@ def test_buffers_of_every_form_come_back():
     compare(lambda: conv(Blurs()))
 
 
+@pytest.mark.compiles
 def test_a_setting_inside_another_object_recompiles_the_question():
     class Settings:
         mixes = False

@@ -34,6 +34,7 @@ def held_out():
     return feature_network.labelled("digits", None, None, None, train=False)[0]
 
 
+@pytest.mark.trains
 def test_a_generator_that_copies_the_data(digits):
     copied = values(digits, held_out())
     assert copied["classifier_frechet"] == pytest.approx(0, abs=1e-6)

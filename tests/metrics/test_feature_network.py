@@ -173,7 +173,7 @@ def test_every_pixel_counts(size):
     assert (images.grad > 0).all()
 
 
-@pytest.mark.slow
+@pytest.mark.trains
 def test_mnist_is_recognised(real_data, cache_folder):
     network = feature_network.load("mnist", real_data)
     assert network.accuracy >= 0.985

@@ -54,6 +54,7 @@ def measured(weights, generated):
     return values
 
 
+@pytest.mark.process
 def test_torch_fidelity_on_files_gives_the_same(weights, generated, measured, tmp_path):
     """torch-fidelity against itself: images in memory, and the same images read from PNG files."""
     import torch_fidelity

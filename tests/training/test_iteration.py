@@ -60,12 +60,14 @@ def graphs(request):
     return None
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("use_dat", [True, False], ids=["dat", "plain"])
 @pytest.mark.parametrize("baseline", BASELINES)
 def test_replays_are_the_iteration(graphs, baseline, use_dat):
     check_replays(baseline=baseline, dat=use_dat)
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: ",".join(map(str, options.values())) or "default")
 def test_replays_of_options(graphs, options):
     check_replays(**options)
@@ -83,6 +85,7 @@ def check_replays(iterations=6, **options):
         compare_runs(replayed, eager, rtol=1e-3)
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("baseline", BASELINES)
 def test_warm_up_leaves_no_trace(graphs, baseline):
     made = trainer(baseline=baseline)
@@ -106,6 +109,7 @@ def compare_runs(fast, slow, rtol):
         assert ours[name] == pytest.approx(value, rel=rtol, abs=rtol * 0.1), name
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("use_dat", [True, False], ids=["dat", "plain"])
 @pytest.mark.parametrize("baseline", BASELINES)
 def test_a_recorded_fused_run_follows_the_reference(graphs, baseline, use_dat):
@@ -124,6 +128,7 @@ def test_a_recorded_fused_run_follows_the_reference(graphs, baseline, use_dat):
     compare_runs(fast, slow, rtol=2e-2)
 
 
+@pytest.mark.trains
 def test_state_goes_through_a_recorded_run(graphs, deterministic):
     """A checkpoint loads into the tensors that the graph knows."""
     whole, first, second = recorded(), recorded(), recorded()
@@ -183,6 +188,7 @@ def test_cuda_graph_insists(unrecordable):
     assert_same(before, made.state())
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("baseline", BASELINES)
 def test_training_goes_on_without_a_graph(unrecordable, deterministic, baseline):
     made, plain = trainer(baseline=baseline, n_dis=1), trainer(baseline=baseline, n_dis=1)
@@ -200,6 +206,7 @@ def test_training_goes_on_without_a_graph(unrecordable, deterministic, baseline)
     assert_same(made.state(), plain.state())
 
 
+@pytest.mark.trains
 def test_a_capture_after_one_that_failed(graphs, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Iteration, "run", reads_in(cuda_graph.WARM_UP + 1))
@@ -235,6 +242,7 @@ def test_torch_can_end_a_pool():
     assert hasattr(torch._C, "_cuda_releasePool")
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("baseline", ["dcgan", "wgan-gp"])
 def test_compiled_networks_follow_plain_ones(baseline):
     """The gradient penalty's double backward, which torch cannot compile, runs on the plain network."""

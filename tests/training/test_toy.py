@@ -150,6 +150,7 @@ def test_defaults(baseline):
     assert again == toy
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("options", [{}, {"spectral_norm": True}, {"r1": 1.0, "norm": "l2"}], ids=str)
 @pytest.mark.parametrize("use_dat", [True, False], ids=["dat", "plain"])
 @pytest.mark.parametrize("baseline", BASELINES)
@@ -163,6 +164,7 @@ def test_fused_follows_the_reference(baseline, use_dat, options):
     assert (weights[0] - weights[1]).norm() < 1e-2 * weights[1].norm()
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("use_dat", [True, False], ids=["dat", "plain"])
 @pytest.mark.parametrize("baseline", BASELINES)
 def test_replays_are_the_iteration(graphs_on_the_cpu, baseline, use_dat):  # noqa: F811
@@ -176,6 +178,7 @@ def test_replays_are_the_iteration(graphs_on_the_cpu, baseline, use_dat):  # noq
     assert_same(eager.state(), replayed.state())
 
 
+@pytest.mark.trains
 def test_a_resumed_run_is_the_whole_run(deterministic):
     whole, first, second = (trainer(baseline="wgan-gp", n_dis=2) for _ in range(3))
     torch.manual_seed(3)
@@ -188,6 +191,7 @@ def test_a_resumed_run_is_the_whole_run(deterministic):
     assert_same(expected, steps(second, 2).state())
 
 
+@pytest.mark.trains
 def test_the_ring_is_learnt():
     made = trainer(batch_size=64, width=32)
     before = made.evaluate()[0]["value"]
@@ -275,6 +279,7 @@ def run(tmp_path_factory):
     return outdir / "00000-dcgan-dat-ring"
 
 
+@pytest.mark.trains
 def test_run_folder(run):
     for step in (0, 2, 4):
         with Image.open(run / "samples" / f"step-{step:06d}.png") as picture:
@@ -301,6 +306,7 @@ def test_sample_command(run, tmp_path, capsys):
         assert picture.size == (600, 600)
 
 
+@pytest.mark.trains
 def test_contours_command(tmp_path, capsys, monkeypatch):
     seen = []
     plain = contours.draw_result

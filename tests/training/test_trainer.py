@@ -38,6 +38,7 @@ def assert_paths_agree(**options):
     return fast
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("use_dat", [True, False], ids=["dat", "plain"])
 @pytest.mark.parametrize("baseline", BASELINES)
 def test_fused_follows_the_reference(baseline, use_dat):
@@ -48,6 +49,7 @@ def test_fused_follows_the_reference(baseline, use_dat):
         assert (rows[:, 2] == 0).all()
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize(
     "options",
     [
@@ -155,6 +157,7 @@ def test_deterministic_is_asked_of_torch(deterministic, monkeypatch):
     assert trainer.device.type == "cpu" or not torch.backends.cudnn.benchmark
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("architecture", ["dcgan", "resnet"])
 @pytest.mark.parametrize("baseline", BASELINES)
 def test_deterministic_training_continues_bit_for_bit(deterministic, baseline, architecture):
