@@ -6,42 +6,26 @@ interrupted ones are continued, so that the same command can be given again at a
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import json
-import multiprocessing
-import os
-import signal
 import sys
-import threading
-import time
-from collections import deque
-from collections.abc import Collection, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
-from . import files
 from .cli import Parser, run_command, whole_number
 from .data.datasets import DATASETS, load_images
-from .errors import ConfigError, TrainingStopped
+from .errors import ConfigError
 from .metrics import feature_network, inception
 from .paper import figure1, report, results
-from .paper.experiments import ATTACK, FIGURES, FULL, PAPER, QUICK, Experiment, experiments
+from .paper.experiments import ATTACK, FIGURES, FULL, PAPER, QUICK, experiments
 from .paper.results import Result
+from .paper.runs import cores, remaining, run_all
 from .training.config import Config
 from .training.devices import resolve_device
-from .training.run_folder import RunFolder
-from .training.stop_signals import StopSignals
-from .training.trainer import Trainer, load_checkpoint
 
 QUICK_DATASETS = ("digits", "ring")
 JOBS_ON_A_GPU = 4  # one small network's iterations leave much of a GPU idle
-_SAME_TRAINING = ("outdir", "data_dir", "download", "device")  # options that may differ when a run is gone on with
 
 
 def attacks(found: list[Result]) -> dict[str, figure1.Measurement]:
@@ -55,141 +39,6 @@ def attacks(found: list[Result]) -> dict[str, figure1.Measurement]:
         subject = figure1.load_subject(result.path, label=e.variant, data_dir=e.config.data_dir, device=device)
         measured[e.name] = figure1.measure(subject, figure1.Protocol())
     return measured
-
-
-# One run
-
-
-def remaining(todo: list[Experiment], folder: Path) -> list[Experiment]:
-    """The experiments whose runs are not finished. Raises ConfigError where a folder holds a run of other options."""
-    return [e for e in todo if not _finished(e, folder)]
-
-
-def _finished(experiment: Experiment, folder: Path) -> bool:
-    run = RunFolder(folder / experiment.name)
-    if not (run.path / "config.yaml").is_file():
-        return False
-    was, now = run.options("--outdir").recorded(), experiment.config
-    for f in dataclasses.fields(Config):
-        a, b = getattr(was, f.name), getattr(now, f.name)
-        if a != b and f.name not in _SAME_TRAINING:
-            raise ConfigError(
-                f"--outdir {folder.parent}: its run {experiment.name} has {f.name} {a} where this command asks for {b}; "
-                "use the same options to go on, or another folder"
-            )
-    return results.read_run(experiment, run.path).finished
-
-
-def train(experiment: Experiment, folder: Path) -> None:
-    """Trains one experiment in its folder, from its newest checkpoint if it was interrupted."""
-    trainer = Trainer(experiment.config)
-    path = folder / experiment.name
-    if (path / "config.yaml").is_file():
-        run = RunFolder(path)
-        if checkpoints := run.checkpoints():
-            trainer.load_state(load_checkpoint(checkpoints[-1], "--outdir"))
-        run.rewind(trainer.step)
-    else:
-        path.mkdir(parents=True, exist_ok=True)
-        place = {name: getattr(experiment, name) for name in ("figure", "setting", "variant", "seed")}
-        files.write_text(path / "experiment.json", json.dumps(place) + "\n")
-        run = RunFolder.begin(path, trainer.config)
-    trainer.fit(run)
-    for older in run.checkpoints()[:-1]:  # of many runs they would fill a disk
-        older.unlink()
-
-
-# Several runs
-
-
-def run_all(todo: list[Experiment], folder: Path, jobs: int) -> dict[str, str]:
-    """Trains them in `jobs` processes; returns the runs that failed, by name, and why.
-
-    Raises KeyboardInterrupt after Ctrl-C or SIGTERM, when every run in progress has saved a checkpoint.
-    """
-    failures: dict[str, str] = {}
-    waiting = deque(todo)
-    running: dict[Future[None], tuple[Experiment, float]] = {}
-    threads = max(1, _cores() // jobs)
-    context = multiprocessing.get_context("spawn")  # a forked process cannot use CUDA
-    log = str(folder.parent / "workers.log")
-    with StopSignals() as stop, _progress(len(todo)) as done:
-        pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_prepare_worker, initargs=(threads, log))
-        with pool:
-            while running or (waiting and not stop.requested):
-                while waiting and len(running) < jobs and not stop.requested:
-                    experiment = waiting.popleft()
-                    running[pool.submit(train, experiment, folder)] = experiment, time.perf_counter()
-                for future in wait(running, timeout=0.5, return_when=FIRST_COMPLETED).done:
-                    experiment, since = running.pop(future)
-                    seconds = time.perf_counter() - since
-                    if error := future.exception():
-                        if stop.requested and isinstance(error, TrainingStopped):
-                            continue
-                        if isinstance(error, BrokenProcessPool):
-                            raise TrainingStopped(
-                                f"a process died while it trained {experiment.name}, perhaps for want of memory; "
-                                "use a smaller --jobs; the same command goes on from here"
-                            )
-                        failures[experiment.name] = str(error) or type(error).__name__
-                        done(f"{experiment.name}: {failures[experiment.name]}")
-                    else:
-                        done(f"{experiment.name}: {_summary(experiment, folder)}{seconds:.0f} s")
-                if stop.requested:
-                    for process in multiprocessing.active_children():
-                        process.terminate()  # until it has been heard: a run that is only beginning does not listen
-    if stop.requested:
-        print("stopping; the same command goes on from here", file=sys.stderr)
-        raise KeyboardInterrupt
-    return failures
-
-
-def _prepare_worker(threads: int, log: str) -> None:
-    """In a new process: its share of threads; what runs print goes to a file, where no two progress bars meet."""
-    torch.set_num_threads(threads)
-    sys.stdout = sys.stderr = open(log, "a", buffering=1, encoding="utf-8")  # noqa: SIM115  for the process's life
-    for number in (signal.SIGINT, signal.SIGTERM):  # between runs; while one trains, StopSignals listens
-        signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-
-
-def _die_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-@contextlib.contextmanager
-def _progress(total: int) -> Iterator[Any]:
-    """Gives done(text), to be called as runs end: a bar on a terminal, numbered lines elsewhere."""
-    on_terminal = sys.stderr.isatty()
-    with tqdm(total=total, unit="run", disable=not on_terminal, dynamic_ncols=True) as bar:
-        count = 0
-
-        def done(text: str) -> None:
-            nonlocal count
-            count += 1
-            if on_terminal:
-                bar.write(text, file=sys.stderr)
-                bar.update()
-            else:
-                print(f"{count}/{total} {text}", flush=True)
-
-        yield done
-
-
-def _summary(experiment: Experiment, folder: Path) -> str:
-    result = results.read_run(experiment, folder / experiment.name)
-    name = results.score_name([result])
-    return f"{name} {result.metric(name)[1][-1]:.4g}, " if name else ""
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-# The command
 
 
 def build_parser() -> Parser:
@@ -231,7 +80,7 @@ def reproduce(arguments: Any) -> int:
     steps = whole_number("--steps", arguments.steps, 1, 10**9) if arguments.steps is not None else None
     device = resolve_device(arguments.device)
     on_gpu = device.startswith("cuda")
-    jobs = whole_number("--jobs", arguments.jobs or str(JOBS_ON_A_GPU if on_gpu else min(_cores(), 256)), 1, 256)
+    jobs = whole_number("--jobs", arguments.jobs or str(JOBS_ON_A_GPU if on_gpu else min(cores(), 256)), 1, 256)
     shared = {
         "data_dir": arguments.data_dir,
         "download": arguments.download,

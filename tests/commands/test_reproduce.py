@@ -9,7 +9,7 @@ import pytest
 
 from datgan_fast import reproduce
 from datgan_fast.errors import ConfigError
-from datgan_fast.paper import report, results
+from datgan_fast.paper import report, results, runs
 from datgan_fast.paper.experiments import DAT, FULL, PAPER, PLAIN, QUICK, experiments
 from made_runs import CPU, DIGITS, TINY
 
@@ -44,8 +44,8 @@ def one_run(steps=8):
 @pytest.mark.trains
 def test_an_interrupted_run_goes_on_exactly(tmp_path, monkeypatch):
     experiment = one_run()
-    reproduce.train(experiment, tmp_path / "whole")
-    step = reproduce.Trainer.train_step
+    runs.train(experiment, tmp_path / "whole")
+    step = runs.Trainer.train_step
     taken = []
 
     def interrupted(trainer):
@@ -54,13 +54,13 @@ def test_an_interrupted_run_goes_on_exactly(tmp_path, monkeypatch):
         if len(taken) == 5:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(reproduce.Trainer, "train_step", interrupted)
+    monkeypatch.setattr(runs.Trainer, "train_step", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        reproduce.train(experiment, tmp_path / "parts")
-    assert reproduce.remaining([experiment], tmp_path / "parts") == [experiment]
-    reproduce.train(experiment, tmp_path / "parts")
+        runs.train(experiment, tmp_path / "parts")
+    assert runs.remaining([experiment], tmp_path / "parts") == [experiment]
+    runs.train(experiment, tmp_path / "parts")
     assert taken == [1, 2, 3, 4, 5, 5, 6, 7, 8]  # a checkpoint is made half way
-    assert reproduce.remaining([experiment], tmp_path / "parts") == []
+    assert runs.remaining([experiment], tmp_path / "parts") == []
 
     def measured(folder):
         run = results.read_run(experiment, tmp_path / folder / experiment.name)
@@ -71,9 +71,9 @@ def test_an_interrupted_run_goes_on_exactly(tmp_path, monkeypatch):
 
 
 def test_a_folder_of_other_options_is_refused(tmp_path):
-    reproduce.train(one_run(steps=2), tmp_path)
+    runs.train(one_run(steps=2), tmp_path)
     with pytest.raises(ConfigError, match=r"--outdir .* has steps 2 where this command asks for 3"):
-        reproduce.remaining([one_run(steps=3)], tmp_path)
+        runs.remaining([one_run(steps=3)], tmp_path)
 
 
 # The command
@@ -88,7 +88,7 @@ def run(outdir, *options):
 def test_from_ctrl_c_to_the_report(tmp_path, monkeypatch, capsys):
     outdir = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr(reproduce, "_summary", lambda *_: signal.raise_signal(signal.SIGINT) or "")
+        patch.setattr(runs, "_summary", lambda *_: signal.raise_signal(signal.SIGINT) or "")
         assert run(outdir) == 130
     finished = list(outdir.glob("runs/*/generator.safetensors"))
     assert len(finished) == 1  # it stopped after the first
@@ -142,7 +142,7 @@ def test_no_run_that_left_anything(tmp_path, monkeypatch, capsys):
 def test_a_run_that_diverges_is_reported(tmp_path, monkeypatch, capsys):
     def failed(todo, folder, jobs):
         for e in todo[1:]:
-            reproduce.train(e, folder)
+            runs.train(e, folder)
         return {todo[0].name: "training diverged"}
 
     monkeypatch.setattr(reproduce, "run_all", failed)
@@ -195,7 +195,7 @@ def test_an_outdir_that_is_a_file(tmp_path, capsys):
 
 def test_the_place_of_a_run_is_recorded(tmp_path):
     experiment = one_run(steps=1)
-    reproduce.train(experiment, tmp_path)
+    runs.train(experiment, tmp_path)
     assert json.loads((tmp_path / experiment.name / "experiment.json").read_text()) == {
         "figure": "4", "setting": "wgan, n_dis 5", "variant": "DAT", "seed": 0
     }  # fmt: skip
@@ -208,7 +208,7 @@ def test_the_place_of_a_run_is_recorded(tmp_path):
 def test_figure_1_is_attacked(tmp_path):
     todo = experiments(DIGITS, ["1"], range(2), TINY, {**CPU, "outdir": str(tmp_path)}, steps=2)
     for e in todo:
-        reproduce.train(e, tmp_path / "runs")
+        runs.train(e, tmp_path / "runs")
     found = results.read(tmp_path / "runs")
     attacks = reproduce.attacks(found)
     assert list(attacks) == [e.name for e in sorted(todo, key=lambda e: (e.config.dat, e.seed))]

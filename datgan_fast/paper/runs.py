@@ -1,0 +1,178 @@
+"""Training many runs: what is left of them, each in its folder, several at a time in processes of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from .. import files
+from ..errors import ConfigError, TrainingStopped
+from ..training.config import Config
+from ..training.run_folder import RunFolder
+from ..training.stop_signals import StopSignals
+from ..training.trainer import Trainer, load_checkpoint
+from . import results
+from .experiments import Experiment
+
+_SAME_TRAINING = ("outdir", "data_dir", "download", "device")  # options that may differ when a run is gone on with
+
+# One run
+
+
+def remaining(todo: list[Experiment], folder: Path) -> list[Experiment]:
+    """The experiments whose runs are not finished. Raises ConfigError where a folder holds a run of other options."""
+    return [e for e in todo if not _finished(e, folder)]
+
+
+def _finished(experiment: Experiment, folder: Path) -> bool:
+    run = RunFolder(folder / experiment.name)
+    if not (run.path / "config.yaml").is_file():
+        return False
+    was, now = run.options("--outdir").recorded(), experiment.config
+    for f in dataclasses.fields(Config):
+        a, b = getattr(was, f.name), getattr(now, f.name)
+        if a != b and f.name not in _SAME_TRAINING:
+            raise ConfigError(
+                f"--outdir {folder.parent}: its run {experiment.name} has {f.name} {a} where this command asks for {b}; "
+                "use the same options to go on, or another folder"
+            )
+    return results.read_run(experiment, run.path).finished
+
+
+def train(experiment: Experiment, folder: Path) -> None:
+    """Trains one experiment in its folder, from its newest checkpoint if it was interrupted."""
+    trainer = Trainer(experiment.config)
+    path = folder / experiment.name
+    if (path / "config.yaml").is_file():
+        run = RunFolder(path)
+        if checkpoints := run.checkpoints():
+            trainer.load_state(load_checkpoint(checkpoints[-1], "--outdir"))
+        run.rewind(trainer.step)
+    else:
+        path.mkdir(parents=True, exist_ok=True)
+        place = {name: getattr(experiment, name) for name in ("figure", "setting", "variant", "seed")}
+        files.write_text(path / "experiment.json", json.dumps(place) + "\n")
+        run = RunFolder.begin(path, trainer.config)
+    trainer.fit(run)
+    for older in run.checkpoints()[:-1]:  # of many runs they would fill a disk
+        older.unlink()
+
+
+# Several runs
+
+
+def run_all(todo: list[Experiment], folder: Path, jobs: int) -> dict[str, str]:
+    """Trains them in `jobs` processes; returns the runs that failed, by name, and why.
+
+    Raises KeyboardInterrupt after Ctrl-C or SIGTERM, when every run in progress has saved a checkpoint.
+    """
+    failures: dict[str, str] = {}
+    waiting = deque(todo)
+    running: dict[Future[None], tuple[Experiment, float]] = {}
+    with StopSignals() as stop, _progress(len(todo)) as done, _processes(jobs, folder.parent / "workers.log") as pool:
+        while running or (waiting and not stop.requested):
+            while waiting and len(running) < jobs and not stop.requested:
+                experiment = waiting.popleft()
+                running[pool.submit(train, experiment, folder)] = experiment, time.perf_counter()
+            for future in wait(running, timeout=0.5, return_when=FIRST_COMPLETED).done:
+                experiment, since = running.pop(future)
+                seconds = time.perf_counter() - since
+                error = _error(future, experiment)
+                if stop.requested and isinstance(error, TrainingStopped):
+                    continue
+                if error:
+                    said = failures[experiment.name] = str(error) or type(error).__name__
+                else:
+                    said = f"{_summary(experiment, folder)}{seconds:.0f} s"
+                done(f"{experiment.name}: {said}")
+            if stop.requested:
+                _stop_processes()
+    if stop.requested:
+        print("stopping; the same command goes on from here", file=sys.stderr)
+        raise KeyboardInterrupt
+    return failures
+
+
+def _error(future: Future[None], experiment: Experiment) -> BaseException | None:
+    """What the run raised. Raises TrainingStopped if its process died, which takes the others with it."""
+    error = future.exception()
+    if isinstance(error, BrokenProcessPool):
+        raise TrainingStopped(
+            f"a process died while it trained {experiment.name}, perhaps for want of memory; "
+            "use a smaller --jobs; the same command goes on from here"
+        )
+    return error
+
+
+def _processes(jobs: int, log: Path) -> ProcessPoolExecutor:
+    """With an equal share of the cores each."""
+    context = multiprocessing.get_context("spawn")  # a forked process cannot use CUDA
+    threads = max(1, cores() // jobs)
+    return ProcessPoolExecutor(jobs, mp_context=context, initializer=_prepare_worker, initargs=(threads, str(log)))
+
+
+def _stop_processes() -> None:
+    """To be called until it has been heard: a run that is only beginning does not listen."""
+    for process in multiprocessing.active_children():
+        process.terminate()
+
+
+def _prepare_worker(threads: int, log: str) -> None:
+    """In a new process: its share of threads; what runs print goes to a file, where no two progress bars meet."""
+    torch.set_num_threads(threads)
+    sys.stdout = sys.stderr = open(log, "a", buffering=1, encoding="utf-8")  # noqa: SIM115  for the process's life
+    for number in (signal.SIGINT, signal.SIGTERM):  # between runs; while one trains, StopSignals listens
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+
+
+def _die_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+@contextlib.contextmanager
+def _progress(total: int) -> Iterator[Any]:
+    """Gives done(text), to be called as runs end: a bar on a terminal, numbered lines elsewhere."""
+    on_terminal = sys.stderr.isatty()
+    with tqdm(total=total, unit="run", disable=not on_terminal, dynamic_ncols=True) as bar:
+        count = 0
+
+        def done(text: str) -> None:
+            nonlocal count
+            count += 1
+            if on_terminal:
+                bar.write(text, file=sys.stderr)
+                bar.update()
+            else:
+                print(f"{count}/{total} {text}", flush=True)
+
+        yield done
+
+
+def _summary(experiment: Experiment, folder: Path) -> str:
+    result = results.read_run(experiment, folder / experiment.name)
+    name = results.score_name([result])
+    return f"{name} {result.metric(name)[1][-1]:.4g}, " if name else ""
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
