@@ -18,7 +18,7 @@ from .cli import Parser, run_command, whole_number
 from .data.datasets import DATASETS
 from .errors import ConfigError
 from .method.formulas import NORMS
-from .paper.figure1 import BATCH_NORM, TARGETS, Measurement, Protocol, all_protocols, load_subject, measure
+from .paper.figure1 import BATCH_NORM, TARGETS, Measurement, Protocol, Subject, all_protocols, load_subject, measure
 from .paper.figure1_picture import draw, table
 from .training.devices import resolve_device
 
@@ -27,25 +27,43 @@ DEFAULT = Protocol()
 
 def attack(arguments: argparse.Namespace) -> int:
     protocol = chosen_protocol(arguments)
-    n = whole_number("--n", arguments.n, 1, 1_000_000)
-    seed = whole_number("--seed", arguments.seed, 0, 2**63 - 1)
-    generator_step = arguments.generator_step
-    if generator_step is not None:
-        generator_step = whole_number("--generator-step", generator_step, 1, 10**9)
-        if arguments.generator is not None:
-            raise ConfigError("--generator with --generator-step: both choose the generator; leave one out")
-    if arguments.dataset is not None and arguments.dataset not in DATASETS:
-        raise ConfigError(f"--dataset {arguments.dataset}: must be one of {', '.join(DATASETS)}")
-    labels = chosen_labels(arguments.labels, len(arguments.sources))
     out = Path(arguments.out)
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out}: must be a folder; it is a file")
     device = resolve_device(arguments.device)
+    subjects = chosen_subjects(arguments, device)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out {out}: cannot be made ({error.strerror})") from None
+
+    grid = list(all_protocols(protocol)) if arguments.all_protocols else []
+    print(protocol, flush=True)
+    attacks = (1 + len(grid)) * len(subjects)
+    with tqdm(total=attacks, unit="attack", disable=not sys.stderr.isatty(), leave=False) as bar:
+        found = measure_each(subjects, protocol, bar)
+        with bar.external_write_mode():
+            describe(found)
+        written = write(out, found, device)
+        if grid:
+            written += write_grid(out, measure_grid(subjects, grid, bar))
+    print(", ".join(map(str, written)))
+    return 0
+
+
+def chosen_subjects(arguments: argparse.Namespace, device: str) -> list[Subject]:
+    """The sources' discriminators and images. Raises ConfigError."""
+    n = whole_number("--n", arguments.n, 1, 1_000_000)
+    seed = whole_number("--seed", arguments.seed, 0, 2**63 - 1)
+    if arguments.dataset is not None and arguments.dataset not in DATASETS:
+        raise ConfigError(f"--dataset {arguments.dataset}: must be one of {', '.join(DATASETS)}")
+    labels = chosen_labels(arguments.labels, len(arguments.sources))
+    generator, generator_step = chosen_generator(arguments.generator, arguments.generator_step)
     subjects = [
         load_subject(
             Path(source),
             label=label,
-            generator=Path(arguments.generator) if arguments.generator is not None else None,
+            generator=generator,
             generator_step=generator_step,
             dataset=arguments.dataset,
             data_dir=arguments.data_dir,
@@ -57,37 +75,33 @@ def attack(arguments: argparse.Namespace) -> int:
     ]
     if len({subject.label for subject in subjects}) < len(subjects):
         raise ConfigError("SOURCE: two of them have the same label; tell them apart with --labels A,B,...")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--out {out}: cannot be made ({error.strerror})") from None
+    return subjects
 
-    protocols = [protocol, *(all_protocols(protocol) if arguments.all_protocols else ())]
-    found: list[list[Measurement]] = []
-    print(protocol, flush=True)
-    bar = tqdm(total=len(protocols) * len(subjects), unit="attack", disable=not sys.stderr.isatty(), leave=False)
-    with bar:
-        for number, each in enumerate(protocols):
-            found.append([])
-            for subject in subjects:
-                found[-1].append(measure(subject, each))
-                bar.update()
-            if number == 0:
-                with bar.external_write_mode():
-                    describe(found[0])
-                write(out / "attack.json", found[0], arguments, device)
-                draw(found[0], out / "figure1.png")
-            elif bar.disable:
-                print(f"protocol {number}/{len(protocols) - 1}: {each}", flush=True)
-    written = [out / "attack.json", out / "figure1.png"]
-    if arguments.all_protocols:
-        grid = found[1:]
-        files.write_text(out / "protocols.md", table([m for row in grid for m in row]))
-        rows = [{"protocol": dataclasses.asdict(row[0].protocol), "runs": records(row, False)} for row in grid]
-        files.write_text(out / "protocols.json", json.dumps(rows, indent=1) + "\n")
-        written += [out / "protocols.md", out / "protocols.json"]
-    print(", ".join(map(str, written)))
-    return 0
+
+def chosen_generator(path: str | None, step: str | None) -> tuple[Path | None, int | None]:
+    """Whose generator makes the images: a path, or the step of each run's own; neither: the sources'."""
+    chosen_step = whole_number("--generator-step", step, 1, 10**9) if step is not None else None
+    if path is not None and chosen_step is not None:
+        raise ConfigError("--generator with --generator-step: both choose the generator; leave one out")
+    return Path(path) if path is not None else None, chosen_step
+
+
+def measure_each(subjects: list[Subject], protocol: Protocol, bar: tqdm) -> list[Measurement]:
+    found = []
+    for subject in subjects:
+        found.append(measure(subject, protocol))
+        bar.update()
+    return found
+
+
+def measure_grid(subjects: list[Subject], grid: list[Protocol], bar: tqdm) -> list[list[Measurement]]:
+    """A row for each protocol; away from a terminal a line says how far it is."""
+    rows = []
+    for number, protocol in enumerate(grid, 1):
+        rows.append(measure_each(subjects, protocol, bar))
+        if bar.disable:
+            print(f"protocol {number}/{len(grid)}: {protocol}", flush=True)
+    return rows
 
 
 def describe(measurements: list[Measurement]) -> None:
@@ -101,14 +115,27 @@ def describe(measurements: list[Measurement]) -> None:
             )
 
 
-def write(path: Path, measurements: list[Measurement], arguments: argparse.Namespace, device: str) -> None:
+def write(out: Path, measurements: list[Measurement], device: str) -> list[Path]:
+    """The numbers and the picture; returns their files."""
+    numbers, picture = out / "attack.json", out / "figure1.png"
     record = {
         "protocol": dataclasses.asdict(measurements[0].protocol),
         "runs": records(measurements, True),
         "torch": torch.__version__,
         "device": device if device == "cpu" else torch.cuda.get_device_name(device),
     }
-    files.write_text(path, json.dumps(record, indent=1) + "\n")
+    files.write_text(numbers, json.dumps(record, indent=1) + "\n")
+    draw(measurements, picture)
+    return [numbers, picture]
+
+
+def write_grid(out: Path, grid: list[list[Measurement]]) -> list[Path]:
+    """All protocols as a table and as numbers; returns their files."""
+    page, numbers = out / "protocols.md", out / "protocols.json"
+    files.write_text(page, table([m for row in grid for m in row]))
+    rows = [{"protocol": dataclasses.asdict(row[0].protocol), "runs": records(row, False)} for row in grid]
+    files.write_text(numbers, json.dumps(rows, indent=1) + "\n")
+    return [page, numbers]
 
 
 def records(measurements: list[Measurement], each_image: bool) -> list[dict[str, Any]]:

@@ -90,43 +90,52 @@ pre { background: #f5f5f5; padding: 0.6rem; overflow-x: auto; }
 
 def page(blocks: Sequence[Block]) -> str:
     """One HTML page with its pictures in it."""
-
-    def cell(text: str) -> str:
-        escaped = html.escape(text)
-        if text in (HOLDS, DOES_NOT, CANNOT_TELL):
-            return f'<span class="{text.replace(" ", "-")}">{escaped}</span>'
-        return escaped
-
-    def row(columns: Sequence[str], cells: Sequence[str]) -> str:
-        labelled = zip(columns, cells, strict=True)
-        return "<tr>" + "".join(f'<td data-column="{html.escape(c)}">{cell(t)}</td>' for c, t in labelled) + "</tr>"
-
-    def element(block: Block) -> str:
-        match block:
-            case Heading():
-                return f"<h{block.level}>{html.escape(block.text)}</h{block.level}>"
-            case Paragraph():
-                return f"<p>{html.escape(block.text)}</p>"
-            case Code():
-                return f"<pre>{html.escape(block.text)}</pre>"
-            case Table():
-                header = "<tr>" + "".join(f"<th>{html.escape(c)}</th>" for c in block.columns) + "</tr>"
-                rows = "\n".join([header, *(row(block.columns, r) for r in block.rows)])
-                kind = "prose" if block.prose else "figures"
-                return f'<div class="wide"><table class="{kind}">\n{rows}\n</table></div>'
-            case Picture():
-                data = base64.b64encode(block.path.read_bytes()).decode()
-                caption = html.escape(block.caption)
-                return (
-                    f'<figure><img alt="{caption}" src="data:image/png;base64,{data}">'
-                    f"<figcaption>{caption}</figcaption></figure>"
-                )
-
     title = next((b.text for b in blocks if isinstance(b, Heading)), "")
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
-        + "\n".join(map(element, blocks))
+        + "\n".join(map(_element, blocks))
         + "\n</body>\n</html>\n"
+    )
+
+
+def _element(block: Block) -> str:
+    match block:
+        case Heading():
+            return f"<h{block.level}>{html.escape(block.text)}</h{block.level}>"
+        case Paragraph():
+            return f"<p>{html.escape(block.text)}</p>"
+        case Code():
+            return f"<pre>{html.escape(block.text)}</pre>"
+        case Table():
+            return _table(block)
+        case Picture():
+            return _picture(block)
+
+
+def _table(block: Table) -> str:
+    header = "<tr>" + "".join(f"<th>{html.escape(c)}</th>" for c in block.columns) + "</tr>"
+    rows = "\n".join([header, *(_row(block.columns, r) for r in block.rows)])
+    kind = "prose" if block.prose else "figures"
+    return f'<div class="wide"><table class="{kind}">\n{rows}\n</table></div>'
+
+
+def _row(columns: Sequence[str], cells: Sequence[str]) -> str:
+    labelled = zip(columns, cells, strict=True)
+    return "<tr>" + "".join(f'<td data-column="{html.escape(c)}">{_cell(t)}</td>' for c, t in labelled) + "</tr>"
+
+
+def _cell(text: str) -> str:
+    escaped = html.escape(text)
+    if text in (HOLDS, DOES_NOT, CANNOT_TELL):
+        return f'<span class="{text.replace(" ", "-")}">{escaped}</span>'
+    return escaped
+
+
+def _picture(block: Picture) -> str:
+    data = base64.b64encode(block.path.read_bytes()).decode()
+    caption = html.escape(block.caption)
+    return (
+        f'<figure><img alt="{caption}" src="data:image/png;base64,{data}"><figcaption>{caption}</figcaption></figure>'
     )
