@@ -11,6 +11,7 @@ from torch import nn
 
 from datgan_fast import attack, train
 from datgan_fast.data.datasets import load_images
+from datgan_fast.method.formulas import NORMS, Norm
 from datgan_fast.paper import figure1
 from datgan_fast.paper.figure1 import Protocol, load_subject, measure
 from datgan_fast.paper.figure1_picture import table
@@ -117,6 +118,14 @@ def test_whose_generator(runs, tmp_path):
     alone = tmp_path / "alone.pt"
     shutil.copy(runs["dat"] / "checkpoints" / "step-000004.pt", alone)
     assert load_subject(alone, n=5).label == "alone, step 4"
+
+
+def test_a_norm_added_at_run_time_is_one_of_the_rules(monkeypatch):
+    tanh = Norm("tanh", torch.tanh, "tanh step", step_sizes=(0.1, 0.2, 0.3))
+    monkeypatch.setitem(NORMS, "tanh", tanh)
+    added = [p for p in figure1.all_protocols(Protocol(cap=7)) if p.rule == "tanh"]
+    assert sorted({p.step_size for p in added}) == [0.1, 0.2, 0.3] and len(added) == 3 * 2 * 2
+    assert str(added[0]).startswith("tanh step, size 0.1") and added[0].cap == 7
 
 
 def test_the_table_has_a_row_for_each_protocol():
