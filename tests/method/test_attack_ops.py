@@ -65,6 +65,7 @@ def test_registration(dtype):
     torch.library.opcheck(ops.attack_step.default, (*arguments, None, None, losses), test_utils=tests)
 
 
+@pytest.mark.compiles
 def test_compiles_as_one_graph():
     def attack(x, v, real, fake):
         step = dat.attack_step(x, 0.5 * x, v, v, real, fake, 0.3, norm="l2")

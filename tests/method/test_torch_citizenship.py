@@ -102,6 +102,7 @@ def weighted_loss(real, fake):
     return 5 * loss_real + 7 * loss_fake
 
 
+@pytest.mark.compiles
 def test_attack_loss_compiles_with_its_backward(device, compile_whole):
     logits = [t.requires_grad_() for t in batches(device)[2]]
     results = []
