@@ -64,12 +64,8 @@ def nodes(run: Callable[[], object]) -> Counter[str]:
 def as_on_a_gpu() -> Iterator[None]:
     """The choices that the library makes by the device."""
     rmsprop = sys.modules["torch.optim.rmsprop"]
-    merging, capturable, devices = (
-        batches.merging_saves_launches,
-        optimizers._capturable,
-        rmsprop._get_capturable_supported_devices,
-    )
-    capturing = batches.capturing
+    merging, capturing = batches.merging_saves_launches, batches.capturing
+    capturable, devices = optimizers._capturable, rmsprop._get_capturable_supported_devices
     batches.merging_saves_launches = batches.capturing = lambda device: True
     optimizers._capturable = lambda device: True
     rmsprop._get_capturable_supported_devices = lambda *_: ["cpu"]

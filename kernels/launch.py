@@ -16,6 +16,7 @@ import triton
 from torch import Tensor
 
 from ..method.arguments import Attack, AttackInputs, Logits, LossOutputs, Pair, Perturbation, StepOutputs
+from ..method.backend import Backend
 from ..method.formulas import NORMS as NORM_TABLE
 from .attack import Batch, Images, Operand, Vector, attack_loss_kernel, attack_step_kernel, perturb_kernel
 from .formulas import FORMULATIONS, NORMS, OBJECTIVES
@@ -180,4 +181,4 @@ class TritonBackend:
             )
 
 
-BACKEND = TritonBackend()
+BACKEND: Backend = TritonBackend()

@@ -1,8 +1,8 @@
 """Shared by all tests: real images where DATGAN_FAST_DATA names a folder of them, a cache folder, and the markers.
 
-Tests that neither compile nor train nor start processes are `quick`. Tests marked `gpu` are skipped without a CUDA device, those
-marked `needs("module")` where the module is not installed; but a module that DATGAN_FAST_TESTS_REQUIRE lists (with commas) must
-be there: then they fail.
+Tests that neither compile, train, start processes nor are slow otherwise are `quick`. Tests marked `gpu` are skipped without a
+CUDA device, those marked `needs("module")` where the module is not installed; but a module that DATGAN_FAST_TESTS_REQUIRE lists
+(with commas) must be there: then they fail.
 """
 
 import importlib.util
@@ -27,7 +27,7 @@ if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        if not any(item.get_closest_marker(name) for name in ("compiles", "process", "trains")):
+        if not any(item.get_closest_marker(name) for name in ("compiles", "process", "trains", "slow")):
             item.add_marker("quick")
     if not torch.cuda.is_available():
         for item in items:
@@ -56,7 +56,10 @@ def real_data() -> Path:
 @pytest.fixture(scope="session", autouse=True)
 def cache_folder(tmp_path_factory) -> Iterator[Path]:
     """Feature networks are cached in a folder of the session's own, never the user's."""
-    folder = tmp_path_factory.mktemp("cache")
+    folder = tmp_path_factory.getbasetemp()
+    if workers:  # which share what one of them has trained
+        folder = folder.parent
+    folder /= "cache"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DATGAN_FAST_CACHE", str(folder))
         yield folder

@@ -162,49 +162,52 @@ def check_attack(attack: Attack) -> None:
 def check_loss(logits: Logits, objective: str, formulation: str) -> None:
     check_choice("objective", objective, OBJECTIVES)
     check_choice("formulation", formulation, FORMULATIONS)
-    check_float("real_logits", logits.own[0])  # before its device is asked for
-    device = logits.own[0].device
-    for side, own, target in zip(SIDES, *logits, strict=True):
-        check_logits(f"{side}_logits", own, device)
-        check_logits(f"target_{side}_logits", target, device)
+    (real, fake), (target_real, target_fake) = logits
+    check_float("real_logits", real)  # before its device is asked for
+    check_logits("real_logits", real, real.device)
+    check_logits("fake_logits", fake, real.device)
+    check_logits("target_real_logits", target_real, real.device)
+    check_logits("target_fake_logits", target_fake, real.device)
 
 
 def check_step(inputs: AttackInputs, attack: Attack) -> None:
     check_attack(attack)
-    x, v, logits, targets, weights = inputs
-    for side, images, gradient in zip(SIDES, x, v, strict=True):
-        check_images(f"x_{side}", images, gradient)
-    device = x[0].device
-    if x[1].device != device:
-        raise ValueError(f"x_real and x_fake must be on one device; got {device}, {x[1].device}")
-    for side, images, t, target, weight in zip(SIDES, x, logits, targets, weights, strict=True):
-        check_logits(f"{side}_logits", t, device)
-        if len(t) != len(images):
-            raise ValueError(f"{side}_logits must have one logit for each of the {len(images)} images; got {len(t)}")
-        check_logits(f"target_{side}_logits", target, device)
-        if weight is not None:
-            check_weight(f"grad_weight_{side}", weight, images)
+    (x_real, x_fake), (v_real, v_fake), (real, fake), (target_real, target_fake), (weight_real, weight_fake) = inputs
+    check_images("x_real", x_real, v_real)
+    check_images("x_fake", x_fake, v_fake)
+    device = x_real.device
+    if x_fake.device != device:
+        raise ValueError(f"x_real and x_fake must be on one device; got {device}, {x_fake.device}")
+    check_one_per_image("real_logits", "logit", real, x_real)
+    check_one_per_image("fake_logits", "logit", fake, x_fake)
+    check_logits("target_real_logits", target_real, device)
+    check_logits("target_fake_logits", target_fake, device)
+    if weight_real is not None:
+        check_one_per_image("grad_weight_real", "weight", weight_real, x_real)
+    if weight_fake is not None:
+        check_one_per_image("grad_weight_fake", "weight", weight_fake, x_fake)
 
 
-def check_weight(name: str, weight: Tensor, images: Tensor) -> None:
-    check_logits(name, weight, images.device)
-    if len(weight) != len(images):
-        raise ValueError(f"{name} must have one weight for each of the {len(images)} images; got {len(weight)}")
+def check_one_per_image(name: str, what: str, t: Tensor, images: Tensor) -> None:
+    check_logits(name, t, images.device)
+    if t.shape[0] != images.shape[0]:
+        raise ValueError(f"{name} must have one {what} for each of the {len(images)} images; got {len(t)}")
 
 
 def check_step_outputs(out: StepOutputs, inputs: AttackInputs) -> None:
     device = inputs.x[0].device
     for k, side in enumerate(SIDES):
-        check_result(f"adv_{side}", out.adv[k], inputs.x[k].shape, inputs.x[k].dtype, device)
+        x, v, logits = inputs.x[k], inputs.v[k], inputs.logits[k]
+        check_result(f"adv_{side}", out.adv[k], x.shape, x.dtype, device)
         if (grad := out.grads[k]) is not None:
-            check_result(f"grad_{side}", grad, inputs.v[k].shape, inputs.v[k].dtype, device)
+            check_result(f"grad_{side}", grad, v.shape, v.dtype, device)
         if (norm := out.norms[k]) is not None:
-            check_result(f"norm_{side}", norm, inputs.logits[k].shape, None, device)
+            check_result(f"norm_{side}", norm, logits.shape, None, device)
     check_result("losses", out.losses, (2,), loss_dtype(inputs.logits), device)
 
 
 def loss_dtype(logits: Pair) -> torch.dtype:
-    return torch.float64 if any(t.dtype == torch.float64 for t in logits) else torch.float32
+    return torch.float64 if torch.float64 in (logits[0].dtype, logits[1].dtype) else torch.float32
 
 
 def check_result(

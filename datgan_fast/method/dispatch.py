@@ -167,9 +167,12 @@ def backend(device: torch.device, impl: str, *, objective: str | None = None, no
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():  # whose GPU the question is about
         name, asked_by = _resolve(device, impl)
     chosen = _IMPLEMENTATIONS[name]()
-    if (objective is None or objective in chosen.objectives) and (norm is None or norm in chosen.norms):
+    if objective is not None and objective not in chosen.objectives:
+        without = f"objective {objective!r}"
+    elif norm is not None and norm not in chosen.norms:
+        without = f"norm {norm!r}"
+    else:
         return chosen
-    without = f"norm {norm!r}" if objective is None or objective in chosen.objectives else f"objective {objective!r}"
     if asked_by:
         raise BackendError(f"{asked_by}: backend {name!r} has no kernel for {without}; choose 'reference' for it")
     _warn_once(without, f"datgan_fast runs its slower reference implementation for {without} (no kernel knows it)")

@@ -128,7 +128,9 @@ class NativeBackend:
     """
 
     def __init__(self, extension: ModuleType, call: Call, workspace: Callable[[Pair], tuple[Any, ...]]) -> None:
-        self._extension, self._call, self._workspace = extension, call, workspace
+        self._call, self._workspace = call, workspace
+        self._new_tensor, self._new_images = extension.Tensor, extension.Images
+        self._new_logits, self._new_perturbation = extension.Logits, extension.Perturbation
         self.objectives = _numbers(extension.OBJECTIVES)
         self.formulations = _numbers(extension.FORMULATIONS)
         self.norms = _numbers(extension.NORMS)
@@ -160,17 +162,17 @@ class NativeBackend:
     def _tensor(self, t: Tensor | None) -> Any:
         if t is None:
             return None
-        return self._extension.Tensor(t.data_ptr(), self._dtypes[t.dtype], t.shape, t.stride())
+        return self._new_tensor(t.data_ptr(), self._dtypes[t.dtype], t.shape, t.stride())
 
     def _images(self, *tensors: Tensor | None) -> Any:
-        return self._extension.Images(*map(self._tensor, tensors))
+        return self._new_images(*map(self._tensor, tensors))
 
     def _logits(self, logits: Logits, objective: str, formulation: str) -> Any:
-        tensors = map(self._tensor, (*logits.own, *logits.targets))
-        return self._extension.Logits(*tensors, self.objectives[objective], self.formulations[formulation])
+        tensors = map(self._tensor, logits.own + logits.targets)
+        return self._new_logits(*tensors, self.objectives[objective], self.formulations[formulation])
 
     def _perturbation(self, how: Perturbation) -> Any:
-        return self._extension.Perturbation(how.eps, self.norms[how.norm], how.clip_min, how.clip_max)
+        return self._new_perturbation(how.eps, self.norms[how.norm], how.clip_min, how.clip_max)
 
 
 def _numbers(names: Sequence[str]) -> dict[str, int]:

@@ -37,11 +37,12 @@ from .formulas import Bound, clip
 from .reference import AttackStep, logits_with_targets
 from .renamed import targets_renamed
 
-# Lists hold the real side's tensor and then the generated side's. Optional results that nobody wants are an empty list.
+# attack_step's lists hold the real side's tensor and then the generated side's; of results that nobody wants they are empty.
+# The other two have few tensors, and each list costs a call about two microseconds.
 _library = torch.library.Library("datgan_fast", "DEF")
 _library.define(
-    "attack_loss(Tensor[] logits, Tensor[] targets, str objective, str formulation, str impl)"
-    " -> (Tensor losses, Tensor coefficient_real, Tensor coefficient_fake)"
+    "attack_loss(Tensor real_logits, Tensor fake_logits, Tensor target_real, Tensor target_fake, str objective,"
+    " str formulation, str impl) -> (Tensor losses, Tensor coefficient_real, Tensor coefficient_fake)"
 )
 _library.define(
     "perturb(Tensor x, Tensor grad, float eps, str norm, float? clip_min, float? clip_max, str impl, Tensor(a!) out) -> ()"
@@ -53,41 +54,26 @@ _library.define(
 )
 
 
-def _pair(name: str, tensors: Sequence[Tensor]) -> Pair:
-    if len(tensors) != 2:
-        raise ValueError(f"{name} must be two tensors, of the real and of the generated images; got {len(tensors)}")
-    return tensors[0], tensors[1]
-
-
-def _optional_pair(name: str, tensors: Sequence[Tensor | None]) -> OptionalPair:
-    return (None, None) if not tensors else _pair(name, tensors)  # type: ignore[arg-type]
-
-
 def _loss_arguments(
-    logits: Sequence[Tensor], targets: Sequence[Tensor], objective: str, formulation: str
+    real: Tensor, fake: Tensor, target_real: Tensor, target_fake: Tensor, objective: str, formulation: str
 ) -> tuple[Logits, LossOutputs]:
     """The registered operation's arguments as records, checked, and memory for its results."""
-    scores = Logits(_pair("logits", logits), _pair("targets", targets))
-    check_loss(scores, objective, formulation)
-    real, fake = scores.own
-    dtype = loss_dtype(scores.own)
-    losses, *coefficients = (torch.empty(n, dtype=dtype, device=real.device) for n in (2, len(real), len(fake)))
-    return scores, LossOutputs(losses, (coefficients[0], coefficients[1]))
+    logits = Logits((real, fake), (target_real, target_fake))
+    check_loss(logits, objective, formulation)
+    dtype, device = loss_dtype(logits.own), real.device
+    losses, *coefficients = (torch.empty(n, dtype=dtype, device=device) for n in (2, len(real), len(fake)))
+    return logits, LossOutputs(losses, (coefficients[0], coefficients[1]))
 
 
-def _attack_loss(
-    logits: Sequence[Tensor], targets: Sequence[Tensor], objective: str, formulation: str, impl: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    scores, out = _loss_arguments(logits, targets, objective, formulation)
-    backend = dispatch.backend(logits[0].device, impl, objective=objective)
-    backend.attack_loss(scores, objective, formulation, out)
+def _attack_loss(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    logits, out = _loss_arguments(*arguments[:-1])
+    objective, formulation, impl = arguments[-3:]
+    dispatch.backend(out.losses.device, impl, objective=objective).attack_loss(logits, objective, formulation, out)
     return out.losses, *out.coefficients
 
 
-def _attack_loss_fake(
-    logits: Sequence[Tensor], targets: Sequence[Tensor], objective: str, formulation: str, impl: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    _, out = _loss_arguments(logits, targets, objective, formulation)
+def _attack_loss_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    _, out = _loss_arguments(*arguments[:-1])
     return out.losses, *out.coefficients
 
 
@@ -101,8 +87,7 @@ def _perturb(
     impl: str,
     out: Tensor,
 ) -> None:
-    _perturb_fake(x, grad, eps, norm, clip_min, clip_max, impl, out)
-    how = Perturbation(eps, norm, clip_min, clip_max)
+    how = _perturbation(x, grad, eps, norm, clip_min, clip_max, out)
     dispatch.backend(x.device, impl, norm=norm).perturb(x, grad, how, out)
 
 
@@ -116,9 +101,28 @@ def _perturb_fake(
     impl: str,
     out: Tensor,
 ) -> None:
+    _perturbation(x, grad, eps, norm, clip_min, clip_max, out)
+
+
+def _perturbation(
+    x: Tensor, grad: Tensor, eps: float, norm: str, clip_min: float | None, clip_max: float | None, out: Tensor
+) -> Perturbation:
+    """The registered operation's arguments as a record, checked."""
+    how = Perturbation(eps, norm, clip_min, clip_max)
     check_images("x", x, grad)
-    check_perturbation(Perturbation(eps, norm, clip_min, clip_max))
+    check_perturbation(how)
     check_result("out", out, x.shape, x.dtype, x.device)
+    return how
+
+
+def _pair(name: str, tensors: Sequence[Tensor]) -> Pair:
+    if len(tensors) != 2:
+        raise ValueError(f"{name} must be two tensors, of the real and of the generated images; got {len(tensors)}")
+    return tensors[0], tensors[1]
+
+
+def _optional_pair(name: str, tensors: Sequence[Tensor | None]) -> OptionalPair:
+    return (None, None) if not tensors else _pair(name, tensors)  # type: ignore[arg-type]
 
 
 def _step_arguments(
@@ -179,7 +183,7 @@ class _AttackLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, real, fake, target_real, target_fake, objective, formulation, impl):  # type: ignore[no-untyped-def]
         losses, coefficient_real, coefficient_fake = torch.ops.datgan_fast.attack_loss(
-            [real, fake], [target_real, target_fake], objective, formulation, impl
+            real, fake, target_real, target_fake, objective, formulation, impl
         )
         ctx.save_for_backward(real, fake, coefficient_real, coefficient_fake)
         return losses[0], losses[1]

@@ -70,6 +70,7 @@ def test_an_interrupted_run_goes_on_exactly(tmp_path, monkeypatch):
     assert measured("whole") == measured("parts")
 
 
+@pytest.mark.trains
 def test_a_folder_of_other_options_is_refused(tmp_path):
     runs.train(one_run(steps=2), tmp_path)
     with pytest.raises(ConfigError, match=r"--outdir .* has steps 2 where this command asks for 3"):

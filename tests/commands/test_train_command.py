@@ -241,6 +241,7 @@ def test_run_folder(tmp_path):
     assert (first / "generator.safetensors").read_bytes() == (second / "generator.safetensors").read_bytes()
 
 
+@pytest.mark.trains
 def test_old_checkpoints_are_removed(tmp_path):
     assert run_train(tmp_path, "--steps", "6", "--save-every", "1") == 0
     kept = sorted(p.name for p in tmp_path.glob("*/checkpoints/*"))

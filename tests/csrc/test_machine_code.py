@@ -100,6 +100,7 @@ def test_below_sm_80_there_are_no_asynchronous_copies():
     assert not [i for code in functions(75).values() for i in code if i.name.startswith("LDGSTS")]
 
 
+@pytest.mark.process
 @each_architecture
 @each_kernel
 def test_nothing_is_spilled(architecture, types):

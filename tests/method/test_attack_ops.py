@@ -43,16 +43,13 @@ def test_registration(dtype):
     torch.library.opcheck(ops.attack_loss.default, (real, fake, real, fake, "hinge", "alg1", "cpu"), test_utils=tests)
     arguments = (x[0], v[0], 0.5, "l2", -1.0, None, "cpu", torch.empty_like(x[0]))
     torch.library.opcheck(ops.perturb.default, arguments, test_utils=tests)
-    outputs = [torch.empty_like(t) for t in (*x, *v)]
+    adv, grads = ([torch.empty_like(t) for t in pair] for pair in (x, v))
     arguments = (
-        *x,
-        *v,
-        real,
-        fake,
-        real,
-        fake,
-        None,
-        None,
+        x,
+        v,
+        [real, fake],
+        [real, fake],
+        [None, None],
         0.5,
         "hinge",
         "alg1",
@@ -60,11 +57,15 @@ def test_registration(dtype):
         -1.0,
         1.0,
         "cpu",
-        *outputs,
+        adv,
+        grads,
+        [],
+        losses,
     )
-    torch.library.opcheck(ops.attack_step.default, (*arguments, None, None, losses), test_utils=tests)
+    torch.library.opcheck(ops.attack_step.default, arguments, test_utils=tests)
 
 
+@pytest.mark.compiles
 def test_compiles_as_one_graph():
     def attack(x, v, real, fake):
         step = dat.attack_step(x, 0.5 * x, v, v, real, fake, 0.3, norm="l2")

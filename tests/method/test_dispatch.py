@@ -12,6 +12,7 @@ import torch
 
 import datgan_fast as dat
 from datgan_fast.method import dispatch, native
+from datgan_fast.method.arguments import Attack, AttackInputs, StepOutputs
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -191,6 +192,75 @@ def test_a_missing_extension_explains_itself(monkeypatch):
     assert extension is None
     assert "could not be loaded" in problem
     assert problem.endswith("install the package with: pip install .")
+
+
+# names and dtypes are compared when the kernels are loaded
+
+
+class Renumbered:
+    """The extension with a list of its own in another order."""
+
+    def __init__(self, **lists):
+        self.__dict__.update(lists)
+
+    def __getattr__(self, name):
+        return getattr(native.extension, name)
+
+
+LISTS = ("OBJECTIVES", "FORMULATIONS", "NORMS", "DTYPES")
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_an_extension_without_one_of_our_names_is_refused(monkeypatch, name):
+    *others, last = getattr(native.extension, name)
+    monkeypatch.setitem(sys.modules, "datgan_fast._native", Renumbered(**{name: tuple(others)}))
+    extension, problem = native._load()
+    assert extension is None
+    assert last in problem
+    assert problem.startswith("the native extension has no kernel")
+    assert problem.endswith("pip install .")
+
+
+def test_an_extension_with_more_names_is_taken(monkeypatch):
+    more = Renumbered(NORMS=(*native.extension.NORMS, "l3"))
+    monkeypatch.setitem(sys.modules, "datgan_fast._native", more)
+    assert native._load() == (more, None)
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_numbers_are_those_of_the_extensions_own_lists(name):
+    """The same arguments, in the numbers of an extension that counts backwards."""
+    seen = []
+    for names in (getattr(native.extension, name), tuple(reversed(getattr(native.extension, name)))):
+        calls = Renumbered(
+            **{name: names},
+            Tensor=lambda address, dtype, shape, strides: dtype,
+            Logits=lambda *arguments: arguments[-2:],
+            Images=lambda *arguments: arguments[0],
+            Perturbation=lambda eps, norm, low, high: norm,
+        )
+        backend = native.NativeBackend(calls, lambda operation, device, *given: seen.append(given), lambda logits: ())
+        x, logits = (torch.zeros(2, 3),) * 2, (torch.zeros(2),) * 2
+        attack = Attack(0.1, "vanilla", "eq10", "none", None, None)
+        none = (None, None)
+        backend.attack_step(AttackInputs(x, x, logits, logits), attack, StepOutputs(x, none, none, torch.zeros(2)))
+    ours, theirs = ((objective, formulation, dtype, norm) for (objective, formulation), dtype, _, norm, _ in seen)
+    differs = {LISTS[i] for i in (0, 1) if ours[i] != theirs[i]}
+    differs |= {"DTYPES"} if ours[2] != theirs[2] else set()
+    differs |= {"NORMS"} if ours[3] != theirs[3] else set()
+    assert differs == {name}
+
+
+def test_triton_kernels_without_one_of_our_names_are_refused(monkeypatch):
+    kernels = pytest.importorskip("datgan_fast.kernels")
+    monkeypatch.setattr(type(kernels.BACKEND), "objectives", ("vanilla",))
+    dispatch._kernels_problem.cache_clear()
+    try:
+        assert (
+            dispatch._kernels_problem() == "the Triton kernels have no kernel for objective 'fgan'; run: pip install ."
+        )
+    finally:
+        dispatch._kernels_problem.cache_clear()
 
 
 def python(code, cwd, *flags):

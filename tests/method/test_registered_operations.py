@@ -119,19 +119,18 @@ def test_perturb_refuses_what_does_not_fit(name, impl):
 @pytest.mark.parametrize("place", range(4))
 def test_attack_loss_refuses_what_does_not_fit(place, impl):
     logits = [torch.zeros(n) for n in (M, N, M, N)]
-    OPS.attack_loss(logits[:2], logits[2:], "vanilla", "eq10", impl)
+    OPS.attack_loss(*logits, "vanilla", "eq10", impl)
     for wrong in (
         torch.zeros(64, 64),
         torch.zeros(()),
         torch.zeros(4, dtype=torch.int32),
         torch.zeros(4, device="meta"),
     ):
-        given = [*logits[:place], wrong, *logits[place + 1 :]]
         with pytest.raises((TypeError, ValueError, RuntimeError)):
-            OPS.attack_loss(given[:2], given[2:], "vanilla", "eq10", impl)
+            OPS.attack_loss(*logits[:place], wrong, *logits[place + 1 :], "vanilla", "eq10", impl)
     for objective, formulation in (("wgan", "eq10"), ("vanilla", "eq9")):
         with pytest.raises(ValueError, match="must be one of"):
-            OPS.attack_loss(logits[:2], logits[2:], objective, formulation, impl)
+            OPS.attack_loss(*logits, objective, formulation, impl)
 
 
 LISTS = ("x", "v", "logits", "targets", "weights", "adv", "grads", "norms")

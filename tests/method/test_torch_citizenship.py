@@ -53,9 +53,9 @@ each_impl = pytest.mark.parametrize("impl", ["", "reference"], ids=["kernels", "
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_attack_loss_passes_opcheck(device, dtype, impl):
     _, _, logits = batches(device, dtype)
-    torch.library.opcheck(OPS.attack_loss.default, (logits, logits, "vanilla", "eq10", impl))
+    torch.library.opcheck(OPS.attack_loss.default, (*logits, *logits, "vanilla", "eq10", impl))
     gathered = normal(device, 9, dtype=dtype, seed=8), normal(device, 7, dtype=dtype, seed=9)
-    torch.library.opcheck(OPS.attack_loss.default, (logits, gathered, "hinge", "batch_mean", impl))
+    torch.library.opcheck(OPS.attack_loss.default, (*logits, *gathered, "hinge", "batch_mean", impl))
 
 
 @pytest.mark.compiles
@@ -102,6 +102,7 @@ def weighted_loss(real, fake):
     return 5 * loss_real + 7 * loss_fake
 
 
+@pytest.mark.compiles
 def test_attack_loss_compiles_with_its_backward(device, compile_whole):
     logits = [t.requires_grad_() for t in batches(device)[2]]
     results = []

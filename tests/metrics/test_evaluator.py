@@ -48,6 +48,7 @@ def test_a_generator_that_copies_the_data(digits):
     assert values(digits, digits._real.images)["sliced_wasserstein"] == 0
 
 
+@pytest.mark.trains
 def test_a_collapsed_generator(digits):
     collapsed = values(digits, held_out()[:1].expand(360, -1, -1, -1))
     assert collapsed["classifier_score"] == pytest.approx(1, abs=1e-6)

@@ -54,7 +54,7 @@ def measured(weights, generated):
     return values
 
 
-@pytest.mark.process
+@pytest.mark.slow
 def test_torch_fidelity_on_files_gives_the_same(weights, generated, measured, tmp_path):
     """torch-fidelity against itself: images in memory, and the same images read from PNG files."""
     import torch_fidelity
@@ -75,6 +75,7 @@ def test_torch_fidelity_on_files_gives_the_same(weights, generated, measured, tm
     assert measured["fid"][0] > 0
 
 
+@pytest.mark.slow
 def test_protocols(measured):
     assert all(
         re.match(r"Inception v3 [0-9a-f]{8} \(other weights than the standard ones\), torch-fidelity, ", p)
@@ -84,6 +85,7 @@ def test_protocols(measured):
     assert measured["kid"][1].endswith("100 subsets of 5")
 
 
+@pytest.mark.slow
 def test_only_what_was_asked_for(weights, generated):
     assert inception.inception_metrics(generated[:2], generated[:2], ["is"], weights=weights).keys() == {"is"}
 
@@ -99,6 +101,7 @@ def test_no_download_is_one_sentence(monkeypatch, tmp_path):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_download_is_checked_and_kept(monkeypatch, tmp_path, weights):
     fetched = []
 
