@@ -73,32 +73,12 @@ def reproduce(arguments: Any) -> int:
             raise ConfigError(f"--outdir {outdir}: must hold runs of datgan_fast.reproduce for --report-only")
         return _report(outdir, {})
 
-    figures = _chosen("--figure", arguments.figure, FIGURES)
-    default = QUICK_DATASETS if arguments.quick else ("cifar10",)
-    datasets = _chosen("--dataset", arguments.dataset, DATASETS) if arguments.dataset else default
-    seeds = whole_number("--seeds", arguments.seeds, 1, 1000)
-    steps = whole_number("--steps", arguments.steps, 1, 10**9) if arguments.steps is not None else None
     device = resolve_device(arguments.device)
-    on_gpu = device.startswith("cuda")
-    jobs = whole_number("--jobs", arguments.jobs or str(JOBS_ON_A_GPU if on_gpu else min(cores(), 256)), 1, 256)
-    shared = {
-        "data_dir": arguments.data_dir,
-        "download": arguments.download,
-        "device": device,
-        "outdir": str(outdir / "runs"),
-        "inception_weights": arguments.inception_weights,
-        "image_size": arguments.image_size,
-    }
+    most = JOBS_ON_A_GPU if device.startswith("cuda") else min(cores(), 256)
+    jobs = whole_number("--jobs", arguments.jobs or str(most), 1, 256)
     if arguments.inception_weights:
         inception.find_weights(arguments.inception_weights)
-    every = experiments(datasets, figures, range(seeds), QUICK if arguments.quick else FULL, shared, steps)
-    if arguments.setting is not None:
-        known = dict.fromkeys(setting.name for name in figures for setting in FIGURES[name].settings)
-        if arguments.setting not in known:
-            raise ConfigError(f"--setting {arguments.setting}: must be one of {'; '.join(known)}")
-        every = [e for e in every if e.setting == arguments.setting]
-    if not every:
-        raise ConfigError(f"--figure {ATTACK}: attacks images, of which --dataset {','.join(datasets)} has none")
+    every = _asked_for(arguments, device, outdir / "runs")
     todo = remaining(every, outdir / "runs")
     for dataset in dict.fromkeys(e.dataset for e in every):
         _load_data_once(next(e.config for e in every if e.dataset == dataset))
@@ -106,6 +86,26 @@ def reproduce(arguments: Any) -> int:
     print(f"{outdir}: {len(every)} runs, {len(every) - len(todo)} of them finished, {jobs} at a time", flush=True)
     failures = run_all(todo, outdir / "runs", min(jobs, len(todo))) if todo else {}
     return _report(outdir, failures)
+
+
+def _asked_for(arguments: Any, device: str, folder: Path) -> list[Experiment]:
+    """The runs that the options name. Raises ConfigError."""
+    figures = _chosen("--figure", arguments.figure, FIGURES)
+    default = ",".join(QUICK_DATASETS if arguments.quick else ("cifar10",))
+    datasets = _chosen("--dataset", arguments.dataset or default, DATASETS)
+    seeds = whole_number("--seeds", arguments.seeds, 1, 1000)
+    steps = whole_number("--steps", arguments.steps, 1, 10**9) if arguments.steps is not None else None
+    shared = {name: getattr(arguments, name) for name in ("data_dir", "download", "inception_weights", "image_size")}
+    shared |= {"device": device, "outdir": str(folder)}
+    every = experiments(datasets, figures, range(seeds), QUICK if arguments.quick else FULL, shared, steps)
+    if not every:
+        raise ConfigError(f"--figure {ATTACK}: attacks images, of which --dataset {','.join(datasets)} has none")
+    if arguments.setting is None:
+        return every
+    known = dict.fromkeys(e.setting for e in every)
+    if arguments.setting not in known:
+        raise ConfigError(f"--setting {arguments.setting}: must be one of {'; '.join(known)}")
+    return [e for e in every if e.setting == arguments.setting]
 
 
 def _chosen(option: str, text: str, known: Collection[str]) -> list[str]:

@@ -121,9 +121,8 @@ def load_subject(
     """The discriminator of a checkpoint (a run folder: its newest), n generated images and n training images.
 
     Args:
-        generator: checkpoint, run folder or generator.safetensors whose generator makes the images.
-        generator_step: or the run's own generator of that step. Neither: the checkpoint's own. Weights are those
-            that were trained, not their average (but for a generator.safetensors, which has only that).
+        generator: checkpoint, run folder or generator.safetensors (which has the average only) whose generator makes the images.
+        generator_step: or the run's own generator of that step. Neither: the checkpoint's own. Weights are those that were trained.
         dataset, data_dir: of the real images; default: what the run was trained on.
         seed: of the latents and of the choice of real images.
 

@@ -40,17 +40,23 @@ def write(found: Sequence[Result], attacks: Mapping[str, Measurement], outdir: P
     if verdicts:
         blocks += _claims(verdicts)
     for dataset, runs in by_dataset.items():
-        blocks.append(Heading(f"On {dataset}"))
-        for name, figure in FIGURES.items():
-            if of_figure := [r for r in runs if r.experiment.figure == name]:
-                blocks += [Heading(_title(name, figure), 3), Paragraph(_options(of_figure))]
-                blocks += _attacked(of_figure, attacks, outdir) if name == ATTACK else _curves(name, of_figure, outdir)
+        blocks += [Heading(f"On {dataset}"), *_figures(runs, attacks, outdir)]
     if of_sweep:
         blocks += _sweep(of_sweep, outdir)
     blocks += _how_it_was_run(found)
     files.write_text(outdir / "report.md", markdown(blocks))
     files.write_text(outdir / "report.html", page(blocks))
     return verdicts
+
+
+def _figures(runs: Sequence[Result], attacks: Mapping[str, Measurement], outdir: Path) -> list[Block]:
+    """Of one data set."""
+    blocks: list[Block] = []
+    for name, figure in FIGURES.items():
+        if of_figure := [r for r in runs if r.experiment.figure == name]:
+            blocks += [Heading(_title(name, figure), 3), Paragraph(_options(of_figure))]
+            blocks += _attacked(of_figure, attacks, outdir) if name == ATTACK else _curves(name, of_figure, outdir)
+    return blocks
 
 
 # What it says
