@@ -149,35 +149,34 @@ class LaterTiles {
  public:
   using VSlot = typename A::VSlot;
 
-  __device__ LaterTiles(const Share<A>& share, int64_t room)
-      : share_(share), second_(share.first() + share.tile()), slots_(share.end() - second_), room_(room),
+  __device__ LaterTiles(const Share<A>& share, const ImagesArgs& args)
+      : share_(share), args_(args), second_(share.first() + share.tile()), slots_(share.end() - second_),
         kept_(reinterpret_cast<VSlot*>(shared_memory() + kScratch) + threadIdx.x) {}
 
   __device__ void keep() const {
-    for (int64_t at = 0; at < slots_ && at < room_; at += share_.tile()) share_.keep_v(second_ + at, kept_ + at);
+    for (int64_t at = 0; at < slots_ && at < args_.kept; at += share_.tile()) share_.keep_v(second_ + at, kept_ + at);
   }
 
-  // Calls body(the thread's first slot of the tile, v) for every tile.
+  // Calls body(slots before the tile) for every tile.
   template <class Body>
   __device__ void for_each(const Body& body) const {
-    for (int64_t at = 0; at < slots_; at += share_.tile()) {
-      VSlot v[A::kDepth];
-      take(at, v);
-      body(second_ + at, v);
-    }
+    for (int64_t at = 0; at < slots_; at += share_.tile()) body(at);
   }
 
- private:
-  __device__ void take(int64_t at, VSlot (&v)[A::kDepth]) const {
-    if (at < room_)
+  __device__ int64_t slot(int64_t at) const { return second_ + at; }  // the thread's first of the tile
+
+  __device__ void take_v(int64_t at, VSlot (&v)[A::kDepth]) const {
+    if (at < args_.kept)
 #pragma unroll
       for (int d = 0; d < A::kDepth; ++d) v[d] = kept_[at + d * blockDim.x];
     else
       share_.load_v(second_ + at, v);
   }
 
+ private:
   const Share<A>& share_;
-  const int64_t second_, slots_, room_;
+  const ImagesArgs& args_;
+  const int64_t second_, slots_;
   VSlot* kept_;
 };
 
@@ -215,7 +214,11 @@ __device__ double norm_of(const ImagesArgs& args, const Task& task, const typena
                           const LaterTiles<A>& later) {
   double squares = Share<A>::sum_of_squares(first);
   Share<A>::arrived();
-  later.for_each([&](int64_t, const auto& v) { squares += Share<A>::sum_of_squares(v); });
+  later.for_each([&](int64_t at) {
+    typename A::VSlot more[A::kDepth];
+    later.take_v(at, more);
+    squares += Share<A>::sum_of_squares(more);
+  });
   const double norm = sqrt(cluster_sum(squares, kSquareSum, args.cluster));
   const Vector& norms = args.side[static_cast<int>(task.side)].norms;
   if (norms.data && task.slice == 0 && threadIdx.x == 0) write(norms, task.image, norm);
@@ -238,7 +241,7 @@ __device__ void run_task(const ImagesArgs& args, const Task& task) {
   typename A::XSlot x[A::kDepth];
   share.load_v(share.first(), v);
   share.load_x(share.first(), x);
-  const LaterTiles<A> later(share, args.kept);
+  const LaterTiles<A> later(share, args);
   later.keep();
 
   Target<T> target;
@@ -249,9 +252,10 @@ __device__ void run_task(const ImagesArgs& args, const Task& task) {
   const T low = T(args.clip_min), high = T(args.clip_max);
   const bool use_sign = args.norm == Norm::linf;
   share.move(share.first(), x, v, step, use_sign, low, high, coefficient);
-  later.for_each([&](int64_t at, const auto& more) {
-    share.load_x(at, x);
-    share.move(at, x, more, step, use_sign, low, high, coefficient);
+  later.for_each([&](int64_t at) {
+    share.load_x(later.slot(at), x);  // first: what v is taken from may have to be waited for
+    later.take_v(at, v);
+    share.move(later.slot(at), x, v, step, use_sign, low, high, coefficient);
   });
 
   if (task.image == 0 && task.slice == 0 && args.logits.losses.data) write_losses(args, task.side, target);
@@ -260,8 +264,9 @@ __device__ void run_task(const ImagesArgs& args, const Task& task) {
 
 template <class A>
 __global__ void __launch_bounds__(kMaxThreads, 3) images_kernel(const __grid_constant__ ImagesArgs args) {
-  const int64_t tasks = args.side[0].tasks + args.side[1].tasks;
-  for (int64_t number = blockIdx.x; number < tasks; number += gridDim.x) run_task<A>(args, task_of(args, number));
+  // Both counts stay in constant memory: their sum in a register would be one too many.
+  for (int64_t number = blockIdx.x; number < args.side[0].tasks + args.side[1].tasks; number += gridDim.x)
+    run_task<A>(args, task_of(args, number));
 }
 
 }  // namespace dat::cuda

@@ -24,6 +24,7 @@ from .arguments import (
     Perturbation,
     StepOutputs,
     check_bound,
+    check_float,
     check_images,
     check_loss,
     check_perturbation,
@@ -365,7 +366,15 @@ def attack_step(
         (grad_weight_real, grad_weight_fake),
     )
     attack = Attack(number("eps", eps), objective, formulation, norm, clip_min, clip_max)
-    check_step(inputs, attack)
+    check_float("x_real", x_real)  # what is asked of them here; the operation checks everything
+    check_float("x_fake", x_fake)
+    check_float("the input gradient of x_real", input_grad_real)
+    check_float("the input gradient of x_fake", input_grad_fake)
+    check_float("real_logits", real_logits)
+    check_float("fake_logits", fake_logits)
+    for name, weight in (("grad_weight_real", grad_weight_real), ("grad_weight_fake", grad_weight_fake)):
+        if weight is not None:
+            check_float(name, weight)
     adv = torch.empty_like(x_real, requires_grad=False), torch.empty_like(x_fake, requires_grad=False)
     grads = [torch.empty_like(t, requires_grad=False) for t in inputs.v] if return_grad else []
     losses = _run_step(inputs, attack, impl, adv, grads, [])
@@ -386,7 +395,6 @@ def attack_step_into(
 
     grads, where given, receive the attack loss's input gradients; norms, [m] and [n], ||v_i|| of the gradients handed in.
     """
-    check_step(inputs, attack)
     return _run_step(inputs, attack, impl, adv, grads, norms)
 
 

@@ -16,8 +16,8 @@ DEVICES = {  # from the CUDA programming guide's table of compute capabilities
 }
 WHOLE, EDGES = "(dat::cuda::Reach)0", "(dat::cuda::Reach)1"
 PAIRS = ["float, float", "__half, __half", "__nv_bfloat16, __nv_bfloat16", "float, __nv_bfloat16"]
-KNOWN = [f"Known<{pair}, {reach}>" for pair in PAIRS for reach in (WHOLE, EDGES)]
-IMAGE_KERNELS = [*KNOWN, "Any<float>", "Any<double>"]
+TYPED = [f"Typed<{pair}, {reach}>" for pair in PAIRS for reach in (WHOLE, EDGES)]
+IMAGE_KERNELS = [*TYPED, "Mixed<float>", "Mixed<double>"]
 RESTS = IN_REGISTERS, KEPT, READ_AGAIN = "all in registers", "all kept", "some read again"
 
 
@@ -25,7 +25,7 @@ def way(launch, kernel):
     """How a block goes about its share: what of v is kept in registers only, in shared memory, or read again."""
     if launch["reduce"] == "0":
         return "no norm"
-    depth = 1 if kernel.startswith("Any") else 2 if kernel.startswith(f"Known<{PAIRS[3]}") else 4
+    depth = 1 if kernel.startswith("Mixed") else 2 if kernel.startswith(f"Typed<{PAIRS[3]}") else 4
     tile = int(launch["threads"]) * depth
     kept = int(launch["kept"])
     rest = READ_AGAIN if int(launch["share"]) > kept + tile else KEPT if kept else IN_REGISTERS

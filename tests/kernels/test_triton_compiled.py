@@ -18,7 +18,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from datgan_fast.method.arguments import Attack, AttackInputs, Logits, LossOutputs, Perturbation, StepOutputs
-from datgan_fast.method.reference import FORMULATIONS, NORMS, OBJECTIVES
+from oracle import FORMULATIONS, NORMS, OBJECTIVES
 
 ARCHITECTURES = (80, 90, 100, 120)
 SHARED_MEMORY = 48 * 1024  # what a kernel may use without asking for more
