@@ -18,7 +18,7 @@ from .data.datasets import DATASETS, load_images
 from .errors import ConfigError
 from .metrics import feature_network, inception
 from .paper import figure1, report, results
-from .paper.experiments import ATTACK, FIGURES, FULL, PAPER, QUICK, experiments
+from .paper.experiments import ATTACK, FIGURES, FULL, PAPER, QUICK, Experiment, experiments
 from .paper.results import Result
 from .paper.runs import cores, remaining, run_all
 from .training.config import Config

@@ -37,6 +37,7 @@ def sigmoid(t):
     return tl.where(t >= 0, 1.0, e) / (1 + e)
 
 
+# Branches: a row of the objectives' table each, chosen when the kernel is compiled.
 @triton.jit
 def g(t, objective: tl.constexpr, side: tl.constexpr):
     """The objective's term, elementwise: g1 for real, g2 for generated images."""
@@ -56,6 +57,7 @@ def g(t, objective: tl.constexpr, side: tl.constexpr):
     return value
 
 
+# Branches: a row of the objectives' table each, chosen when the kernel is compiled.
 @triton.jit
 def g_prime(t, objective: tl.constexpr, side: tl.constexpr):
     """d g / d t"""

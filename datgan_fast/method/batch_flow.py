@@ -119,6 +119,7 @@ class Watch(TorchDispatchMode):
                 self._meeting = f"{meeting} (in {name_of(op)})"
         return result
 
+    # Branches: what an operation may do to the batch, in the order in which it is asked.
     def _follow(self, op: OpOverload, args: Any, kwargs: Any, result: Any) -> None:
         given = list(_tensors((*args, *kwargs.values())))
         carriers = [t for t in given if self.images_in(t)]
@@ -166,6 +167,7 @@ class Watch(TorchDispatchMode):
         arguments = [value for name, value in named if name not in _SIZES]
         return str(op), self._shown(arguments), self._shown(list(_tensors((result,))))
 
+    # Branches: one for each kind of value.
     def _shown(self, value: Any) -> object:
         if isinstance(value, Tensor):
             images, alike = self.images_in(value), self.alike_in(value)

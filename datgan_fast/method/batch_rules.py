@@ -171,6 +171,7 @@ def _reduced(watch: Watch, call: Call) -> None:
     return None
 
 
+# Branches: each is a way in which images may meet.
 @_for("convolution", "convolution_overrideable", "cudnn_convolution", "mkldnn_convolution", "native_group_norm",
       "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention",
       "_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention", "im2col", "col2im",
@@ -273,6 +274,7 @@ def _batch_norm(watch: Watch, call: Call) -> None:
             watch.mark_images(t, images._replace(dim=0))
 
 
+# Branches: each is a way in which images may meet.
 @_for("mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "linear")
 def _product(watch: Watch, call: Call) -> None:
     """A matrix product sums over the left factor's last dimension and the right one's first behind the batch's."""

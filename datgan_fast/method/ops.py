@@ -314,6 +314,7 @@ def _kernel_bounds(clip_min: Bound, clip_max: Bound, *images: Tensor) -> tuple[f
     return None, None
 
 
+# Long: its arguments, and what is said of them.
 @targets_renamed
 def attack_step(
     x_real: Tensor,

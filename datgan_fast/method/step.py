@@ -32,6 +32,7 @@ from .step_arguments import (
 )
 
 
+# Long: its arguments, and what is said of them.
 def discriminator_step(
     discriminator: nn.Module,
     x_real: Tensor,

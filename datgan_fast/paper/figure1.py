@@ -122,7 +122,7 @@ def load_subject(
 
     Args:
         generator: checkpoint, run folder or generator.safetensors (which has the average only) whose generator makes the images.
-        generator_step: or the run's own generator of that step. Neither: the checkpoint's own. Weights are those that were trained.
+        generator_step: or the run's own generator of that step. Neither: the checkpoint's own. Weights are as they were trained.
         dataset, data_dir: of the real images; default: what the run was trained on.
         seed: of the latents and of the choice of real images.
 
