@@ -152,6 +152,7 @@ def test_a_function_is_compiled_anew_in_every_cell():
             variants(function, [size])
 
 
+@pytest.mark.compiles
 def test_too_many_variants_in_a_cell_are_told():
     function = compiled(lambda x: x.sin() + 1)
     with pytest.raises(RuntimeError, match=r"ran 1 of 9 functions uncompiled"), compilation.nothing_falls_back():

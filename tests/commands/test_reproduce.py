@@ -122,6 +122,7 @@ def test_from_ctrl_c_to_the_report(tmp_path, monkeypatch, capsys):
     assert (outdir / "report.html").read_text() == page
 
 
+@pytest.mark.trains
 def test_one_setting_is_run(tmp_path, monkeypatch):
     chosen = []
     monkeypatch.setattr(reproduce, "run_all", lambda todo, *_: chosen.extend(todo) or {})
@@ -194,6 +195,7 @@ def test_an_outdir_that_is_a_file(tmp_path, capsys):
     assert "--outdir" in capsys.readouterr().err
 
 
+@pytest.mark.trains
 def test_the_place_of_a_run_is_recorded(tmp_path):
     experiment = one_run(steps=1)
     runs.train(experiment, tmp_path)

@@ -385,6 +385,7 @@ def test_resume_forgets_what_came_after_the_checkpoint(tmp_path):
     assert max(p.name for p in (run / "samples").iterdir()) == "step-000003.png"
 
 
+@pytest.mark.trains
 def test_checkpoint_away_from_its_run(tmp_path, capsys):
     assert run_train(tmp_path, "--steps", "2") == 0
     copy = tmp_path / "copy.pt"
@@ -401,6 +402,7 @@ def test_backend_from_the_environment_is_checked_first(tmp_path, capsys, no_trai
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.trains
 def test_resume_refuses_other_options(tmp_path, capsys):
     assert run_train(tmp_path, "--steps", "2") == 0
     capsys.readouterr()
@@ -410,6 +412,7 @@ def test_resume_refuses_other_options(tmp_path, capsys):
     assert "1.0" in error
 
 
+@pytest.mark.trains
 def test_resume_with_nothing_to_resume_starts_a_run(tmp_path, capsys):
     assert run_train(tmp_path, "--steps", "2", "--resume", "latest") == 0
     assert "nothing to resume" in capsys.readouterr().out

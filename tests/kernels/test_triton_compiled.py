@@ -117,6 +117,7 @@ def launch_attack_step(
     )
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize(
     "start",
@@ -139,6 +140,7 @@ def test_kernel_compiles_for_architecture(launches, start, architecture):
     compile_launch(launches, architecture)
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("formulation", FORMULATIONS)
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_formulas_compile(launches, objective, formulation):

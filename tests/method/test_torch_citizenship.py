@@ -113,6 +113,7 @@ def test_attack_loss_compiles_with_its_backward(device, compile_whole):
     assert all(t.abs().sum() > 0 for t in results[1])
 
 
+@pytest.mark.compiles
 def test_attack_loss_compiles_where_one_side_is_constant(device, compile_whole):
     real, fake = batches(device)[2]
     real.requires_grad_()
