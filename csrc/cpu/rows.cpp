@@ -83,11 +83,7 @@ void move_as(const S* __restrict x, const S* __restrict v, int64_t n, const Move
     if (how.streaming) _mm_sfence();
   }
 #endif
-  // The question is asked once, outside: a loop with it inside is not vectorised by every compiler.
-  if (how.use_sign)
-    for (; i < n; ++i) move_one(x[i], v[i], how, out[i]);
-  else
-    for (; i < n; ++i) move_one(x[i], v[i], how, out[i]);
+  for (; i < n; ++i) move_one(x[i], v[i], how, out[i]);
 }
 
 template <class T>
