@@ -62,8 +62,9 @@ def _loss_arguments(
     logits = Logits((real, fake), (target_real, target_fake))
     check_loss(logits, objective, formulation)
     dtype, device = loss_dtype(logits.own), real.device
-    losses, *coefficients = (torch.empty(n, dtype=dtype, device=device) for n in (2, len(real), len(fake)))
-    return logits, LossOutputs(losses, (coefficients[0], coefficients[1]))
+    losses = torch.empty(2, dtype=dtype, device=device)
+    coefficients = torch.empty_like(real, dtype=dtype), torch.empty_like(fake, dtype=dtype)
+    return logits, LossOutputs(losses, coefficients)
 
 
 def _attack_loss(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -218,7 +219,7 @@ class _FinalGradient(torch.autograd.Function):
     def backward(ctx, *grads):  # type: ignore[no-untyped-def]
         raise RuntimeError(
             "datgan_fast.attack_loss can be differentiated only once; "
-            "datgan_fast.method.reference.attack_loss can be differentiated any number of times"
+            "datgan_fast.reference.attack_loss can be differentiated any number of times"
         )
 
 
@@ -256,11 +257,17 @@ def attack_loss(
         ValueError, TypeError: an argument has the wrong shape, dtype or value.
         BackendError: `impl` names a backend that cannot be used.
     """
-    logits = logits_with_targets(real_logits, fake_logits, target_real_logits, target_fake_logits)
-    check_loss(logits, objective, formulation)
+    target_real = real_logits if target_real_logits is None else target_real_logits
+    target_fake = fake_logits if target_fake_logits is None else target_fake_logits
+    check_float("real_logits", real_logits)  # what is asked of them here; the operation checks everything
+    check_float("fake_logits", fake_logits)
+    check_float("target_real_logits", target_real)
+    check_float("target_fake_logits", target_fake)
     return _AttackLoss.apply(
-        *logits.own,
-        *(t.detach() for t in logits.targets),  # new tensors in any case: the compiler wants no input twice
+        real_logits,
+        fake_logits,
+        target_real.detach(),  # new tensors in any case: the compiler wants no input twice
+        target_fake.detach(),
         objective,
         formulation,
         impl or "",
@@ -296,8 +303,8 @@ def perturb(
         BackendError: `impl` names a backend that cannot be used.
     """
     eps = number("eps", eps)
-    check_images("x", x, grad)
-    check_perturbation(Perturbation(eps, norm, clip_min, clip_max))
+    check_float("x", x)  # what is asked of them here; the operation checks everything
+    check_float("the input gradient of x", grad)
     out = torch.empty_like(x, requires_grad=False)
     low, high = _kernel_bounds(clip_min, clip_max, x)
     torch.ops.datgan_fast.perturb(_detached(x), _detached(grad), eps, norm, low, high, impl or "", out)
