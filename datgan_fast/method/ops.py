@@ -23,6 +23,7 @@ from .arguments import (
     Pair,
     Perturbation,
     StepOutputs,
+    check_attack,
     check_bound,
     check_float,
     check_images,
@@ -34,7 +35,7 @@ from .arguments import (
     loss_dtype,
     number,
 )
-from .formulas import Bound, clip
+from .formulas import FORMULATIONS, OBJECTIVES, Bound, check_choice, clip
 from .reference import AttackStep, logits_with_targets
 from .renamed import targets_renamed
 
@@ -259,6 +260,8 @@ def attack_loss(
     """
     target_real = real_logits if target_real_logits is None else target_real_logits
     target_fake = fake_logits if target_fake_logits is None else target_fake_logits
+    check_choice("objective", objective, OBJECTIVES)
+    check_choice("formulation", formulation, FORMULATIONS)
     check_float("real_logits", real_logits)  # what is asked of them here; the operation checks everything
     check_float("fake_logits", fake_logits)
     check_float("target_real_logits", target_real)
@@ -303,6 +306,7 @@ def perturb(
         BackendError: `impl` names a backend that cannot be used.
     """
     eps = number("eps", eps)
+    check_perturbation(Perturbation(eps, norm, clip_min, clip_max))
     check_float("x", x)  # what is asked of them here; the operation checks everything
     check_float("the input gradient of x", grad)
     out = torch.empty_like(x, requires_grad=False)
@@ -374,6 +378,7 @@ def attack_step(
         (grad_weight_real, grad_weight_fake),
     )
     attack = Attack(number("eps", eps), objective, formulation, norm, clip_min, clip_max)
+    check_attack(attack)
     check_float("x_real", x_real)  # what is asked of them here; the operation checks everything
     check_float("x_fake", x_fake)
     check_float("the input gradient of x_real", input_grad_real)

@@ -17,8 +17,6 @@ def renamed(**new_names: str) -> Callable[[Callable[Parameters, Result]], Callab
     def decorate(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
         @wraps(function)
         def with_old_names(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
-            if new_names.keys().isdisjoint(kwargs):
-                return function(*args, **kwargs)
             for old, new in new_names.items():
                 if old not in kwargs:
                     continue

@@ -134,6 +134,7 @@ def test_one_setting_is_run(tmp_path, monkeypatch):
     assert len(chosen) == 2 * 2 * 2  # data sets, variants, seeds
 
 
+@pytest.mark.trains
 def test_no_run_that_left_anything(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(reproduce, "run_all", lambda todo, *_: {todo[0].name: "out of memory"})
     assert run(tmp_path / "out") == 1

@@ -30,6 +30,8 @@ def call_attack_step(**changes):
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
+        ({"objective": None}, ValueError, "objective must be one of vanilla, .*None"),
+        ({"norm": None}, ValueError, "norm must be one of none, l2, linf; got None"),
         ({"objective": "wgan"}, ValueError, "objective must be one of vanilla, .*'wgan'"),
         ({"formulation": "eq9"}, ValueError, "formulation must be one of eq10, .*'eq9'"),
         ({"norm": "l1"}, ValueError, "norm must be one of none, l2, linf; got 'l1'"),
