@@ -10,7 +10,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from datgan_fast import TrainConfig
-from datgan_fast.data import readers as data_sources
+from datgan_fast.data import readers
 from datgan_fast.data.datasets import DATASETS, Dataset, EveryNth, load_images, load_labels
 from datgan_fast.errors import DataError
 
@@ -81,7 +81,7 @@ def test_missing_files_name_the_folder_and_the_remedies(tmp_path, dataset, exist
 
 
 def test_data_error_is_the_readers_value_error():
-    assert DataError is data_sources.DataError and issubclass(DataError, ValueError)
+    assert DataError is readers.DataError and issubclass(DataError, ValueError)
 
 
 # The rows

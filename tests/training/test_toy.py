@@ -20,7 +20,7 @@ from datgan_fast.data.readers import Request
 from datgan_fast.data.sampler import ImageSampler
 from datgan_fast.errors import ConfigError, DataError
 from datgan_fast.metrics.evaluator import Evaluator
-from datgan_fast.training import pictures as toy_plot
+from datgan_fast.training import pictures
 from datgan_fast.training.baselines import BASELINES
 from datgan_fast.training.networks import build_discriminator, build_generator
 from emulated_graph import graphs_on_the_cpu  # noqa: F401
@@ -252,7 +252,7 @@ def test_critic_values_are_at_their_places():
             return x @ self.slope
 
     plane = Plane()
-    values = toy_plot.critic_values(plane, 5)
+    values = pictures.critic_values(plane, 5)
     ticks = torch.tensor([-1.2, -0.6, 0.0, 0.6, 1.2])
     torch.testing.assert_close(values, 10 * ticks[:, None] + ticks)
     assert plane.training
@@ -264,7 +264,7 @@ def test_a_picture_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", fail)
     with pytest.raises(OSError, match="disk full"):
-        toy_plot.save_points(tmp_path / "points.png", torch.zeros(3, 2))
+        pictures.save_points(tmp_path / "points.png", torch.zeros(3, 2))
     assert list(tmp_path.iterdir()) == []
 
 
