@@ -222,7 +222,7 @@ class Options:
             "device": device,
             "cuda_graph": cuda_graph_of(given.get("cuda_graph"), device),
         }
-        if "eps" not in given and values["formulation"] == "batch_mean" and values["norm"] == "none":
+        if "eps" not in given and values["formulation"] == "batch_mean" and norm.default_eps is None:
             values["eps"] *= values["batch_size"]  # which the gradient is divided by
         following = {
             "lr_g": values["lr"],
