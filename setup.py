@@ -12,6 +12,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 
@@ -23,6 +24,13 @@ def source_digest() -> str:
         if path.is_file():
             digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+class FreshModules(build_py):
+    def run(self) -> None:
+        # What an earlier build left there may have been moved or removed since, and would be installed again.
+        shutil.rmtree(Path(self.build_lib) / "datgan_fast", ignore_errors=True)
+        super().run()
 
 
 class CMakeBuild(build_ext):
@@ -60,4 +68,7 @@ class CMakeBuild(build_ext):
             ) from None
 
 
-setup(ext_modules=[Extension("datgan_fast._native", sources=[])], cmdclass={"build_ext": CMakeBuild})
+setup(
+    ext_modules=[Extension("datgan_fast._native", sources=[])],
+    cmdclass={"build_py": FreshModules, "build_ext": CMakeBuild},
+)

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -48,3 +49,27 @@ def test_an_installed_package_has_no_commit(tmp_path, monkeypatch):
     assert run_folder.environment()["commit"] is None
     (package.parent / "csrc").mkdir()  # a checkout
     assert len(run_folder.environment()["commit"]) == 40
+
+
+@pytest.mark.process
+@pytest.mark.skipif(int(version("setuptools").partition(".")[0]) < 77, reason="pyproject.toml asks for setuptools 77")
+def test_a_build_forgets_modules_that_are_gone(tmp_path):
+    """Built again from a checkout whose modules have moved, the package has them in one place only."""
+    old = tmp_path / "datgan_fast" / "trainer.py"
+    old.parent.mkdir()
+    old.write_text("raise ImportError")
+    command = [
+        sys.executable,
+        "setup.py",
+        "-q",
+        "build_py",
+        "--build-lib",
+        str(tmp_path),
+        "egg_info",
+        "-e",
+        str(tmp_path),
+    ]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    assert result.returncode == 0, result.stderr
+    assert not old.exists() and (tmp_path / "datgan_fast" / "training" / "trainer.py").is_file()
+    assert (tmp_path / "datgan_fast" / "kernels" / "launch.py").is_file()
