@@ -73,6 +73,8 @@ def reproduce(arguments: Any) -> int:
             raise ConfigError(f"--outdir {outdir}: must hold runs of datgan_fast.reproduce for --report-only")
         return _report(outdir, {})
 
+    if outdir.is_file():
+        raise ConfigError(f"--outdir {outdir}: must be a folder; it is a file")
     device = resolve_device(arguments.device)
     most = JOBS_ON_A_GPU if device.startswith("cuda") else min(cores(), 256)
     jobs = whole_number("--jobs", arguments.jobs or str(most), 1, 256)

@@ -159,6 +159,7 @@ def test_too_many_variants_in_a_cell_are_told():
         variants(function)
 
 
+@pytest.mark.compiles
 def test_a_function_compiled_in_parts_is_told():
     def run(x):
         y = x.sin()

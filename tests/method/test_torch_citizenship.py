@@ -121,6 +121,7 @@ def test_attack_loss_compiles_where_one_side_is_constant(device, compile_whole):
     assert_same(torch.autograd.grad(loss, real), torch.autograd.grad(weighted_loss(real, fake), real))
 
 
+@pytest.mark.compiles
 def test_perturb_compiles(device, compile_whole):
     def function(x, v):
         return dat.perturb(x + 1, v, 0.1, norm="linf") - 1
@@ -156,6 +157,7 @@ def test_shapes_and_eps_may_be_dynamic(device, compile_whole):
         assert_same([function(x, v, eps)], [dat.perturb(x, v, eps)])
 
 
+@pytest.mark.compiles
 def test_compiled_code_takes_the_backend_of_the_context(device, compile_whole):
     x, v, logits = batches(device)
     function = compile_whole(step)
@@ -230,6 +232,7 @@ def test_second_derivative_of_attack_loss_raises(device):
         gradient.sum().backward()
 
 
+@pytest.mark.compiles
 def test_second_derivative_of_compiled_attack_loss_raises(device, compile_whole):
     real, fake = (t.requires_grad_() for t in batches(device)[2])
     gradient = torch.autograd.grad(compile_whole(weighted_loss)(real, fake), real, create_graph=True)[0]
