@@ -1,7 +1,7 @@
 """Launches of the Triton kernels: a datgan_fast.method.backend.Backend.
 
 Nothing here allocates on the device, synchronises or reads from it: every launch can be captured in a CUDA
-graph. Devices, shapes and dtypes have been checked in ops.py.
+graph. Devices, shapes and dtypes have been checked in registered.py.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The native extension as Python sees it: loading it, explaining why it cannot be used, handing tensors over.
 
-Devices, shapes and dtypes have been checked in ops.py before anything here runs.
+Devices, shapes and dtypes have been checked in registered.py before anything here runs.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 import pytest
@@ -25,7 +26,7 @@ def test_machine_code_and_ptx_are_what_the_attribute_says():
 @needs_cuda_build
 def test_every_major_architecture_is_built_unless_narrowed():
     entries = extension.CUDA_ARCHITECTURES.split(",")
-    if len(entries) < 4:
+    if len(entries) < 4 and not os.environ.get("DATGAN_FAST_TESTS_REQUIRE"):  # CI builds them all
         pytest.skip(f"built with DATGAN_FAST_CUDA_ARCHS={entries}")
     for capability in [(8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0), (99, 0)]:
         assert native.covers(extension.CUDA_ARCHITECTURES, capability)
