@@ -121,6 +121,8 @@ def continued(run: RunFolder, options: dict[str, Any]) -> Options:
     own = run.options()
     for name, value in options.items():
         was = getattr(own, name)
+        if was is None:  # an option that is younger than the run
+            was = GENERAL.get(name)
         if name not in _MAY_CHANGE and value != was:
             raise ConfigError(
                 f"{flag(name)} {value}: the run {run.path} was started with {was}; leave the option out to continue it, "

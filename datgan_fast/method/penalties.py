@@ -80,7 +80,7 @@ def adversarial_lipschitz(
         return d / _column(image_norm(d).clamp(min=1e-10), d).to(d.dtype)
 
     def scores(discriminator: nn.Module, x: Tensor) -> Tensor:
-        return logits_of(discriminator, x.clone())  # D may change what it is given
+        return as_float(logits_of(discriminator, x.clone()))  # D may change what it is given
 
     def penalty(discriminator: nn.Module, x_real: Tensor, x_fake: Tensor) -> Tensor:
         _, x_real, x_fake = images_of("penalties.adversarial_lipschitz", discriminator, x_real, x_fake)

@@ -18,6 +18,7 @@ from .option_values import flag
 
 Architecture = Literal["dcgan", "resnet", "mlp", "own"]
 Precision = Literal["fp32", "bf16", "fp16"]
+PenaltyPrecision = Literal["fp32", "bf16"]
 CudaGraph = Literal["must", "may", "no"]
 BackendChoice = Literal["auto", "reference", "cpu", "cuda", "triton"]
 
@@ -80,6 +81,7 @@ class Config:
 
     # how it is computed
     precision: Precision
+    penalty_precision: PenaltyPrecision
     tf32: bool
     channels_last: bool
     cuda_graph: CudaGraph

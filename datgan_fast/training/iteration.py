@@ -174,9 +174,9 @@ class Iteration:
         c = self.config
         return torch.randn(c.batch_size, c.z_dim, device=self.device, dtype=torch.float32)
 
-    def _autocast(self, enabled: bool = True) -> torch.autocast:
+    def _autocast(self) -> torch.autocast:
         dtype = AUTOCAST[self.config.precision]
-        return torch.autocast(self.device.type, dtype=dtype, enabled=enabled and dtype is not None)
+        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
 
     def _penalty(self) -> Penalty | None:
         c = self.config
@@ -189,11 +189,17 @@ class Iteration:
         if total is None:
             return None
 
-        def in_float32(discriminator: nn.Module, x_real: Tensor, x_fake: Tensor) -> Tensor:
-            with self._autocast(enabled=False):  # of the plain network: torch cannot compile a double backward
+        half = c.penalty_precision == "bf16"
+        if c.precision == "fp32" and not half and not c.compile:
+            return total
+
+        def in_its_precision(discriminator: nn.Module, x_real: Tensor, x_fake: Tensor) -> Tensor:
+            # No cache: torch before 2.9 may keep a copy that a forward without gradients made.
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=half, cache_enabled=False):
+                # The plain network: torch cannot compile a double backward.
                 return total(self.discriminator, x_real, x_fake)
 
-        return in_float32
+        return in_its_precision
 
     # Its state
 

@@ -27,7 +27,7 @@ from ..method.formulas import (
     default_alpha,
 )
 from .baselines import BASELINES, BaselineName, OptimizerName
-from .config import Architecture, BackendChoice, Config, Precision, cuda_graph_of
+from .config import Architecture, BackendChoice, Config, PenaltyPrecision, Precision, cuda_graph_of
 from .devices import best_precision, resolve_device
 from .option_values import check_value, convert
 
@@ -55,6 +55,7 @@ GENERAL: dict[str, Any] = {
     "ema": 0.999,
     "batch_size": 64,
     "lr_schedule": "constant",
+    "penalty_precision": "fp32",
     "tf32": True,
     "channels_last": True,
     "compile": False,
@@ -153,6 +154,10 @@ class Options:
     precision: Precision | None = _option(
         "autocast of the networks; default: bf16 on a GPU that has it, else fp32",
         choices=("fp32", "bf16", "fp16"),
+    )
+    penalty_precision: PenaltyPrecision | None = _option(
+        "autocast of the discriminator inside penalties, with any --precision; norms and losses stay in float32",
+        choices=("fp32", "bf16"),
     )
     tf32: bool | None = _option("let a GPU compute float32 products in TF32")
     channels_last: bool | None = _option("memory format of images and weights; default: on, but not for toy data")

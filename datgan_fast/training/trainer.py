@@ -261,6 +261,8 @@ class Trainer:
         how: list[str] = [c.device, c.precision]
         if self.device.type == "cuda" and c.precision == "fp32":
             how.append("TF32" if c.tf32 else "no TF32")
+        if c.penalty_precision != "fp32" and self.iteration.penalty:
+            how.append(f"penalty in {c.penalty_precision}")
         if c.compile:
             how.append("torch.compile")
         if self._run != self.iteration.run:
@@ -270,7 +272,8 @@ class Trainer:
     def _say_how(self, run: RunFolder, progress: Progress) -> None:
         """Which way a discriminator step goes, why, and what computes it; into the log and env.json."""
         path, reason = self.iteration.path, self.iteration.reason
-        how = {"path": path, "reason": reason, "kernels": kernels(self.device), "precision": self.config.precision}
+        precisions = {name: getattr(self.config, name) for name in ("precision", "penalty_precision")}
+        how = {"path": path, "reason": reason, "kernels": kernels(self.device), **precisions}
         progress.say(f"discriminator steps: {path}{f' ({reason})' if reason else ''}; kernels: {how['kernels']}")
         run.computed_by(how)
 

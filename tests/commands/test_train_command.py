@@ -67,6 +67,7 @@ BAD_VALUES = {
     "beta1": ["1", "-0.1", "x"],
     "beta2": ["1", "x"],
     "precision": ["fp64"],
+    "penalty_precision": ["fp16", "half"],
     "device": ["tpu", "cuda:99", "cuda:x", "cuda:\u00b2"],
     "backend": ["numpy"],
     "name": ["a/b", "", ".hidden", "n" * 300, "two words"],
@@ -410,6 +411,20 @@ def test_resume_refuses_other_options(tmp_path, capsys):
     error = capsys.readouterr().err
     assert "--eps 0.5" in error
     assert "1.0" in error
+
+
+@pytest.mark.trains
+def test_resume_of_a_run_that_is_older_than_an_option(tmp_path, capsys):
+    assert run_train(tmp_path, "--steps", "2") == 0
+    (run,) = tmp_path.iterdir()
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config.pop("penalty_precision") == "fp32"
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    assert run_train(tmp_path, "--steps", "3", "--penalty-precision", "fp32", "--resume") == 0
+    assert (run / "checkpoints" / "step-000003.pt").exists()
+    capsys.readouterr()
+    assert run_train(tmp_path, "--steps", "4", "--penalty-precision", "bf16", "--resume") == 2
+    assert "was started with fp32" in capsys.readouterr().err
 
 
 @pytest.mark.trains

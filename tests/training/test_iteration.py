@@ -28,6 +28,8 @@ OPTIONS = [
     {"precision": "bf16"},
     {"precision": "fp16"},
     {"precision": "fp16", "baseline": "wgan"},
+    {"precision": "bf16", "penalty_precision": "bf16", "baseline": "wgan-gp"},
+    {"penalty_precision": "bf16", "baseline": "wgan-alp"},
     {"lr_schedule": "linear", "steps": 20},
     {"reuse_fakes": True, "baseline": "wgan"},
     {"flip": True, "image_size": 32, "channels": 3},
@@ -316,6 +318,33 @@ def test_reused_fakes_are_the_discriminators():
     with torch.no_grad():
         assert loss == pytest.approx(-made.discriminator(made.generator(latents[1])).mean().item(), rel=1e-4)
     assert math.isfinite(read["loss_g"])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("options", [{"baseline": "wgan-lp"}, {"baseline": "wgan-alp"}, {"r1": 1.0}], ids=str)
+def test_a_penalty_has_a_precision_of_its_own(options, precision):
+    """Its networks compute in it, the penalty is float32, and so are the gradients, which rounding alone makes differ."""
+    found, seen = {}, set()
+    for penalty_precision in ("fp32", "bf16"):
+        torch.manual_seed(5)
+        made = trainer(**options, precision=precision, penalty_precision=penalty_precision, batch_norm=False)
+        seen.clear()
+        for module in made.discriminator.modules():
+            if isinstance(module, torch.nn.Conv2d):
+                module.weight.data.mul_(20)  # slopes of more than 1, which the one-sided penalties punish
+                module.register_forward_hook(lambda m, given, result: seen.add(result.dtype))
+        x, y = torch.rand(2, 6, 1, 16, 16, device=DEVICE, dtype=torch.float32)
+        with made.iteration._autocast():
+            penalty = made.iteration.penalty(made.discriminator, x, y)
+        assert penalty.dtype == torch.float32
+        assert seen == {torch.bfloat16 if penalty_precision == "bf16" else torch.float32}
+        penalty.backward()
+        gradients = [p.grad for p in made.discriminator.parameters() if p.grad is not None]
+        found[penalty_precision] = torch.cat([penalty.detach().view(1), *(g.flatten() for g in gradients)])
+    difference = (found["bf16"] - found["fp32"]).norm() / found["fp32"].norm()
+    # Differences of rounded logits, divided by short distances, have fewer digits than the logits.
+    assert 0 < difference < (0.5 if options.get("baseline") == "wgan-alp" else 0.05)
+    assert found["fp32"].count_nonzero() > 100
 
 
 @pytest.mark.parametrize("where", ["discriminator", "generator"])
