@@ -4,8 +4,9 @@
 
 Counted are the operator calls that compute something, by a dispatch mode: views and empty tensors are none, a convolution's
 backward counts once for each of its gradients, everything else once. The number does not depend on the sizes, so small ones
-are counted. The iteration takes the choices that it takes on a GPU: real and generated images as one batch where they are
-independent, RMSprop as multi-tensor operations. A GPU may need more: some kernels of cuDNN and cuBLAS take two launches, and
+are counted. A call on many tensors counts once if they are of one dtype and pair by pair of the same layout, as its kernel wants
+them, and else once for each. The iteration takes the choice that it takes on a GPU: real and generated images as one batch where
+they are independent. A GPU may need more: some kernels of cuDNN and cuBLAS take two launches, and
 a convolution may have to change a tensor's layout.
 
 The prediction is nodes x NODE_SECONDS, what one costs in the replay of a graph of short kernels, plus the floor's arithmetic
@@ -16,17 +17,16 @@ measured on a GPU.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import datgan_fast as dat
 import floor
 from datgan_fast.method import batches
-from datgan_fast.training import optimizers
 from datgan_fast.training.baselines import BASELINES
 
 NODE_SECONDS = 2e-6, 3e-6
@@ -50,8 +50,23 @@ class Count(TorchDispatchMode):
         result = operation(*args, **(kwargs or {}))
         name = operation._schema.name.partition("::")[2]
         if not operation.is_view and name not in NOTHING:
-            self.calls[name] += sum(t is not None for t in result) if name == "convolution_backward" else 1
+            self.calls[name] += launches(name, args, result)
         return result
+
+
+def launches(name: str, args: tuple, result: object) -> int:
+    """Kernels of one call. One on many tensors launches one for each where it is not alike from tensor to tensor."""
+    if name == "convolution_backward":
+        return sum(t is not None for t in result)
+    if not (name.startswith("_foreach_") or name.startswith("_fused_")):
+        return 1
+    lists = [a for a in args if isinstance(a, (list, tuple)) and a and isinstance(a[0], Tensor)]
+    lists = [tensors for tensors in lists if any(t.dim() for t in tensors) or tensors is lists[0]]  # but step counts
+    mixed = any(len({t.dtype for t in tensors}) > 1 for tensors in lists)
+    dtypes = {tensors[0].dtype for tensors in lists}
+    unlike = any(len({(t.shape, t.stride()) for t in together}) > 1 for together in zip(*lists, strict=True))
+    together = not (mixed or unlike or (len(dtypes) > 1 and name != "_foreach_copy_"))
+    return 1 if together else len(lists[0])
 
 
 def nodes(run: Callable[[], object]) -> Counter[str]:
@@ -63,18 +78,12 @@ def nodes(run: Callable[[], object]) -> Counter[str]:
 @contextmanager
 def as_on_a_gpu() -> Iterator[None]:
     """The choices that the library makes by the device."""
-    rmsprop = sys.modules["torch.optim.rmsprop"]
     merging, capturing = batches.merging_saves_launches, batches.capturing
-    capturable, devices = optimizers._capturable, rmsprop._get_capturable_supported_devices
     batches.merging_saves_launches = batches.capturing = lambda device: True
-    optimizers._capturable = lambda device: True
-    rmsprop._get_capturable_supported_devices = lambda *_: ["cpu"]
     try:
         yield
     finally:
         batches.merging_saves_launches, batches.capturing = merging, capturing
-        optimizers._capturable = capturable
-        rmsprop._get_capturable_supported_devices = devices
 
 
 def trained(baseline: str, **options) -> dat.Trainer:

@@ -6,7 +6,6 @@ undone what torch leaves undone: its memory pool stays open, the default generat
 stream is whichever the code left current.
 """
 
-import sys
 from contextlib import contextmanager, nullcontext
 
 import pytest
@@ -14,7 +13,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from datgan_fast.training import cuda_graph, optimizers
+from datgan_fast.training import cuda_graph
 
 READS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::is_nonzero", "aten::masked_select"}
 RANDOM = ("rand", "randn", "randint")
@@ -179,13 +178,11 @@ class Graph:
 
 @pytest.fixture
 def graphs_on_the_cpu(monkeypatch):
-    """cuda_graph.capture works on CPU tensors, and RMSprop takes its capturable path there."""
+    """cuda_graph.capture works on CPU tensors."""
     cuda = Cuda()
     monkeypatch.setattr(cuda_graph, "cuda", cuda)
     monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", cuda.end_pool, raising=False)
     monkeypatch.setattr(torch._C, "_cuda_releasePool", lambda index, pool: cuda.held.remove(pool), raising=False)
-    monkeypatch.setattr(optimizers, "_capturable", lambda device: True)
-    monkeypatch.setattr(sys.modules["torch.optim.rmsprop"], "_get_capturable_supported_devices", lambda *_: ["cpu"])
     for name in RANDOM:
         monkeypatch.setattr(torch, name, _drawing(cuda, getattr(torch, name)))
     return cuda

@@ -8,6 +8,7 @@ recorded once as a CUDA graph and replayed (cuda_graph.py).
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -23,7 +24,9 @@ from ..method.torch_defaults import plain_defaults
 from . import optimizers
 from .baselines import BASELINES
 from .config import Config
+from .forward_counters import counted_on_the_host
 from .loss_scaler import LossScaler
+from .low_precision import LowPrecision
 from .measuring import Statistics
 from .networks import build_discriminator, build_generator
 
@@ -64,6 +67,7 @@ class Iteration:
 
         self.step = torch.zeros((), dtype=torch.int64, device=self.device)
         self.lr_g, self.lr_d = (torch.tensor(lr, device=self.device, dtype=torch.float32) for lr in (c.lr_g, c.lr_d))
+        self._weights_d: list[Tensor] = list(self.discriminator.parameters())
         self.optimizer_g = self._optimizer(self.generator, self.lr_g)
         self.optimizer_d = self._optimizer(self.discriminator, self.lr_d)
         self.scaler_g, self.scaler_d = (LossScaler(self.device, c.precision == "fp16") for _ in range(2))
@@ -71,12 +75,17 @@ class Iteration:
         self.data = ImageSampler(
             images, self.device, batch_size=c.batch_size, batches=c.n_dis, seed=c.seed, flip=c.flip
         )
+        update = dict.fromkeys(("loss_d", "loss_clean", "loss_adv", "penalty", "wasserstein"), 1)
         self.statistics = Statistics(
-            ("loss_d", "loss_clean", "loss_adv", "penalty", "wasserstein", "input_grad_norm", "loss_g"),
+            [update | {"input_grad_norm": 2 * c.batch_size}] * c.n_dis + [{"loss_g": 1}],
             ("input_grad_norm",),
             {"discriminator": self.discriminator, "generator": self.generator},
             self.device,
+            scaled=c.precision == "fp16",
         )
+        # Compiled code has casts and counters in its own kernels.
+        half = AUTOCAST[c.precision] if c.precision == "bf16" and not c.compile else None
+        self._half_g, self._half_d = LowPrecision(self.generator, half), LowPrecision(self.discriminator, half)
 
     def _optimizer(self, network: nn.Module, lr: Tensor) -> torch.optim.Optimizer:
         c = self.config
@@ -92,21 +101,22 @@ class Iteration:
             self.lr_g.copy_(c.lr_g * left)
             self.lr_d.copy_(c.lr_d * left)
         x_fake = None
-        for k in range(c.n_dis):
-            last = k + 1 == c.n_dis
-            x_fake = self._update_discriminator(keep_graph=c.reuse_fakes and last)
-        self._update_generator(x_fake if c.reuse_fakes else None)
+        counted = () if c.compile else (self.generator, self.discriminator)
+        with counted_on_the_host(counted), self._half_g.copies(), self._half_d.copies():
+            for k in range(c.n_dis):
+                x_fake = self._update_discriminator(k)
+            self._update_generator(x_fake if c.reuse_fakes else None)
         self._update_average()
         self.statistics.watch(self.step)
 
-    def _update_discriminator(self, keep_graph: bool) -> Tensor:
-        """One discriminator update; returns its generated images, with their graph if asked to."""
+    def _update_discriminator(self, k: int) -> Tensor:
+        """The iteration's discriminator update number k; returns its generated images, with their graph if it will be used again."""
         c = self.config
         low, high = c.range
         x_real = self.data.sample().contiguous(memory_format=self._layout)
         self.optimizer_d.zero_grad(set_to_none=True)
         with self._autocast():
-            with torch.set_grad_enabled(keep_graph):
+            with torch.set_grad_enabled(c.reuse_fakes and k + 1 == c.n_dis):
                 x_fake = self._generator(self._latents()).to(x_real.dtype)
             record = discriminator_step(
                 self._discriminator,
@@ -128,22 +138,23 @@ class Iteration:
                 grad_scale=self.scaler_d.scale if c.precision == "fp16" else 1.0,
             )
         self.path, self.reason = record.path, record.reason
-        overflow_expected = self.scaler_d.overflow_expected()
-        self.scaler_d.step(self.optimizer_d)
-        if BASELINES[c.baseline].clamps:
-            weights: list[Tensor] = list(self.discriminator.parameters())
-            with torch.no_grad():
-                torch._foreach_clamp_min_(weights, -c.clamp)
-                torch._foreach_clamp_max_(weights, c.clamp)
         self.statistics.add(
-            overflow_expected,
+            k,
+            self.scaler_d.scale,
             loss_d=record.loss,
             loss_clean=record.loss_clean,
             loss_adv=record.loss_adv,
             penalty=record.penalty,
             wasserstein=record.wasserstein,
-            input_grad_norm=record.input_grad_norm.nanmean(),
+            input_grad_norm=record.input_grad_norm,
         )
+        self._half_d.hand_over()
+        self.scaler_d.step(self.optimizer_d)
+        if BASELINES[c.baseline].clamps:
+            with torch.no_grad():
+                torch._foreach_clamp_min_(self._weights_d, -c.clamp)
+                torch._foreach_clamp_max_(self._weights_d, c.clamp)
+        self._half_d.refresh()
         return x_fake
 
     def _update_generator(self, x_fake: Tensor | None) -> None:
@@ -154,9 +165,9 @@ class Iteration:
                 logits = self._discriminator(self._generator(self._latents()) if x_fake is None else x_fake)
             loss = generator_loss(logits.reshape(-1), c.objective, c.saturating)
             (loss * self.scaler_g.scale if c.precision == "fp16" else loss).backward()
-        overflow_expected = self.scaler_g.overflow_expected()
+        self.statistics.add(c.n_dis, self.scaler_g.scale, loss_g=loss)
+        self._half_g.hand_over()
         self.scaler_g.step(self.optimizer_g)
-        self.statistics.add(overflow_expected, loss_g=loss)
 
     @torch.no_grad()
     def _update_average(self) -> None:
@@ -167,8 +178,11 @@ class Iteration:
         moves = list(torch._foreach_sub(weights, averages))
         torch._foreach_mul_(moves, weight)
         torch._foreach_add_(averages, moves)
-        if buffers := list(self.average.buffers()):  # running statistics
-            torch._foreach_copy_(buffers, list(self.generator.buffers()))
+        by_dtype: dict[torch.dtype, list[tuple[Tensor, Tensor]]] = {}  # running statistics, and counters
+        for pair in zip(self.average.buffers(), self.generator.buffers(), strict=True):
+            by_dtype.setdefault(pair[0].dtype, []).append(pair)
+        for pairs in by_dtype.values():
+            torch._foreach_copy_(*map(list, zip(*pairs, strict=True)))
 
     def _latents(self) -> Tensor:
         c = self.config
@@ -190,12 +204,13 @@ class Iteration:
             return None
 
         half = c.penalty_precision == "bf16"
-        if c.precision == "fp32" and not half and not c.compile:
+        if c.penalty_precision == c.precision and not c.compile:  # as the step's own networks
             return total
 
         def in_its_precision(discriminator: nn.Module, x_real: Tensor, x_fake: Tensor) -> Tensor:
             # No cache: torch before 2.9 may keep a copy that a forward without gradients made.
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=half, cache_enabled=False):
+            autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=half, cache_enabled=False)
+            with autocast, nullcontext() if half else self._half_d.masters():
                 # The plain network: torch cannot compile a double backward.
                 return total(self.discriminator, x_real, x_fake)
 

@@ -45,13 +45,6 @@ class LossScaler(nn.Module):
         """The state: scale and growth_tracker, int32 []; empty if not enabled."""
         return list(self.buffers()) if self.enabled else []
 
-    def overflow_expected(self) -> Tensor | None:
-        """bool [], true while values that are not finite may come from the scale: it is above 1 and will be lowered.
-
-        None if not enabled.
-        """
-        return self.scale > 1 if self.enabled else None
-
     @torch.no_grad()
     def step(self, optimizer: Optimizer) -> None:
         """Unscales the parameters' gradients in place, steps if all of them are finite, and updates the scale.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,66 +14,109 @@ class Statistics:
     """Means of an iteration's scalars and the first step that was not finite, kept on the device and read when asked for.
 
     Args:
-        names: the scalars.
-        optional: those of them that may be NaN where there was nothing to measure, which is left out of the mean.
+        groups: what is measured together, in the order of an iteration: how many numbers of each name. A name may be in several.
+        optional: names whose numbers may be NaN where there was nothing to measure.
         networks: whose parameters are watched, by what they are called.
+        scaled: whether each group comes with the scale of its loss, as in float16.
+
+    A mean is over all numbers of its name that are finite. Numbers are written as they come into one row of float32, a kernel for
+    each group, and looked at together at the iteration's end; what can wait until somebody reads is done then.
     """
 
     def __init__(
-        self, names: Sequence[str], optional: Sequence[str], networks: Mapping[str, nn.Module], device: torch.device
+        self,
+        groups: Sequence[Mapping[str, int]],
+        optional: Collection[str],
+        networks: Mapping[str, nn.Module],
+        device: torch.device,
+        scaled: bool = False,
     ) -> None:
-        self._places = {name: i for i, name in enumerate(names)}
+        self._names = list(dict.fromkeys(name for group in groups for name in group))
         named = [(f"{n} {key}", p) for n, network in networks.items() for key, p in network.named_parameters()]
         self._watched: list[Tensor] = [p for _, p in named]
-        self._labels = [*names, *(f"weight of the {label}" for label, _ in named)]
-        self.sums = torch.zeros(2, len(names), dtype=torch.float64, device=device)  # of values, of their counts
-        self._required = torch.tensor([name not in optional for name in names], device=device, dtype=torch.bool)
-        self._broken = torch.zeros(len(names), dtype=torch.bool, device=device)  # in this iteration
-        self.first_broken = torch.zeros(len(self._labels), dtype=torch.int64, device=device)  # step; 0: never
+        self._labels = [*self._names, *(f"weight of the {label}" for label, _ in named)]
+        places = [self._names.index(name) for group in groups for name, count in group.items() for _ in range(count)]
+        self._count = len(places)
+        self._label_of = torch.tensor([*places, *range(len(self._names), len(self._labels))], dtype=torch.int64, device="cpu")
+        watched = [label not in optional for label in self._labels]
+        self._watches = torch.tensor(watched, dtype=torch.bool, device="cpu")[self._label_of]
 
-    def add(self, overflow_expected: Tensor | None = None, **values: Tensor) -> None:
-        """0-d tensors of scalars that stand next to each other in `names`.
+        sizes = [sum(group.values()) for group in groups]
+        self._row = torch.zeros(len(self._label_of), dtype=torch.float32, device=device)  # this iteration's numbers
+        self._groups = list(zip(groups, self._row[: self._count].split(sizes), strict=True))
+        self._scales = torch.ones(len(groups), dtype=torch.float32, device=device) if scaled else None
+        owners = [i for i, size in enumerate(sizes) for _ in range(size)]
+        self._scale_of = torch.tensor(owners, dtype=torch.int64, device=device)
 
-        overflow_expected: bool [], where true they may be not finite, as in a float16 step that its scaler leaves out.
+        self.sums = torch.zeros(2, self._count, dtype=torch.float64, device=device)  # of numbers, of how often finite
+        self._sound = torch.ones(len(self._row), dtype=torch.bool, device=device)  # finite whenever it counted
+        self._last_sound = torch.zeros(len(self._row), dtype=torch.int64, device=device)  # the step until which it was
+
+    def add(self, group: int, scale: Tensor | None = None, **values: Tensor) -> None:
+        """The numbers of a group, by name and in its order.
+
+        scale: float32 [], of the loss. Where it is above 1 they may be not finite: its scaler leaves out such a step and lowers it.
         """
-        start = self._places[next(iter(values))]
-        columns = slice(start, start + len(values))
-        row = torch.stack([value.detach().float() for value in values.values()])
-        finite = row.isfinite()
-        self.sums[0, columns] += torch.where(finite, row, 0.0)
-        self.sums[1, columns] += finite
-        broken = ~finite & self._required[columns]
-        self._broken[columns] |= broken if overflow_expected is None else broken & ~overflow_expected
+        names, row = self._groups[group]
+        torch.cat([values[name].detach().reshape(-1) for name in names], out=row)
+        if self._scales is not None:
+            assert scale is not None
+            self._scales[group].copy_(scale)
 
     @torch.no_grad()
     def watch(self, step: Tensor) -> None:
-        """At an iteration's end: notes its step (int64 []) for each scalar and weight that was not finite for the first time."""
-        norms = torch.stack([norm.float() for norm in torch._foreach_norm(self._watched)])
-        broken = torch.cat([self._broken, ~norms.isfinite()])
-        self.first_broken.copy_(torch.where((self.first_broken == 0) & broken, step, self.first_broken))
-        self._broken.zero_()
+        """At the end of an iteration, `step` (int64 []): adds it up and notes whether all was finite, weights included."""
+        numbers, norms = self._row.tensor_split([self._count])
+        torch.stack(torch._foreach_norm(self._watched), out=norms)
+        finite = self._row.abs() < math.inf
+        sums, counts = self.sums.unbind()
+        sums += numbers.nan_to_num(0.0, 0.0, 0.0)
+        counts += finite[: self._count]
+        if self._scales is not None:
+            finite[: self._count] |= self._scales[self._scale_of] > 1
+        self._sound &= finite
+        torch.where(self._sound, step, self._last_sound, out=self._last_sound)
 
     def read(self) -> dict[str, float]:
         """Means since the last reading; they begin anew. Waits for the device."""
-        totals, counts = self.sums.tolist()
+        read = self.sums.to("cpu", copy=True)
         self.sums.zero_()
-        return {name: totals[i] / counts[i] if counts[i] else math.nan for name, i in self._places.items()}
+        by_name = read.new_zeros(2, len(self._names)).index_add_(1, self._label_of[: self._count], read)
+        totals, counts = by_name.tolist()
+        return {
+            name: total / count if count else math.nan
+            for name, total, count in zip(self._names, totals, counts, strict=True)
+        }
 
     def broken(self) -> tuple[int, list[str]]:
         """The first step in which something was not finite, 0 if all was, and what it was. Waits for the device."""
-        steps = self.first_broken.tolist()
+        steps = self._first_broken().tolist()
         first = min(filter(None, steps), default=0)
         return first, [label for label, step in zip(self._labels, steps, strict=True) if first and step == first]
 
+    def _first_broken(self) -> Tensor:
+        """int64, for each label: the step; 0: never."""
+        unsound = ~self._sound.cpu() & self._watches
+        never = torch.iinfo(torch.int64).max
+        steps = torch.where(unsound, self._last_sound.cpu() + 1, never)
+        first = torch.full((len(self._labels),), never, dtype=torch.int64, device="cpu")
+        first.scatter_reduce_(0, self._label_of, steps, "amin")
+        return first.where(first != never, 0)
+
     def tensors(self) -> list[Tensor]:
-        return [self.sums, self.first_broken, self._broken]
+        return [self.sums, self._sound, self._last_sound]
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {"sums": self.sums, "first_broken": self.first_broken}
+        return {"sums": self.sums, "first_broken": self._first_broken()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self.sums.copy_(state["sums"])
-        self.first_broken.copy_(state["first_broken"])
+        sums, first_broken = state["sums"].to(self.sums), state["first_broken"].cpu()[self._label_of]
+        if sums.shape != self.sums.shape:  # before 2026-11-29 there was one sum for each name
+            places = [int((self._label_of == i).nonzero()[0]) for i in range(len(self._names))]
+            sums = torch.zeros_like(self.sums).index_copy_(1, torch.tensor(places, dtype=torch.int64, device=sums.device), sums)
+        self.sums.copy_(sums)
+        self._sound.copy_(first_broken == 0)
+        self._last_sound.copy_(first_broken - 1)
 
 
 class Clock:

@@ -10,7 +10,6 @@ import torch
 
 import datgan_fast as dat
 from datgan_fast.training.baselines import BASELINES
-from datgan_fast.training.measuring import Statistics
 from datgan_fast.training.networks import build_discriminator, build_generator
 
 pytestmark = pytest.mark.usefixtures("gpu_precision")
@@ -185,17 +184,6 @@ def test_mnist_files_train(tmp_path):
     (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(header + images.tobytes()))
     rows, _ = losses(width=4, dataset="mnist", data_dir=str(tmp_path), steps=1)
     assert rows.isfinite().all()
-
-
-def test_means_leave_out_what_there_was_not():
-    statistics = Statistics(("a", "b", "c"), ("b", "c"), {}, torch.device("cpu"))
-    for value in (1.0, float("nan"), 4.0):
-        statistics.add(b=torch.tensor(value), c=torch.tensor(float("nan")))
-        statistics.add(a=torch.tensor(2 * value))
-    read = statistics.read()
-    assert read["b"] == 2.5
-    assert np.isnan(read["c"])
-    assert np.isnan(statistics.read()["b"])  # they began anew
 
 
 @pytest.mark.parametrize("architecture", ["dcgan", "resnet"])

@@ -1,0 +1,60 @@
+"""How often a BatchNorm has run, counted on the host and added on the device once per iteration.
+
+torch adds 1 to each layer's num_batches_tracked in each forward, a kernel apiece. Nothing reads it but a layer without a momentum.
+An iteration runs each layer a number of times that the recording of a CUDA graph knows, so that there too it is a constant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+COUNTER = "num_batches_tracked"
+
+
+class HostCount(int):
+    """A layer's count, an attribute in its buffer's place. A number, so that what remembers and puts back a module's state does so
+    with it too (method/module_state.py)."""
+
+    layer: nn.Module
+
+    def add_(self, number: int) -> None:
+        vars(self.layer)[COUNTER] = host_count(self.layer, self + number)
+
+
+def host_count(layer: nn.Module, value: int) -> HostCount:
+    count = HostCount(value)
+    count.layer = layer
+    return count
+
+
+@contextmanager
+def counted_on_the_host(networks: Sequence[nn.Module]) -> Iterator[None]:
+    """Inside, the networks' BatchNorm layers count on the host; at its end their buffers are what they would have been."""
+    layers: dict[nn.Module, Tensor] = {}
+    for network in networks:
+        layers |= {module: module._buffers[COUNTER] for module in network.modules() if _counts(module)}  # type: ignore[dict-item]
+    for layer in layers:
+        layer._buffers[COUNTER] = None
+        vars(layer)[COUNTER] = host_count(layer, 0)
+    try:
+        yield
+    finally:
+        counts = [int(vars(layer).pop(COUNTER)) for layer in layers]
+        for layer, buffer in layers.items():
+            layer._buffers[COUNTER] = buffer
+    if any(counts):
+        torch._foreach_add_(list(layers.values()), counts)
+
+
+def _counts(module: nn.Module) -> bool:
+    return (
+        isinstance(module, _BatchNorm)
+        and type(module).forward is _BatchNorm.forward
+        and module.momentum is not None
+        and isinstance(module._buffers.get(COUNTER), Tensor)
+    )
