@@ -10,17 +10,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .adversarial import adversarial_images, attack_backward, leaves
+from .adversarial import adversarial_images, attack_backward, coefficients, leaves, moved
 from .arguments import Attack, AttackInputs, Pair
 from .batches import Batches, merged_or_apart
-from .formulas import OBJECTIVES, Bound, as_float, image_norm
+from .formulas import Bound, as_float, image_norm
+from .gradients import GradientSum
 from .independence import HOOKED, Forward, note_mixing
 from .memory import keep_freed_memory
 from .module_state import one_power_iteration, weights_are_cached
 from .ops import attack_step_into
 from .reference import DiscriminatorStep, Penalty, discriminator_step_checked
+from .sharing import Sharing, common_factor, floored, is_narrow
 from .step_arguments import (
-    NO_GRADIENT,
     LossTerms,
     StepArguments,
     check_penalty,
@@ -102,20 +103,16 @@ class _Step:
     """One step's way through Algorithm 1; each method is one of its passes.
 
     What a batch's images get from the clean backward is v = weight * the gradient of their logits. Where the attack can use that
-    (`shares`), a batch's graph is gone before the next is built; the others' wait for both batches' scores.
+    (sharing.py), a batch's graph is gone before the next is built; the others' wait for both batches' scores.
     """
 
     def __init__(self, given: StepArguments, terms: LossTerms, merge: bool) -> None:
         self.given, self.attack, self.terms = given, given.attack, terms
         self.discriminator = given.network.module
         self.merge = merge
+        self.sharing = Sharing(given.attack, terms.lambda_clean)
+        self.gradients = GradientSum(given.network)
         self.reasons: list[str] = []  # why the step is not shared
-        # With eq10, or a linear objective's constant g', the attack's coefficient is the objective's times a sign: nothing
-        # that has saturated in the objective is wanted in the attack, and the factor between them is finite.
-        formulation, objective = self.attack.formulation, self.attack.objective
-        self.shareable = formulation == "eq10" or OBJECTIVES[objective].linear or not terms.lambda_clean
-        if terms.lambda_adv and not self.shareable:
-            self.because(f"{formulation} wants gradients that {objective}'s objective may have saturated to zero")
 
     def run(self) -> DiscriminatorStep:
         with one_power_iteration(self.discriminator), torch.enable_grad():
@@ -131,7 +128,7 @@ class _Step:
     def early_attack(self) -> list[Tensor]:
         """An attack with forwards of its own: of several steps, or where a graph serves one backward only, the clean loss's."""
         self.attacks = self.terms.lambda_adv > 0  # whether the attack is made in the passes below
-        if not self.attacks or (self.given.single and self.batches.serves_attack(self.shareable)):
+        if not self.attacks or (self.given.single and self.batches.serves_attack):
             return []
         self.attacks = False
         self.because(self.batches.why_not)
@@ -151,33 +148,39 @@ class _Step:
         self.borrowed = weights_are_cached()  # a part of these graphs is wanted by later backwards
         for k, images in enumerate(self.x):
             result = self.batches.forward(images)
-            if not attack_is_early:
-                self.because(result.why_not)
             self.borrowed |= result.lends
-            self.clean_loss(k, result.logits)
+            self.clean_loss(k, result)
             if self.waits(result):
                 self.waiting[k] = result
             else:
+                if not attack_is_early and not self.attacks:
+                    self.because(result.why_not)
                 self.clean_backward(k, result.logits)
                 self.look_at_hooks(result)
             del result  # before the next one is built
 
-    def clean_loss(self, k: int, logits: Tensor) -> None:
+    def clean_loss(self, k: int, result: Forward) -> None:
         """The objective on batch k, and the weights with which its logits go backward."""
-        loss, slope = self.batches.objective(k, logits)
+        loss, slope = self.batches.objective(k, result.logits)
         # Without the clean loss only the images' gradients are wanted.
         lambda_clean, grad_scale = self.terms.lambda_clean, self.terms.grad_scale
-        weight = grad_scale * lambda_clean * slope if lambda_clean else torch.ones_like(slope)
-        self.logits.append(logits.detach())
+        weight = (grad_scale * lambda_clean * slope if lambda_clean else torch.ones_like(slope)).to(result.logits.dtype)
+        if lambda_clean and result.why_not is None and not is_narrow(result.graph):
+            weight = floored(weight)
+        self.logits.append(result.logits.detach())
         self.losses.append(loss)
-        self.weights.append(weight.to(logits.dtype))
+        self.weights.append(weight)
 
     def waits(self, result: Forward) -> bool:
         """Whether the backward of this forward comes after the attack's, which needs its graph."""
-        shares = self.shareable and result.why_not is None
+        shares = self.sharing.at_once(result)
         if self.attacks and not shares and result.graph.is_compiled():  # inside, where the modules do not show it
+            self.because(self.why_separate(result))
             self.attacks = False
-        return self.attacks and not (shares and not self.waiting)
+        return self.attacks and not shares
+
+    def why_separate(self, result: Forward) -> str:
+        return result.why_not or self.sharing.why_not
 
     def look_at_hooks(self, result: Forward) -> None:
         """A gradient that a hook has changed is none that the attack could use."""
@@ -189,23 +192,15 @@ class _Step:
     def clean_backward(self, k: int, logits: Tensor) -> None:
         """Of the weighted logits, to the images and to the parameters' .grad."""
         if self.terms.lambda_clean:
-            logits.backward(self.weights[k], retain_graph=self.borrowed)
-            gradient = self.x[k].grad
-            if gradient is None:
-                raise ValueError(NO_GRADIENT)
+            self.v[k] = self.gradients.to_images(logits, self.x[k], self.weights[k], self.borrowed)
         else:
-            (gradient,) = image_gradients([logits], [self.x[k]], [self.weights[k]], self.borrowed)
-        self.v[k] = gradient
+            (self.v[k],) = image_gradients([logits], [self.x[k]], [self.weights[k]], self.borrowed)
 
     def attack_pass(self) -> None:
         """Lines 7 and 8: the perturbed images, from the clean backward or by a backward of the attack's own."""
-        self.norms: list[Tensor] = []
         scores = self.batches.sides(self.logits)
         if self.attacks and self.waiting:
-            had = [(self.v[k], self.weights[k]) for k in sorted(self.v)]
-            passes = list(self.waiting.values())
-            self.adv = attack_backward(self.batches, self.x, scores, passes, self.attack, scores, True, had)
-            del passes
+            self.adv = self.attack_of_waiting(scores)
         for k in sorted(self.waiting):
             self.clean_backward(k, self.waiting.pop(k).logits)
         if self.terms.lambda_adv and not self.attacks and not self.adv:  # found on the way to need forwards of its own
@@ -214,25 +209,52 @@ class _Step:
         if self.attacks and not self.adv:
             self.single_pass(scores)
 
+    def attack_of_waiting(self, scores: Pair) -> list[Tensor]:
+        """The perturbed images where not all clean backwards could go at once. Those whose coefficients turn out to be multiples
+        of the weights go now, the others after the attack's own."""
+        passes = list(self.waiting.values())
+        if not self.v and not any(map(self.sharing.by_a_look, passes)):
+            for result in passes:
+                self.because(self.why_separate(result))
+            return attack_backward(self.batches, self.x, scores, passes, self.attack, scores, True)
+        del passes
+        wanted = self.batches.join(*coefficients(scores, scores, self.attack))
+        gradients: dict[int, Tensor] = {}
+        for k, c in enumerate(wanted):
+            if (factor := self.factor(k, c)) is None:
+                self.because(self.why_separate(self.waiting[k]))
+                continue
+            if k in self.waiting:
+                self.clean_backward(k, self.waiting.pop(k).logits)
+            v = self.v[k]
+            gradients[k] = factor.view(-1, *[1] * (v.dim() - 1)) * v
+        if left := sorted(self.waiting):
+            own = [self.x[k] for k in left]
+            scored = [self.waiting[k].logits for k in left]
+            gradients.update(zip(left, image_gradients(scored, own, [wanted[k] for k in left], True), strict=True))
+        return moved(self.x, [gradients[k] for k in range(len(self.x))], self.attack)
+
+    def factor(self, k: int, coefficients: Tensor) -> Tensor | None:
+        """What makes the attack's gradient of v[k], if anything does."""
+        weights = self.weights[k]
+        if k not in self.waiting:
+            return torch.where(weights == 0, 0.0, coefficients / weights)
+        return common_factor(coefficients, weights) if self.sharing.by_a_look(self.waiting[k]) else None
+
     def single_pass(self, scores: Pair) -> None:
-        """The perturbed images from the clean backward's gradients, and these gradients' norms on the way."""
+        """The perturbed images from the clean backward's gradients."""
         batches, v = self.batches, [self.v[k] for k in range(len(self.x))]
-        self.norms = [torch.empty(len(t), dtype=self.losses[0].dtype, device=t.device) for t in self.x]
         self.adv = [torch.empty_like(t) for t in self.x]
         attack_step_into(
             AttackInputs(batches.sides(self.x), batches.sides(v), scores, scores, batches.sides(self.weights)),
             self.attack,
             batches.sides(self.adv),
-            norms=batches.sides(self.norms),
         )
 
     def input_gradient_norms(self) -> None:
-        """||v / weight|| of each image, which the single pass has measured on its way; frees the gradients."""
-        if self.norms:
-            self.norms = [a / w.to(a.dtype).abs() for a, w in zip(self.norms, self.weights, strict=True)]
-        else:  # divided first, as in the reference
-            pairs = [(as_float(self.v[k]), as_float(w)) for k, w in enumerate(self.weights)]
-            self.norms = [image_norm(v / w.view(-1, *[1] * (v.dim() - 1))) for v, w in pairs]
+        """||v / weight|| of each image, divided first: the squares of a saturated objective's gradients would underflow."""
+        pairs = [(as_float(self.v[k]), as_float(w)) for k, w in enumerate(self.weights)]
+        self.norms = [image_norm(v / w.view(-1, *[1] * (v.dim() - 1))) for v, w in pairs]
         self.v.clear()
 
     def adversarial_pass(self) -> None:
@@ -242,9 +264,8 @@ class _Step:
             logits = logits_of(self.discriminator, images)
             loss, slope = self.batches.objective(k, logits)
             self.loss_adv = self.loss_adv + loss
-            logits.backward(
-                (self.terms.grad_scale * self.terms.lambda_adv * slope).to(logits.dtype), retain_graph=self.borrowed
-            )
+            weight = (self.terms.grad_scale * self.terms.lambda_adv * slope).to(logits.dtype)
+            self.gradients.add(logits, weight, self.borrowed)
             del logits
 
     def penalty_pass(self) -> None:
@@ -254,7 +275,7 @@ class _Step:
             return
         value = check_penalty(self.terms.penalty(self.discriminator, self.given.x_real, self.given.x_fake))
         if value.requires_grad:
-            (value * self.terms.grad_scale).backward()
+            self.gradients.add(value * self.terms.grad_scale)
         self.penalty = value.detach()
 
     def record(self) -> DiscriminatorStep:
