@@ -228,9 +228,7 @@ class _Step:
 
     def input_gradient_norms(self) -> None:
         """||v / weight|| of each image, which the single pass has measured on its way; frees the gradients."""
-        if self.norms:
-            self.norms = [a / w.to(a.dtype).abs() for a, w in zip(self.norms, self.weights, strict=True)]
-        else:  # divided first, as in the reference
+        if not self.norms:  # divided first, as in the reference
             pairs = [(as_float(self.v[k]), as_float(w)) for k, w in enumerate(self.weights)]
             self.norms = [image_norm(v / w.view(-1, *[1] * (v.dim() - 1))) for v, w in pairs]
         self.v.clear()
