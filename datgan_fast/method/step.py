@@ -198,6 +198,7 @@ class _Step:
 
     def attack_pass(self) -> None:
         """Lines 7 and 8: the perturbed images, from the clean backward or by a backward of the attack's own."""
+        self.norms: list[Tensor] = []
         scores = self.batches.sides(self.logits)
         if self.attacks and self.waiting:
             self.adv = self.attack_of_waiting(scores)
@@ -242,19 +243,22 @@ class _Step:
         return common_factor(coefficients, weights) if self.sharing.by_a_look(self.waiting[k]) else None
 
     def single_pass(self, scores: Pair) -> None:
-        """The perturbed images from the clean backward's gradients."""
+        """The perturbed images from the clean backward's gradients, and the norms of D's on the way."""
         batches, v = self.batches, [self.v[k] for k in range(len(self.x))]
+        self.norms = [torch.empty(len(t), dtype=self.losses[0].dtype, device=t.device) for t in self.x]
         self.adv = [torch.empty_like(t) for t in self.x]
         attack_step_into(
             AttackInputs(batches.sides(self.x), batches.sides(v), scores, scores, batches.sides(self.weights)),
             self.attack,
             batches.sides(self.adv),
+            norms=batches.sides(self.norms),
         )
 
     def input_gradient_norms(self) -> None:
         """||v / weight|| of each image, divided first: the squares of a saturated objective's gradients would underflow."""
-        pairs = [(as_float(self.v[k]), as_float(w)) for k, w in enumerate(self.weights)]
-        self.norms = [image_norm(v / w.view(-1, *[1] * (v.dim() - 1))) for v, w in pairs]
+        if not self.norms:  # the single pass has measured them on its way
+            pairs = [(as_float(self.v[k]), as_float(w)) for k, w in enumerate(self.weights)]
+            self.norms = [image_norm(v / w.view(-1, *[1] * (v.dim() - 1))) for v, w in pairs]
         self.v.clear()
 
     def adversarial_pass(self) -> None:
