@@ -49,6 +49,10 @@ class Batches:
     def sides(self, tensors: Sequence[Tensor]) -> Pair:
         return (tensors[0][: self.m], tensors[0][self.m :]) if self.merged else (tensors[0], tensors[1])
 
+    def places(self, k: int) -> dict[int, slice]:
+        """Where in batch k the images of a side are (0: real, 1: generated)."""
+        return {0: slice(self.m), 1: slice(self.m, None)} if self.merged else {k: slice(None)}
+
     @property
     def why_not(self) -> str | None:
         """Why images are known not to stay apart, where that is known before a forward."""

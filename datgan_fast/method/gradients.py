@@ -5,13 +5,14 @@ torch's own accumulation adds parameter by parameter: on a GPU a launch for each
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from .autograd_graph import Graph
 from .module_state import Network
+from .second_pass import differentiable
 from .step_arguments import NO_GRADIENT
 
 
@@ -32,6 +33,38 @@ class GradientSum:
         if gradient is None:
             raise ValueError(NO_GRADIENT)
         return gradient
+
+    def serves(self, graph: Graph) -> bool:
+        """Whether `to_images_and_again` can go through it."""
+        return not self._by_torch and all(map(_is_plain, graph.leaves()))
+
+    def to_images_and_again(
+        self,
+        logits: Tensor,
+        images: Tensor,
+        seed: Tensor,
+        cotangent: Callable[[Tensor], Tensor],
+        retain_graph: bool = False,
+    ) -> Tensor:
+        """`to_images`, and a backward through its result as well: to the weights, from the result's own gradient, which
+        `cotangent` makes of it."""
+        weights = weights_below(logits, images)
+        gradient, *found = torch.autograd.grad(logits, [images, *weights], seed, create_graph=True, allow_unused=True)
+        if gradient is None:
+            raise ValueError(NO_GRADIENT)
+        result = gradient.detach()
+        more: Sequence[Tensor | None] = ()
+        if gradient.requires_grad:
+            again = differentiable(gradient, images)
+            more = torch.autograd.grad(
+                again, weights, cotangent(result), retain_graph=retain_graph, allow_unused=True
+            )
+        else:
+            cotangent(result)
+        add_gradients(weights, found, [seed, result])
+        if more:
+            add_gradients(weights, more)
+        return result
 
     def _backward(
         self, output: Tensor, images: Tensor | None, seed: Tensor | None, retain_graph: bool
