@@ -56,9 +56,7 @@ class GradientSum:
         more: Sequence[Tensor | None] = ()
         if gradient.requires_grad:
             again = differentiable(gradient, images)
-            more = torch.autograd.grad(
-                again, weights, cotangent(result), retain_graph=retain_graph, allow_unused=True
-            )
+            more = torch.autograd.grad(again, weights, cotangent(result), retain_graph=retain_graph, allow_unused=True)
         else:
             cotangent(result)
         add_gradients(weights, found, [seed, result])

@@ -105,10 +105,12 @@ class StepPenalties:
 
     # The adversarial Lipschitz penalty
 
-    def wants_scores(self) -> bool:
+    def compares_scores(self) -> bool:
         """Whether a penalty compares the clean scores with its own. Only if whatever draws random numbers before it has drawn
         them, and both batches may be one, as they are in the penalty."""
-        return bool(self._lipschitz()) and ask(self._given.network, self._given.x_real, self._given.x_fake).why_not is None
+        return (
+            bool(self._lipschitz()) and ask(self._given.network, self._given.x_real, self._given.x_fake).why_not is None
+        )
 
     def _lipschitz(self) -> list[AdversarialLipschitz]:
         found = []

@@ -16,6 +16,7 @@ from .batches import Batches, merged_or_apart
 from .formulas import Bound, as_float, image_norm
 from .gradients import GradientSum
 from .independence import HOOKED, Forward, note_mixing
+from .joined_penalties import StepPenalties
 from .memory import keep_freed_memory
 from .module_state import one_power_iteration, weights_are_cached
 from .ops import attack_step_into
@@ -24,7 +25,6 @@ from .sharing import Sharing, common_factor, floored, is_narrow
 from .step_arguments import (
     LossTerms,
     StepArguments,
-    check_penalty,
     check_trainable,
     checked,
     checked_terms,
@@ -117,12 +117,13 @@ class _Step:
     def run(self) -> DiscriminatorStep:
         with one_power_iteration(self.discriminator), torch.enable_grad():
             self.batches = Batches(self.given, self.merge)
+            self.penalties = StepPenalties(self.given, self.terms, self.batches, self.gradients)
             self.adv = self.early_attack()
             self.clean_pass()
             self.attack_pass()
             self.input_gradient_norms()
             self.adversarial_pass()
-            self.penalty_pass()
+            self.penalties.run_apart()  # the rest of line 10
         return self.record()
 
     def early_attack(self) -> list[Tensor]:
@@ -145,7 +146,9 @@ class _Step:
         self.weights: list[Tensor] = []
         self.v: dict[int, Tensor] = {}
         self.waiting: dict[int, Forward] = {}
+        self.held: dict[int, Forward] = {}  # for a penalty that compares both batches' scores
         self.borrowed = weights_are_cached()  # a part of these graphs is wanted by later backwards
+        compares = self.penalties.compares_scores()
         for k, images in enumerate(self.x):
             result = self.batches.forward(images)
             self.borrowed |= result.lends
@@ -155,9 +158,16 @@ class _Step:
             else:
                 if not attack_is_early and not self.attacks:
                     self.because(result.why_not)
-                self.clean_backward(k, result.logits)
-                self.look_at_hooks(result)
+                compares = compares and self.penalties.may_join(result)
+                if compares:
+                    self.held[k] = result
+                else:
+                    self.clean_backward(k, result)
             del result  # before the next one is built
+        if len(self.held) == len(self.x):
+            self.penalties.add_to_weights(self.x, self.logits, self.weights)
+        for k in sorted(self.held):
+            self.clean_backward(k, self.held.pop(k))
 
     def clean_loss(self, k: int, result: Forward) -> None:
         """The objective on batch k, and the weights with which its logits go backward."""
@@ -182,19 +192,21 @@ class _Step:
     def why_separate(self, result: Forward) -> str:
         return result.why_not or self.sharing.why_not
 
-    def look_at_hooks(self, result: Forward) -> None:
-        """A gradient that a hook has changed is none that the attack could use."""
-        if self.attacks and result.hooks.changed:
+    def clean_backward(self, k: int, result: Forward) -> None:
+        """Of the weighted logits, to the images and to the parameters' .grad."""
+        logits, images, weights = result.logits, self.x[k], self.weights[k]
+        joining = self.penalties.of_gradients(k, result)
+        if joining:
+            self.v[k] = self.penalties.clean_backward(joining, logits, images, weights, self.borrowed)
+        elif self.terms.lambda_clean:
+            self.v[k] = self.gradients.to_images(logits, images, weights, self.borrowed)
+        else:
+            (self.v[k],) = image_gradients([logits], [images], [weights], self.borrowed)
+        # A gradient that a hook has changed is none that the attack could use.
+        if self.attacks and not self.adv and result.hooks.changed:
             self.attacks = False
             self.because(HOOKED)
             note_mixing(self.given.network, HOOKED)
-
-    def clean_backward(self, k: int, logits: Tensor) -> None:
-        """Of the weighted logits, to the images and to the parameters' .grad."""
-        if self.terms.lambda_clean:
-            self.v[k] = self.gradients.to_images(logits, self.x[k], self.weights[k], self.borrowed)
-        else:
-            (self.v[k],) = image_gradients([logits], [self.x[k]], [self.weights[k]], self.borrowed)
 
     def attack_pass(self) -> None:
         """Lines 7 and 8: the perturbed images, from the clean backward or by a backward of the attack's own."""
@@ -203,7 +215,7 @@ class _Step:
         if self.attacks and self.waiting:
             self.adv = self.attack_of_waiting(scores)
         for k in sorted(self.waiting):
-            self.clean_backward(k, self.waiting.pop(k).logits)
+            self.clean_backward(k, self.waiting.pop(k))
         if self.terms.lambda_adv and not self.attacks and not self.adv:  # found on the way to need forwards of its own
             self.adv = self.batches.join(*adversarial_images(self.given))
         self.x = [t.detach() for t in self.x]
@@ -226,7 +238,7 @@ class _Step:
                 self.because(self.why_separate(self.waiting[k]))
                 continue
             if k in self.waiting:
-                self.clean_backward(k, self.waiting.pop(k).logits)
+                self.clean_backward(k, self.waiting.pop(k))
             v = self.v[k]
             gradients[k] = factor.view(-1, *[1] * (v.dim() - 1)) * v
         if left := sorted(self.waiting):
@@ -272,24 +284,15 @@ class _Step:
             self.gradients.add(logits, weight, self.borrowed)
             del logits
 
-    def penalty_pass(self) -> None:
-        """The rest of line 10."""
-        self.penalty = torch.zeros_like(self.losses[0])
-        if self.terms.penalty is None:
-            return
-        value = check_penalty(self.terms.penalty(self.discriminator, self.given.x_real, self.given.x_fake))
-        if value.requires_grad:
-            self.gradients.add(value * self.terms.grad_scale)
-        self.penalty = value.detach()
-
     def record(self) -> DiscriminatorStep:
         r, f = self.batches.sides(self.logits)
         loss_clean = torch.stack(self.losses).sum()
+        penalty = self.penalties.value(loss_clean)
         return DiscriminatorStep(
-            loss=self.terms.lambda_clean * loss_clean + self.terms.lambda_adv * self.loss_adv + self.penalty,
+            loss=self.terms.lambda_clean * loss_clean + self.terms.lambda_adv * self.loss_adv + penalty,
             loss_clean=loss_clean,
             loss_adv=self.loss_adv,
-            penalty=self.penalty,
+            penalty=penalty,
             real_logits=r,
             fake_logits=f,
             wasserstein=r.mean(dtype=loss_clean.dtype) - f.mean(dtype=loss_clean.dtype),
