@@ -122,8 +122,8 @@ class StepPenalties:
         return found
 
     def add_to_weights(self, x: list[Tensor], logits: list[Tensor], weights: list[Tensor]) -> None:
-        """The penalties' gradients with respect to the clean scores, added to the scores' weights, in place of the lists' entries;
-        what goes back from the penalties' own scores goes back here."""
+        """Adds the penalties' gradients with respect to the clean scores to the scores' weights, which become new entries of the
+        list; what goes back from the penalties' own scores goes back here."""
         images, scores = (torch.cat([t.detach() for t in ts]) if len(ts) > 1 else ts[0].detach() for ts in (x, logits))
         found = self._lipschitz()
         self._left = [p for p in self._left if p not in found]
