@@ -1,4 +1,4 @@
-// The three operations and their arguments, the same for every native backend.
+// The operations on logits and on what moves images, and their arguments, the same for every native backend.
 #pragma once
 
 #include <limits>
@@ -15,6 +15,18 @@ struct Logits {
   Formulation formulation;
 };
 
+// How the objective's slopes become the weights with which logits go backward.
+struct Weighting {
+  double weight;  // of the loss -(mean g1(r) + mean g2(f))
+  double floor;   // over the side's number of logits: the least magnitude of a weight; 0: none
+};
+
+struct TermOutputs {
+  Tensor weight_real, weight_fake;            // [m], [n]: weight * d loss / d logits
+  Tensor sums;                                // [4]: the loss, mean r - mean f, the attack losses real and fake
+  Tensor coefficient_real, coefficient_fake;  // optional: d attack loss / d logits; without them these losses are 0
+};
+
 struct Perturbation {
   double eps;
   Norm norm;
@@ -24,20 +36,24 @@ struct Perturbation {
 // One side's images. v is the gradient handed in; where weight is present, v_i = weight_i * d D(x_i) / d x_i.
 struct Images {
   Tensor x, v, adv;            // [m, ...]
-  Tensor grad, norms, weight;  // optional outputs: coefficient * v; ||v_i||; optional input [m]
+  Tensor grad, norms, weight;  // optional outputs: coefficient * v; ||v_i / weight_i||; optional input [m]
 };
 
 namespace cpu {
 
 // losses: [2]; coefficient_*: d loss / d logits, [m] and [n].
-void attack_loss(const Logits& logits, Tensor& losses, Tensor& coefficient_real, Tensor& coefficient_fake);
+void attack_loss(const Logits& logits, const Tensor& losses, const Tensor& coefficient_real,
+                 const Tensor& coefficient_fake);
+
+// All that a discriminator's step wants of its logits. A side without logits adds nothing to the sums.
+void logit_terms(const Logits& logits, const Weighting& how, const TermOutputs& out);
 
 // adv = clip(x - eps * n(v))
 void perturb(const Images& images, const Perturbation& perturbation);
 
 // Both at once, real and generated images in one pass.
 void attack_step(const Logits& logits, const Images& real, const Images& fake, const Perturbation& perturbation,
-                 Tensor& losses);
+                 const Tensor& losses);
 
 }  // namespace cpu
 }  // namespace dat

@@ -85,6 +85,16 @@ DAT_HD T g_prime(Objective objective, Side side, T t) {
   return T(0);
 }
 
+// With what a logit goes backward: `factor` times g', at least `floor` in magnitude. A backward scales with its
+// weights, so that an image's gradient keeps its relative precision where the objective has saturated and g' is 0 or
+// next to it.
+template <class T>
+DAT_HD T objective_weight(Objective objective, Side side, T t, T factor, T floor) {
+  const T weight = factor * g_prime(objective, side, t);
+  if (fabs(weight) < floor) return weight < T(0) ? -floor : floor;
+  return weight;
+}
+
 // The attack loss of one side compares each image's score with a target made of the other batch:
 //   eq10        |g(t_i) - mean_j g(o_j)|               g of the image's own side        (Eq. 9, 10)
 //   alg1        |h(t_i) - h(mean_j o_j)|               h is g of the opposite side      (Algorithm 1, lines 6-7)
@@ -124,6 +134,12 @@ DAT_HD AttackTerm<T> attack_term(Objective objective, Formulation formulation, S
 template <class T>
 DAT_HD T unweighted(T coefficient, T weight) {
   return weight == T(0) ? T(0) : coefficient / weight;
+}
+
+// ||d D(x_i) / d x_i|| from ||v_i||; of a weight of 0 it is not known.
+template <class T>
+DAT_HD T unweighted_norm(T v_norm, T weight) {
+  return weight == T(0) ? T(NAN) : v_norm / fabs(weight);
 }
 
 // x_adv = clip(x - step * direction): direction is v for `none` and `l2`, sign(v) for `linf`. The gradient is

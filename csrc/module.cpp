@@ -11,6 +11,7 @@
 #include "attack.h"
 #include "cpu/parallel.h"
 #include "cpu/rows.h"
+#include "sample.h"
 
 namespace py = pybind11;
 using namespace dat;
@@ -18,6 +19,7 @@ using namespace dat;
 #ifdef DAT_WITH_CUDA
 #include "cuda/attack.h"
 #include "cuda/device.h"
+#include "cuda/sample.h"
 #endif
 
 namespace {
@@ -51,6 +53,25 @@ Images make_images(const Tensor& x, const Tensor& v, const Tensor& adv, const st
   return {x, v, adv, grad.value_or(Tensor{}), norms.value_or(Tensor{}), weight.value_or(Tensor{})};
 }
 
+TermOutputs make_term_outputs(const Tensor& weight_real, const Tensor& weight_fake, const Tensor& sums,
+                              const std::optional<Tensor>& coefficient_real,
+                              const std::optional<Tensor>& coefficient_fake) {
+  return {weight_real, weight_fake, sums, coefficient_real.value_or(Tensor{}), coefficient_fake.value_or(Tensor{})};
+}
+
+Samples make_samples(std::uintptr_t images, std::vector<int64_t> shape, std::vector<int64_t> strides,
+                     std::uintptr_t index, int64_t index_stride, std::uintptr_t mirrored, int64_t mirrored_stride,
+                     const Tensor& out) {
+  return {reinterpret_cast<const uint8_t*>(images),
+          std::move(shape),
+          std::move(strides),
+          reinterpret_cast<const int64_t*>(index),
+          index_stride,
+          reinterpret_cast<const bool*>(mirrored),
+          mirrored_stride,
+          out};
+}
+
 Perturbation make_perturbation(double eps, int norm, std::optional<double> clip_min, std::optional<double> clip_max) {
   Perturbation perturbation{eps, static_cast<Norm>(norm)};
   if (clip_min) perturbation.clip_min = *clip_min;
@@ -74,9 +95,17 @@ PYBIND11_MODULE(_native, m) {
   py::class_<Images>(m, "Images").def(py::init(&make_images));
   py::class_<Perturbation>(m, "Perturbation").def(py::init(&make_perturbation));
 
+  py::class_<Weighting>(m, "Weighting").def(py::init([](double weight, double floor) {
+    return Weighting{weight, floor};
+  }));
+  py::class_<TermOutputs>(m, "TermOutputs").def(py::init(&make_term_outputs));
+  py::class_<Samples>(m, "Samples").def(py::init(&make_samples));
+
   m.def("cpu_attack_loss", &cpu::attack_loss, Release());
+  m.def("cpu_logit_terms", &cpu::logit_terms, Release());
   m.def("cpu_perturb", &cpu::perturb, Release());
   m.def("cpu_attack_step", &cpu::attack_step, Release());
+  m.def("cpu_sample_images", &cpu::sample_images, Release());
   m.def(
       "cpu_info", [] { return py::make_tuple(cpu::instruction_set(), cpu::has_openmp()); },
       "(instruction set, whether torch's OpenMP threads were found)");
@@ -92,6 +121,12 @@ PYBIND11_MODULE(_native, m) {
       },
       Release());
   m.def(
+      "cuda_logit_terms",
+      [](const Logits& logits, const Weighting& how, const TermOutputs& out, int device, std::uintptr_t stream) {
+        cuda::logit_terms(logits, how, out, device, reinterpret_cast<void*>(stream));
+      },
+      Release());
+  m.def(
       "cuda_perturb",
       [](const Images& images, const Perturbation& perturbation, int device, std::uintptr_t stream) {
         cuda::perturb(images, perturbation, device, reinterpret_cast<void*>(stream));
@@ -103,6 +138,12 @@ PYBIND11_MODULE(_native, m) {
          const Tensor& losses, const std::optional<Tensor>& workspace, int device, std::uintptr_t stream) {
         cuda::attack_step(logits, real, fake, perturbation, losses, workspace.value_or(Tensor{}), device,
                           reinterpret_cast<void*>(stream));
+      },
+      Release());
+  m.def(
+      "cuda_sample_images",
+      [](const Samples& samples, int device, std::uintptr_t stream) {
+        cuda::sample_images(samples, device, reinterpret_cast<void*>(stream));
       },
       Release());
   m.def("cuda_workspace_numel", &cuda::workspace_numel);

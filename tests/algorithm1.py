@@ -137,6 +137,12 @@ def algorithm1(
     )
 
 
+def each_sides_signs_agree(logits, objective="vanilla"):
+    """Whether eq10 pushes all of a side's images the same way."""
+    (r, f), g1, g2 = logits, G1[objective], G2[objective]
+    return [len((g(t) - g(other).mean()).sign().unique()) == 1 for g, t, other in ((g1, r, f), (g2, f, r))]
+
+
 def gradient_of(discriminator):
     return torch.cat([p.grad.flatten().double() for p in discriminator.parameters()])
 

@@ -153,3 +153,25 @@ def attack_step(
         grads.append(column(factor, gradient) * gradient)
     adv = [perturb(images, grad, eps, norm, low, high) for images, grad in zip(x, grads, strict=True)]
     return adv, grads, [attack.loss for attack in attacks]
+
+
+class LogitTerms(NamedTuple):
+    weights: list[np.ndarray]
+    sums: np.ndarray  # the loss, mean r - mean f, the attack losses real and fake
+    coefficients: list[np.ndarray]
+
+
+def logit_terms(real, fake, weight, floor, objective, formulation, cap=80.0):
+    """Weights are weight * d loss / d logits of the loss -(mean g1(r) + mean g2(f)), none smaller than floor / m."""
+    g1, g2, slope1, slope2 = terms(objective, cap)
+    weights, loss, wasserstein = [], 0.0, 0.0
+    for t, g, slope, sign in ((real, g1, slope1, 1), (fake, g2, slope2, -1)):
+        w = -weight * slope(t) / max(t.size, 1)
+        least = floor / max(t.size, 1)
+        weights.append(np.where(np.abs(w) < least, np.where(w < 0, -least, least), w))
+        if t.size:
+            loss -= g(t).mean()
+            wasserstein += sign * t.mean()
+    attacks = attack_loss(real, fake, objective, formulation, cap=cap)
+    sums = np.array([loss, wasserstein, *(attack.loss for attack in attacks)])
+    return LogitTerms(weights, sums, [attack.coefficient for attack in attacks])

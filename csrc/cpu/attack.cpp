@@ -1,12 +1,8 @@
-// The operations on the CPU: logits read whole and averaged in double, images streamed once in chunks that stay in the
-// first-level cache.
-#include "../attack.h"
-
+// Moving images on the CPU: streamed once, in chunks that stay in the first-level cache.
 #include <cmath>
-#include <utility>
 
+#include "logits.h"
 #include "parallel.h"
-#include "rows.h"
 
 namespace dat::cpu {
 namespace {
@@ -16,64 +12,6 @@ constexpr int64_t kChunk = 1024;               // elements converted at a time w
 constexpr int64_t kLarge = int64_t{32} << 20;  // bytes of an output that no cache keeps for the next reader
 constexpr int64_t kUnit = 16 * kChunk;         // elements one thread takes at a time
 
-template <class T>
-std::vector<T> read(const Tensor& tensor) {
-  std::vector<T> values(tensor.numel());
-  if (!values.empty()) rows_for<T>().load(tensor.dtype, tensor.data, tensor.strides[0], tensor.numel(), values.data());
-  return values;
-}
-
-void write(const std::vector<double>& values, Tensor& tensor) {
-  if (!values.empty())
-    rows_for<double>().store(tensor.dtype, values.data(), static_cast<int64_t>(values.size()), tensor.data,
-                             tensor.strides[0]);
-}
-
-template <class T>
-T mean(const std::vector<T>& values) {
-  double sum = 0;
-  for (T value : values) sum += value;
-  return static_cast<T>(sum / static_cast<double>(values.size()));
-}
-
-struct SideTerms {
-  double loss = 0;
-  std::vector<double> coefficient;
-};
-
-// A side with nothing to compare itself with has no attack: loss and coefficients are zero.
-// T is the losses' type, so that what is capped in it fits into it.
-template <class T>
-SideTerms side_terms(const Logits& options, Side side) {
-  const bool real = side == Side::real;
-  const std::vector<T> logits = read<T>(real ? options.real : options.fake);
-  const std::vector<T> own = read<T>(real ? options.target_real : options.target_fake);
-  std::vector<T> other = read<T>(real ? options.target_fake : options.target_real);
-  SideTerms terms;
-  terms.coefficient.assign(logits.size(), 0.0);
-  if (logits.empty() || own.empty() || other.empty()) return terms;
-
-  for (T& t : other) t = target_term(options.objective, options.formulation, side, t);
-  const T target = target_of_mean(options.objective, options.formulation, side, mean(other));
-  const T own_mean = mean(own);
-  for (size_t i = 0; i < logits.size(); ++i) {
-    const AttackTerm<T> term = attack_term(options.objective, options.formulation, side, logits[i], target, own_mean,
-                                           static_cast<int64_t>(own.size()));
-    terms.loss = options.formulation == Formulation::batch_mean ? term.loss : terms.loss + term.loss;
-    terms.coefficient[i] = term.coefficient;
-  }
-  return terms;
-}
-
-std::pair<SideTerms, SideTerms> both_sides(const Logits& logits, Tensor& losses) {
-  const auto terms = [&](Side side) {
-    return losses.dtype == DType::float64 ? side_terms<double>(logits, side) : side_terms<float>(logits, side);
-  };
-  std::pair<SideTerms, SideTerms> sides{terms(Side::real), terms(Side::fake)};
-  write({sides.first.loss, sides.second.loss}, losses);
-  return sides;
-}
-
 // One side's images with everything decided; T is the type of the arithmetic.
 template <class T>
 class ImagePass {
@@ -81,10 +19,8 @@ class ImagePass {
   ImagePass(const Images& images, const std::vector<double>& coefficient, const Perturbation& perturbation)
       : images_(images), coefficient_(coefficient), perturbation_(perturbation),
         operands_{&images.x, &images.v, &images.adv, &images.grad}, layout_(make_layout(operands_, kAdv)) {
-    if (images.weight.data) {
-      const std::vector<double> weight = read<double>(images.weight);
-      for (size_t i = 0; i < weight.size(); ++i) coefficient_[i] = unweighted(coefficient_[i], weight[i]);
-    }
+    if (images.weight.data) weight_ = read<double>(images.weight);
+    for (size_t i = 0; i < weight_.size(); ++i) coefficient_[i] = unweighted(coefficient_[i], weight_[i]);
   }
 
   void run() {
@@ -99,10 +35,9 @@ class ImagePass {
         move(u, needs_norm_ ? norms[image] : 0.0);
       }
     });
-    if (images_.norms.data) {
-      Tensor out = images_.norms;
-      write(norms, out);
-    }
+    if (!images_.norms.data) return;
+    for (size_t i = 0; i < weight_.size(); ++i) norms[i] = unweighted_norm(norms[i], weight_[i]);
+    write(norms, images_.norms);
   }
 
  private:
@@ -196,7 +131,7 @@ class ImagePass {
   }
 
   const Images& images_;
-  std::vector<double> coefficient_;
+  std::vector<double> coefficient_, weight_;
   const Perturbation& perturbation_;
   std::array<const Tensor*, kOperands> operands_;
   Layout layout_;
@@ -218,17 +153,12 @@ void pass(const Images& images, const std::vector<double>& coefficient, const Pe
 
 }  // namespace
 
-void attack_loss(const Logits& logits, Tensor& losses, Tensor& coefficient_real, Tensor& coefficient_fake) {
-  const auto [real, fake] = both_sides(logits, losses);
-  write(real.coefficient, coefficient_real);
-  write(fake.coefficient, coefficient_fake);
-}
-
 void perturb(const Images& images, const Perturbation& perturbation) { pass(images, {}, perturbation); }
 
 void attack_step(const Logits& logits, const Images& real, const Images& fake, const Perturbation& perturbation,
-                 Tensor& losses) {
-  const auto [real_terms, fake_terms] = both_sides(logits, losses);
+                 const Tensor& losses) {
+  const auto [real_terms, fake_terms] = attack_terms(logits, losses.dtype);
+  write({real_terms.loss, fake_terms.loss}, losses);
   pass(real, real_terms.coefficient, perturbation);
   pass(fake, fake_terms.coefficient, perturbation);
 }

@@ -153,6 +153,27 @@ void attack_loss(const Logits& logits, const Tensor& losses, const Tensor& coeff
   launch_loss("attack_loss", logits, losses, vector_of(coefficient_real), vector_of(coefficient_fake), device, stream);
 }
 
+void logit_terms(const Logits& logits, const Weighting& how, const TermOutputs& out, int device, void* stream) {
+  check(cudaSetDevice(device), "logit_terms");
+  TermsArgs args;
+  args.sums = vector_of(out.sums);
+  args.logits = logits_of(logits, out.sums);
+  args.logits.losses.data += 2 * args.sums.stride * item_size(args.sums.dtype);
+  args.weight[0] = vector_of(out.weight_real), args.weight[1] = vector_of(out.weight_fake);
+  args.coefficient[0] = vector_of(out.coefficient_real), args.coefficient[1] = vector_of(out.coefficient_fake);
+  int64_t most = 0;
+  for (int s = 0; s < 2; ++s) {
+    const int64_t count = args.logits.logits[s].count;
+    most = std::max(most, count);
+    if (count) args.factor[s] = -how.weight / static_cast<double>(count);
+    if (count) args.floor[s] = how.floor / static_cast<double>(count);
+  }
+  const auto kernel = wide(logits) ? terms_kernel<double> : terms_kernel<float>;
+  Plan plan = make_loss_plan(most, limits_of("logit_terms", kernel, device));
+  plan.grid = 1;
+  launch("logit_terms", kernel, plan, args, stream);
+}
+
 void perturb(const Images& images, const Perturbation& perturbation, int device, void* stream) {
   Pass pass{"perturb", {&images, nullptr}, {}, {}, device, stream};
   set_perturbation(pass.args, perturbation);

@@ -86,6 +86,11 @@ __device__ inline void write(const Vector& vector, int64_t i, double value) {
   });
 }
 
+// A 64-bit division takes longer than the rest of a task's preparation.
+__device__ inline int64_t quotient(int64_t a, int64_t b) {
+  return (a | b) >> 32 ? a / b : static_cast<int64_t>(static_cast<uint32_t>(a) / static_cast<uint32_t>(b));
+}
+
 struct Operand {  // x, v, adv or grad
   char* data = nullptr;
   DType dtype = DType::float32;

@@ -137,11 +137,6 @@ class Share {  // this thread's part of a task
   int64_t image_, begin_, end_;
 };
 
-// A 64-bit division takes longer than the rest of a task's preparation.
-__device__ inline int64_t quotient(int64_t a, int64_t b) {
-  return (a | b) >> 32 ? a / b : static_cast<int64_t>(static_cast<uint32_t>(a) / static_cast<uint32_t>(b));
-}
-
 // The tiles of a share after its first, which only a launch that needs norms has. The first of them, as many as there
 // is room for, wait in shared memory between their two uses.
 template <class A>
@@ -208,7 +203,7 @@ __device__ T coefficient_of(const ImagesArgs& args, const Task& task, Target<T>&
   return side.weight.data ? unweighted(coefficient, read<T>(side.weight, task.image)) : coefficient;
 }
 
-// ||v|| of the task's image, the first tile of which is `first`.
+// ||v|| of the task's image, the first tile of which is `first`; on the way what is asked for of it is written.
 template <class A>
 __device__ double norm_of(const ImagesArgs& args, const Task& task, const typename A::VSlot (&first)[A::kDepth],
                           const LaterTiles<A>& later) {
@@ -220,8 +215,10 @@ __device__ double norm_of(const ImagesArgs& args, const Task& task, const typena
     squares += Share<A>::sum_of_squares(more);
   });
   const double norm = sqrt(cluster_sum(squares, kSquareSum, args.cluster));
-  const Vector& norms = args.side[static_cast<int>(task.side)].norms;
-  if (norms.data && task.slice == 0 && threadIdx.x == 0) write(norms, task.image, norm);
+  const SideArgs& side = args.side[static_cast<int>(task.side)];
+  if (side.norms.data && task.slice == 0 && threadIdx.x == 0)
+    write(side.norms, task.image,
+          side.weight.data ? unweighted_norm(norm, read<double>(side.weight, task.image)) : norm);
   return norm;
 }
 

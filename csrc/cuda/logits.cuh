@@ -66,6 +66,16 @@ __device__ __noinline__ void write_loss(const LogitsArgs& args, Side side, Targe
   if (threadIdx.x == 0) write(args.losses, static_cast<int>(side), sum);
 }
 
+// One side's loss and coefficients; called by the whole block.
+template <class T>
+__device__ void attack_side(const LogitsArgs& args, Side side, const Vector& coefficient) {
+  const Target<T> target = find_target<T>(args, side);
+  write_loss(args, side, target);
+  const Vector& logits = args.logits[static_cast<int>(side)];
+  for (int64_t i = threadIdx.x; i < logits.count; i += blockDim.x)
+    write(coefficient, i, term_of(args, side, target, read<T>(logits, i)).coefficient);
+}
+
 struct LossArgs {
   LogitsArgs logits;
   Vector coefficient[2];
@@ -74,12 +84,43 @@ struct LossArgs {
 // Two blocks, one for each side.
 template <class T>
 __global__ void __launch_bounds__(kLossThreads) loss_kernel(const __grid_constant__ LossArgs args) {
-  const Side side = blockIdx.x == 0 ? Side::real : Side::fake;
-  const Target<T> target = find_target<T>(args.logits, side);
-  write_loss(args.logits, side, target);
-  const Vector& logits = args.logits.logits[blockIdx.x];
-  for (int64_t i = threadIdx.x; i < logits.count; i += blockDim.x)
-    write(args.coefficient[blockIdx.x], i, term_of(args.logits, side, target, read<T>(logits, i)).coefficient);
+  attack_side<T>(args.logits, blockIdx.x == 0 ? Side::real : Side::fake, args.coefficient[blockIdx.x]);
+}
+
+struct TermsArgs {
+  LogitsArgs logits;      // losses: the last two of sums
+  Vector coefficient[2];  // absent where no attack is wanted
+  Vector weight[2], sums;
+  double factor[2] = {}, floor[2] = {};  // of the side's weights: for each slope, and the least magnitude
+};
+
+// One block: the sides add up.
+template <class T>
+__global__ void __launch_bounds__(kLossThreads) terms_kernel(const __grid_constant__ TermsArgs args) {
+  double loss = 0, wasserstein = 0;
+#pragma unroll 1
+  for (int s = 0; s < 2; ++s) {
+    const Side side = static_cast<Side>(s);
+    const Vector& logits = args.logits.logits[s];
+    if (args.coefficient[s].data)
+      attack_side<T>(args.logits, side, args.coefficient[s]);
+    else if (threadIdx.x == 0)
+      write(args.logits.losses, s, 0.0);
+    if (logits.count == 0) continue;
+    finish_sums(1);  // whose room the following take
+    double score = 0, sum = 0;
+    for (int64_t i = threadIdx.x; i < logits.count; i += blockDim.x) {
+      const T t = read<T>(logits, i);
+      score += g(args.logits.objective, side, t);
+      sum += t;
+      write(args.weight[s], i, objective_weight(args.logits.objective, side, t, T(args.factor[s]), T(args.floor[s])));
+    }
+    const double count = static_cast<double>(logits.count);
+    loss -= block_sum(score, kTargetSum) / count;
+    wasserstein += (s == 0 ? 1 : -1) * block_sum(sum, kOwnSum) / count;
+    finish_sums(1);
+  }
+  if (threadIdx.x == 0) write(args.sums, 0, loss), write(args.sums, 1, wasserstein);
 }
 
 }  // namespace dat::cuda

@@ -107,33 +107,27 @@ def attack_backward(
     attack: Attack,
     target: Pair,
     retain_graph: bool = False,
-    had: Sequence[tuple[Tensor, Tensor]] = (),
 ) -> list[Tensor]:
-    """One attack step by a backward of its own, from the graphs of `passes` to the last of the leaves `x`.
-
-    had: of the batches before those, which need none, (v, weights) of the backward of weights * logits.
-    """
-    own, scores = x[len(had) :], [p.logits for p in passes]
-    if not had and all(p.why_not is None and not p.hooks.hung for p in passes):
+    """One attack step by a backward of its own, from the graphs of `passes` to the leaves `x`."""
+    scores = [p.logits for p in passes]
+    if all(p.why_not is None and not p.hooks.hung for p in passes):
         # Each image's gradient is its own, so that its coefficient can come later.
-        v = image_gradients(scores, own, [torch.ones_like(t) for t in scores], retain_graph)
+        v = image_gradients(scores, x, [torch.ones_like(t) for t in scores], retain_graph)
         adv = [torch.empty_like(t, requires_grad=False) for t in x]
-        inputs = AttackInputs(batches.sides(x), batches.sides(v), logits, target)
-        attack_step_into(inputs, attack, batches.sides(adv))
+        attack_step_into(AttackInputs(batches.sides(x), batches.sides(v), logits, target), attack, batches.sides(adv))
         return adv
-    coefficients = batches.join(*_coefficients(logits, target, attack))
-    gradients = [
-        torch.where(w == 0, 0.0, c / w).view(-1, *[1] * (v.dim() - 1)) * v
-        for c, (v, w) in zip(coefficients, had, strict=False)
-    ]
-    gradients += image_gradients(scores, own, coefficients[len(had) :], retain_graph)
+    gradients = image_gradients(scores, x, batches.join(*coefficients(logits, target, attack)), retain_graph)
+    return moved(x, gradients, attack)
+
+
+def moved(x: Sequence[Tensor], gradients: Sequence[Tensor], attack: Attack) -> list[Tensor]:
     return [
         perturb(images, gradient, attack.eps, norm=attack.norm, clip_min=attack.clip_min, clip_max=attack.clip_max)
         for images, gradient in zip(x, gradients, strict=True)
     ]
 
 
-def _coefficients(logits: Pair, target: Pair, attack: Attack) -> tuple[Tensor, ...]:
+def coefficients(logits: Pair, target: Pair, attack: Attack) -> tuple[Tensor, ...]:
     """The attack loss's gradients with respect to the logits."""
     r, f = leaves(logits)
     losses = attack_loss(

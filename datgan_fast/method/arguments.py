@@ -51,6 +51,15 @@ class Logits(NamedTuple):
     targets: Pair  # those whose means the other side is compared with
 
 
+class LogitTerms(NamedTuple):
+    """What a discriminator's step makes of its logits."""
+
+    weight: float  # of the loss -(mean g1(r) + mean g2(f)) in the weights
+    floor: float  # over a side's number of logits: the least magnitude of a weight; 0: none
+    objective: str
+    formulation: str  # of the attack loss, where its terms are wanted
+
+
 class AttackInputs(NamedTuple):
     """The tensors an attack step reads."""
 
@@ -72,12 +81,20 @@ class LossOutputs(NamedTuple):
     coefficients: Pair  # [m], [n]: the losses' gradients with respect to the logits
 
 
+class TermOutputs(NamedTuple):
+    """What logit_terms writes."""
+
+    weights: Pair  # like the logits: weight * the loss's gradient with respect to them
+    sums: Tensor  # [4]: the loss, mean r - mean f, the attack losses real and fake
+    coefficients: OptionalPair  # [m], [n]: the attack losses' gradients; None: not wanted, the attack losses are then 0
+
+
 class StepOutputs(NamedTuple):
     """What an attack step writes; None: not wanted."""
 
     adv: Pair  # like x
     grads: OptionalPair  # like v
-    norms: OptionalPair  # [m], [n]: ||v_i||
+    norms: OptionalPair  # [m], [n]: ||v_i / weight_i||, NaN for a weight of 0
     losses: Tensor  # [2]: real, fake
 
 
@@ -208,6 +225,51 @@ def check_step_outputs(out: StepOutputs, inputs: AttackInputs) -> None:
 
 def loss_dtype(logits: Pair) -> torch.dtype:
     return torch.float64 if torch.float64 in (logits[0].dtype, logits[1].dtype) else torch.float32
+
+
+def check_terms(logits: Pair, how: LogitTerms, out: TermOutputs) -> None:
+    check_loss(Logits(logits, logits), how.objective, how.formulation)
+    if not math.isfinite(how.weight):
+        raise ValueError(f"weight must be a finite number; got {how.weight}")
+    if not 0 <= how.floor < math.inf:
+        raise ValueError(f"floor must be a finite number of at least 0; got {how.floor}")
+    dtype, device = loss_dtype(logits), logits[0].device
+    for side, t, weight in zip(SIDES, logits, out.weights, strict=True):
+        check_result(f"weight_{side}", weight, t.shape, t.dtype, device)
+    if (out.coefficients[0] is None) != (out.coefficients[1] is None):
+        raise ValueError("coefficients are written for both sides or for none; got one tensor")
+    for side, t, coefficient in zip(SIDES, logits, out.coefficients, strict=True):
+        if coefficient is not None:
+            check_result(f"coefficient_{side}", coefficient, t.shape, dtype, device)
+    check_result("sums", out.sums, (4,), dtype, device)
+
+
+def check_samples(images: Tensor, index: Tensor, mirrored: Tensor | None, out: Tensor) -> None:
+    check_kind("images", images, torch.uint8, 4, "[number, channels, height, width]", images.device)
+    check_kind("index", index, torch.int64, 1, "[batch]", images.device)
+    if mirrored is not None:
+        check_kind("mirrored", mirrored, torch.bool, 1, "[batch]", images.device)
+        if len(mirrored) != len(index):
+            raise ValueError(f"mirrored must have one entry for each of the {len(index)} images; got {len(mirrored)}")
+    check_result("out", out, (len(index), *images.shape[1:]), None, images.device)
+    if not len(images) and len(index):
+        raise ValueError(f"images must hold at least one image to draw {len(index)} from; got none")
+
+
+def check_kind(name: str, t: Tensor, dtype: torch.dtype, dims: int, shape: str, device: torch.device) -> None:
+    if t.dtype != dtype or t.layout is not torch.strided:
+        raise TypeError(f"{name} must be a dense {dtype} tensor; got {t.dtype}, {t.layout}")
+    if t.dim() != dims:
+        raise ValueError(f"{name} must have shape {shape}; got {tuple(t.shape)}")
+    if t.device != device:
+        raise ValueError(f"{name} must be on {device} like the images; got {t.device}")
+
+
+def check_index(index: Tensor, count: int) -> None:
+    """Of an index on the CPU."""
+    wrong = index[(index < 0) | (index >= count)]
+    if len(wrong):
+        raise IndexError(f"index must be at least 0 and below the number of images, {count}; got {wrong[0].item()}")
 
 
 def check_result(

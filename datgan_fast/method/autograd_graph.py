@@ -33,11 +33,18 @@ class Graph:
         self.nodes: list[Any] = list(_nodes(self.root))
         self.names = [node.name() for node in self.nodes]
 
-    def reaches(self, images: Sequence[Tensor]) -> bool:
-        leaves = [
+    def leaves(self) -> list[Tensor]:
+        return [
             node.variable for node, name in zip(self.nodes, self.names, strict=True) if name.endswith("AccumulateGrad")
         ]
+
+    def reaches(self, images: Sequence[Tensor]) -> bool:
+        leaves = self.leaves()
         return all(any(leaf is x for leaf in leaves) for x in images)
+
+    def dtypes(self) -> set[torch.dtype]:
+        """Of the gradients that go through it."""
+        return {m.dtype for node in self.nodes for m in node._input_metadata}
 
     def unknown(self) -> str | None:
         """A node whose backward may be no plain derivative: a Function of somebody's own, or a compiled one."""

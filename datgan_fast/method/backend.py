@@ -1,4 +1,4 @@
-"""What every backend is: three operations on records, and the names that it has kernels for."""
+"""What every backend is: operations on records, and the names that it has kernels for."""
 
 from __future__ import annotations
 
@@ -7,7 +7,17 @@ from typing import Literal, Protocol, get_args
 
 from torch import Tensor
 
-from .arguments import Attack, AttackInputs, Logits, LossOutputs, Perturbation, StepOutputs
+from .arguments import (
+    Attack,
+    AttackInputs,
+    Logits,
+    LogitTerms,
+    LossOutputs,
+    Pair,
+    Perturbation,
+    StepOutputs,
+    TermOutputs,
+)
 from .formulas import FormulationName, NormName, ObjectiveName
 
 BackendName = Literal["reference", "cpu", "cuda", "triton"]
@@ -28,9 +38,14 @@ class Backend(Protocol):
 
     def attack_loss(self, logits: Logits, objective: str, formulation: str, out: LossOutputs) -> None: ...
 
+    def logit_terms(self, logits: Pair, how: LogitTerms, out: TermOutputs) -> None: ...
+
     def perturb(self, x: Tensor, grad: Tensor, how: Perturbation, out: Tensor) -> None: ...
 
     def attack_step(self, inputs: AttackInputs, attack: Attack, out: StepOutputs) -> None: ...
+
+    def sample_images(self, images: Tensor, index: Tensor, mirrored: Tensor | None, out: Tensor) -> None:
+        """Raises IndexError on a CPU for an index that is none; elsewhere it is taken for the nearest that is."""
 
 
 def missing_kernel(objectives: Collection[str], formulations: Collection[str], norms: Collection[str]) -> str | None:

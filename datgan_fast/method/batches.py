@@ -8,8 +8,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from . import formulas
 from .arguments import Pair
+from .formulas import OBJECTIVES
 from .independence import HOOKED, Answer, Forward, ask, forget, forward, seen_to_mix
 from .module_state import remember
 from .step_arguments import StepArguments, check_graph
@@ -49,15 +49,20 @@ class Batches:
     def sides(self, tensors: Sequence[Tensor]) -> Pair:
         return (tensors[0][: self.m], tensors[0][self.m :]) if self.merged else (tensors[0], tensors[1])
 
+    def places(self, k: int) -> dict[int, slice]:
+        """Where in batch k the images of a side are (0: real, 1: generated)."""
+        return {0: slice(self.m), 1: slice(self.m, None)} if self.merged else {k: slice(None)}
+
     @property
     def why_not(self) -> str | None:
         """Why images are known not to stay apart, where that is known before a forward."""
         return self._answer.why_not if self._answer else None
 
-    def serves_attack(self, shareable: bool) -> bool:
+    @property
+    def serves_attack(self) -> bool:
         """Whether a forward's graph can give the attack its gradients: compiled code gives one backward, which is the clean
         loss's."""
-        return not self._network.compiled or (shareable and self.why_not is None)
+        return not self._network.compiled or self.why_not is None
 
     def forward(self, images: Tensor) -> Forward:
         """D's logits with their graph to the leaf `images`."""
@@ -71,12 +76,15 @@ class Batches:
 
     def objective(self, k: int, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Batch k's part of the discriminator's objective, and its slope for each logit, in float32 or float64."""
-        t = logits.detach().requires_grad_()
-        if self.merged:
-            loss = formulas.discriminator_loss(t[: self.m], t[self.m :], self._objective)
-        else:
-            loss = -(formulas.g1, formulas.g2)[k](self._objective, t).mean()
-        return loss.detach(), torch.autograd.grad(loss, t)[0]
+        row, t = OBJECTIVES[self._objective], logits.detach()
+        sides = (
+            [(row.g1, row.slope1, t[: self.m]), (row.g2, row.slope2, t[self.m :])]
+            if self.merged
+            else [((row.g1, row.slope1), (row.g2, row.slope2))[k] + (t,)]
+        )
+        losses = [g(side).mean() for g, _, side in sides]
+        slopes = [slope(side) / -len(side) for _, slope, side in sides]
+        return -sum(losses[1:], losses[0]), torch.cat(slopes) if self.merged else slopes[0]
 
 
 def merging_saves_launches(device: torch.device) -> bool:

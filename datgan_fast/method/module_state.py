@@ -6,6 +6,7 @@ discriminator a different number of times, as the fused one does, would otherwis
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -190,6 +191,18 @@ class Network:
             or hasattr(m.forward, "_torchdynamo_orig_callable")
             for m in self.modules
         )
+
+    @cached_property
+    def distributed(self) -> bool:
+        """Whether DDP or FSDP is at work in it, which exchange gradients between processes while they are accumulated."""
+        wrappers = (
+            ("torch.nn.parallel", "DistributedDataParallel"),
+            ("torch.distributed.fsdp", "FullyShardedDataParallel"),
+            ("torch.distributed.fsdp", "FSDPModule"),
+        )
+        # Of modules that nobody has imported nobody has made one.
+        kinds = tuple(kind for where, name in wrappers if (kind := getattr(sys.modules.get(where), name, None)))
+        return any(isinstance(m, kinds) for m in self.modules)
 
     def initialise_lazy(self, images: Tensor) -> Network:
         """Lazy layers get their shapes by a forward in evaluation mode, which leaves statistics and random state alone."""

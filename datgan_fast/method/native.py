@@ -16,7 +16,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .arguments import FLOATS, Attack, AttackInputs, Logits, LossOutputs, Pair, Perturbation, StepOutputs
+from .arguments import (
+    FLOATS,
+    Attack,
+    AttackInputs,
+    Logits,
+    LogitTerms,
+    LossOutputs,
+    Pair,
+    Perturbation,
+    StepOutputs,
+    TermOutputs,
+)
 from .backend import missing_kernel
 
 OLDEST_CAPABILITY = (7, 0)  # below it the CUDA kernels do not compile, see csrc/cuda/architectures.cmake
@@ -119,7 +130,7 @@ Call = Callable[..., None]  # (operation, device, *arguments)
 
 
 class NativeBackend:
-    """The extension's three operations on tensors; outputs are written into tensors that the caller made.
+    """The extension's operations on tensors; outputs are written into tensors that the caller made.
 
     Args:
         extension: the loaded module. Its numbers for names and dtypes are those of its own lists.
@@ -131,6 +142,8 @@ class NativeBackend:
         self._call, self._workspace = call, workspace
         self._new_tensor, self._new_images = extension.Tensor, extension.Images
         self._new_logits, self._new_perturbation = extension.Logits, extension.Perturbation
+        self._new_weighting, self._new_term_outputs = extension.Weighting, extension.TermOutputs
+        self._new_samples = extension.Samples
         self.objectives = _numbers(extension.OBJECTIVES)
         self.formulations = _numbers(extension.FORMULATIONS)
         self.norms = _numbers(extension.NORMS)
@@ -142,6 +155,16 @@ class NativeBackend:
             logits.own[0].device,
             self._logits(logits, objective, formulation),
             *map(self._tensor, (out.losses, *out.coefficients)),
+        )
+
+    def logit_terms(self, logits: Pair, how: LogitTerms, out: TermOutputs) -> None:
+        real, fake = map(self._tensor, logits)
+        self._call(
+            "logit_terms",
+            logits[0].device,
+            self._new_logits(real, fake, real, fake, *self._numbers(how.objective, how.formulation)),
+            self._new_weighting(how.weight, how.floor),
+            self._new_term_outputs(*map(self._tensor, (*out.weights, out.sums, *out.coefficients))),
         )
 
     def perturb(self, x: Tensor, grad: Tensor, how: Perturbation, out: Tensor) -> None:
@@ -159,6 +182,19 @@ class NativeBackend:
             *map(self._tensor, self._workspace(logits)),
         )
 
+    def sample_images(self, images: Tensor, index: Tensor, mirrored: Tensor | None, out: Tensor) -> None:
+        mirror = (0, 0) if mirrored is None else (mirrored.data_ptr(), mirrored.stride(0))
+        samples = self._new_samples(
+            images.data_ptr(),
+            images.shape,
+            images.stride(),
+            index.data_ptr(),
+            index.stride(0),
+            *mirror,
+            self._tensor(out),
+        )
+        self._call("sample_images", images.device, samples)
+
     def _tensor(self, t: Tensor | None) -> Any:
         if t is None:
             return None
@@ -169,7 +205,10 @@ class NativeBackend:
 
     def _logits(self, logits: Logits, objective: str, formulation: str) -> Any:
         tensors = map(self._tensor, logits.own + logits.targets)
-        return self._new_logits(*tensors, self.objectives[objective], self.formulations[formulation])
+        return self._new_logits(*tensors, *self._numbers(objective, formulation))
+
+    def _numbers(self, objective: str, formulation: str) -> tuple[int, int]:
+        return self.objectives[objective], self.formulations[formulation]
 
     def _perturbation(self, how: Perturbation) -> Any:
         return self._new_perturbation(how.eps, self.norms[how.norm], how.clip_min, how.clip_max)

@@ -1,4 +1,5 @@
-"""The public operations: attack_loss, perturb and attack_step, with their autograd; registered.py has what torch runs."""
+"""The public operations, attack_loss, perturb and attack_step, with their autograd, and those that the library's own step and
+sampler write into their buffers with; registered.py has what torch runs."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from . import registered  # noqa: F401  defines torch.ops.datgan_fast
 from .arguments import (
     Attack,
     AttackInputs,
+    OptionalPair,
     Pair,
     Perturbation,
     check_attack,
@@ -120,6 +122,70 @@ def attack_loss(
         formulation,
         impl or "",
     )
+
+
+def logit_terms_into(
+    logits: Pair,
+    weights: Pair,
+    sums: Tensor,
+    *,
+    weight: float,
+    floor: float = 0.0,
+    objective: str = "vanilla",
+    formulation: str = "eq10",
+    coefficients: OptionalPair = (None, None),
+    impl: str | None = None,
+) -> None:
+    """All that a discriminator's step wants of its logits, in one launch and into the caller's tensors.
+
+    Args:
+        logits: real [m] and generated [n], any float dtype and stride. A side may be empty: it adds nothing to the sums, so that
+            the sums of calls with one side each add up to those of one call with both.
+        weights: receive, in the logits' dtypes, weight * d loss / d logits of the loss -(mean g1(r) + mean g2(f)).
+        sums: [4], float32 (float64 for float64 logits); receive that loss without `weight`, the Wasserstein estimate mean r -
+            mean f, and the attack losses real and fake.
+        weight: factor in the weights.
+        floor: no weight is smaller in magnitude than this over the side's number of logits; 0: none.
+        coefficients: [m], [n], the dtype of sums; receive the attack losses' gradients with respect to the logits, as
+            `attack_loss` has them. Without them the attack losses are 0, as they are where a side is empty.
+        objective, formulation, impl: as in `attack_loss`.
+
+    Raises:
+        ValueError, TypeError: an argument has the wrong shape, dtype or value.
+        BackendError: `impl` names a backend that cannot be used.
+    """
+    torch.ops.datgan_fast.logit_terms(
+        _detached(logits[0]),
+        _detached(logits[1]),
+        number("weight", weight),
+        number("floor", floor),
+        objective,
+        formulation,
+        impl or "",
+        *weights,
+        sums,
+        *coefficients,
+    )
+
+
+def sample_images(
+    images: Tensor, index: Tensor, mirrored: Tensor | None, out: Tensor, *, impl: str | None = None
+) -> None:
+    """A batch of images in [-1, 1] from bytes: out[b] = images[index[b]] / 127.5 - 1, rounded from float32 to out's dtype.
+
+    Args:
+        images: uint8 [number, channels, height, width], any strides.
+        index: int64 [batch], on the images' device.
+        mirrored: bool [batch], which of the batch's images are mirrored left to right; None: none is.
+        out: [batch, channels, height, width], any float dtype and memory format.
+        impl: the backend's name; default: the best usable one.
+
+    Raises:
+        IndexError: an index is none of an image. On a GPU, where looking would wait for it, the nearest image is taken instead.
+        ValueError, TypeError: an argument has the wrong shape, dtype or device.
+        BackendError: `impl` names a backend that cannot be used.
+    """
+    torch.ops.datgan_fast.sample_images(images, index, mirrored, impl or "", out)
 
 
 def perturb(
@@ -251,7 +317,8 @@ def attack_step_into(
 ) -> Tensor:
     """`attack_step` into the caller's buffers; returns the two losses, [2].
 
-    grads, where given, receive the attack loss's input gradients; norms, [m] and [n], ||v_i|| of the gradients handed in.
+    grads, where given, receive the attack loss's input gradients; norms, [m] and [n], ||v_i / weight_i|| of the
+    gradients handed in, which is ||d D(x_i) / d x_i||; ||v_i|| without weights, and NaN for a weight of 0.
     """
     return _run_step(inputs, attack, impl, adv, grads, norms)
 

@@ -37,6 +37,7 @@ from .formulas import (
     slope2,
 )
 from .module_state import one_power_iteration, unchanged_state
+from .penalty import as_written
 from .renamed import targets_renamed
 from .step_arguments import (
     NO_GRADIENT,
@@ -366,7 +367,7 @@ def discriminator_step_checked(
             scores = logits_of(discriminator, adv_real), logits_of(discriminator, adv_fake)
             loss_adv = discriminator_loss(*scores, objective)
         if terms.penalty is not None:
-            penalty = check_penalty(terms.penalty(discriminator, given.x_real, given.x_fake))
+            penalty = check_penalty(as_written(terms.penalty)(discriminator, given.x_real, given.x_fake))
         if terms.lambda_clean:
             loss = terms.lambda_clean * loss_clean
         loss = loss + terms.lambda_adv * loss_adv + penalty

@@ -18,26 +18,35 @@ from .arguments import (
     Attack,
     AttackInputs,
     Logits,
+    LogitTerms,
     LossOutputs,
     OptionalPair,
     Pair,
     Perturbation,
     StepOutputs,
+    TermOutputs,
     check_images,
     check_loss,
     check_perturbation,
     check_result,
+    check_samples,
     check_step,
     check_step_outputs,
+    check_terms,
     loss_dtype,
 )
 
 # attack_step's lists hold the real side's tensor and then the generated side's; of results that nobody wants they are empty.
-# The other two have few tensors, and each list costs a call about two microseconds.
+# The others have few tensors, and each list costs a call about two microseconds.
 _library = torch.library.Library("datgan_fast", "DEF")
 _library.define(
     "attack_loss(Tensor real_logits, Tensor fake_logits, Tensor target_real, Tensor target_fake, str objective,"
     " str formulation, str impl) -> (Tensor losses, Tensor coefficient_real, Tensor coefficient_fake)"
+)
+_library.define(
+    "logit_terms(Tensor real_logits, Tensor fake_logits, float weight, float floor, str objective, str formulation, str impl,"
+    " Tensor(a!) weight_real, Tensor(b!) weight_fake, Tensor(c!) sums, Tensor(d!)? coefficient_real,"
+    " Tensor(e!)? coefficient_fake) -> ()"
 )
 _library.define(
     "perturb(Tensor x, Tensor grad, float eps, str norm, float? clip_min, float? clip_max, str impl, Tensor(a!) out) -> ()"
@@ -47,6 +56,7 @@ _library.define(
     " str formulation, str norm, float? clip_min, float? clip_max, str impl, Tensor(a!)[] adv, Tensor(b!)[] grads,"
     " Tensor(c!)[] norms, Tensor(d!) losses) -> ()"
 )
+_library.define("sample_images(Tensor images, Tensor index, Tensor? mirrored, str impl, Tensor(a!) out) -> ()")
 
 
 def _loss_arguments(
@@ -71,6 +81,35 @@ def _attack_loss(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 def _attack_loss_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     _, out = _loss_arguments(*arguments[:-1])
     return out.losses, *out.coefficients
+
+
+def _term_arguments(
+    real: Tensor,
+    fake: Tensor,
+    weight: float,
+    floor: float,
+    objective: str,
+    formulation: str,
+    impl: str,
+    weight_real: Tensor,
+    weight_fake: Tensor,
+    sums: Tensor,
+    coefficient_real: Tensor | None,
+    coefficient_fake: Tensor | None,
+) -> tuple[Pair, LogitTerms, TermOutputs]:
+    logits, how = (real, fake), LogitTerms(weight, floor, objective, formulation)
+    out = TermOutputs((weight_real, weight_fake), sums, (coefficient_real, coefficient_fake))
+    check_terms(logits, how, out)
+    return logits, how, out
+
+
+def _logit_terms(*arguments: Any) -> None:
+    logits, how, out = _term_arguments(*arguments)
+    dispatch.backend(out.sums.device, arguments[6], objective=how.objective).logit_terms(logits, how, out)
+
+
+def _logit_terms_fake(*arguments: Any) -> None:
+    _term_arguments(*arguments)
 
 
 def _perturb(*arguments: Any) -> None:
@@ -154,10 +193,22 @@ def _attack_step_fake(*arguments: Any) -> None:
     _step_arguments(*arguments)
 
 
+def _sample_images(images: Tensor, index: Tensor, mirrored: Tensor | None, impl: str, out: Tensor) -> None:
+    check_samples(images, index, mirrored, out)
+    if out.numel():
+        dispatch.backend(images.device, impl).sample_images(images, index, mirrored, out)
+
+
+def _sample_images_fake(images: Tensor, index: Tensor, mirrored: Tensor | None, impl: str, out: Tensor) -> None:
+    check_samples(images, index, mirrored, out)
+
+
 for _name, _implementation, _fake in (
     ("attack_loss", _attack_loss, _attack_loss_fake),
+    ("logit_terms", _logit_terms, _logit_terms_fake),
     ("perturb", _perturb, _perturb_fake),
     ("attack_step", _attack_step, _attack_step_fake),
+    ("sample_images", _sample_images, _sample_images_fake),
 ):
     _library.impl(_name, _implementation, "CompositeExplicitAutograd")  # every device: the reference runs on any
     torch.library.register_fake(f"datgan_fast::{_name}", _fake, lib=_library)

@@ -10,20 +10,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .adversarial import adversarial_images, attack_backward, leaves
+from .adversarial import adversarial_images, attack_backward, coefficients, leaves, moved
 from .arguments import Attack, AttackInputs, Pair
 from .batches import Batches, merged_or_apart
-from .formulas import OBJECTIVES, Bound, as_float, image_norm
+from .formulas import Bound, as_float, image_norm
+from .gradients import GradientSum
 from .independence import HOOKED, Forward, note_mixing
+from .joined_penalties import StepPenalties
 from .memory import keep_freed_memory
 from .module_state import one_power_iteration, weights_are_cached
 from .ops import attack_step_into
 from .reference import DiscriminatorStep, Penalty, discriminator_step_checked
+from .sharing import Sharing, common_factor, floored, is_narrow
 from .step_arguments import (
-    NO_GRADIENT,
     LossTerms,
     StepArguments,
-    check_penalty,
     check_trainable,
     checked,
     checked_terms,
@@ -102,36 +103,33 @@ class _Step:
     """One step's way through Algorithm 1; each method is one of its passes.
 
     What a batch's images get from the clean backward is v = weight * the gradient of their logits. Where the attack can use that
-    (`shares`), a batch's graph is gone before the next is built; the others' wait for both batches' scores.
+    (sharing.py), a batch's graph is gone before the next is built; the others' wait for both batches' scores.
     """
 
     def __init__(self, given: StepArguments, terms: LossTerms, merge: bool) -> None:
         self.given, self.attack, self.terms = given, given.attack, terms
         self.discriminator = given.network.module
         self.merge = merge
+        self.sharing = Sharing(given.attack, terms.lambda_clean)
+        self.gradients = GradientSum(given.network)
         self.reasons: list[str] = []  # why the step is not shared
-        # With eq10, or a linear objective's constant g', the attack's coefficient is the objective's times a sign: nothing
-        # that has saturated in the objective is wanted in the attack, and the factor between them is finite.
-        formulation, objective = self.attack.formulation, self.attack.objective
-        self.shareable = formulation == "eq10" or OBJECTIVES[objective].linear or not terms.lambda_clean
-        if terms.lambda_adv and not self.shareable:
-            self.because(f"{formulation} wants gradients that {objective}'s objective may have saturated to zero")
 
     def run(self) -> DiscriminatorStep:
         with one_power_iteration(self.discriminator), torch.enable_grad():
             self.batches = Batches(self.given, self.merge)
+            self.penalties = StepPenalties(self.given, self.terms, self.batches, self.gradients)
             self.adv = self.early_attack()
             self.clean_pass()
             self.attack_pass()
             self.input_gradient_norms()
             self.adversarial_pass()
-            self.penalty_pass()
+            self.penalties.run_apart()  # the rest of line 10
         return self.record()
 
     def early_attack(self) -> list[Tensor]:
         """An attack with forwards of its own: of several steps, or where a graph serves one backward only, the clean loss's."""
         self.attacks = self.terms.lambda_adv > 0  # whether the attack is made in the passes below
-        if not self.attacks or (self.given.single and self.batches.serves_attack(self.shareable)):
+        if not self.attacks or (self.given.single and self.batches.serves_attack):
             return []
         self.attacks = False
         self.because(self.batches.why_not)
@@ -148,74 +146,116 @@ class _Step:
         self.weights: list[Tensor] = []
         self.v: dict[int, Tensor] = {}
         self.waiting: dict[int, Forward] = {}
+        self.held: dict[int, Forward] = {}  # for a penalty that compares both batches' scores
         self.borrowed = weights_are_cached()  # a part of these graphs is wanted by later backwards
+        compares = self.penalties.compares_scores()
         for k, images in enumerate(self.x):
             result = self.batches.forward(images)
-            if not attack_is_early:
-                self.because(result.why_not)
             self.borrowed |= result.lends
-            self.clean_loss(k, result.logits)
+            self.clean_loss(k, result)
             if self.waits(result):
                 self.waiting[k] = result
             else:
-                self.clean_backward(k, result.logits)
-                self.look_at_hooks(result)
+                if not attack_is_early and not self.attacks:
+                    self.because(result.why_not)
+                compares = compares and self.penalties.may_join(result)
+                if compares:
+                    self.held[k] = result
+                else:
+                    self.clean_backward(k, result)
             del result  # before the next one is built
+        if len(self.held) == len(self.x):
+            self.penalties.add_to_weights(self.x, self.logits, self.weights)
+        for k in sorted(self.held):
+            self.clean_backward(k, self.held.pop(k))
 
-    def clean_loss(self, k: int, logits: Tensor) -> None:
+    def clean_loss(self, k: int, result: Forward) -> None:
         """The objective on batch k, and the weights with which its logits go backward."""
-        loss, slope = self.batches.objective(k, logits)
+        loss, slope = self.batches.objective(k, result.logits)
         # Without the clean loss only the images' gradients are wanted.
         lambda_clean, grad_scale = self.terms.lambda_clean, self.terms.grad_scale
-        weight = grad_scale * lambda_clean * slope if lambda_clean else torch.ones_like(slope)
-        self.logits.append(logits.detach())
+        weight = (grad_scale * lambda_clean * slope if lambda_clean else torch.ones_like(slope)).to(result.logits.dtype)
+        if lambda_clean and result.why_not is None and not is_narrow(result.graph):
+            weight = floored(weight)
+        self.logits.append(result.logits.detach())
         self.losses.append(loss)
-        self.weights.append(weight.to(logits.dtype))
+        self.weights.append(weight)
 
     def waits(self, result: Forward) -> bool:
         """Whether the backward of this forward comes after the attack's, which needs its graph."""
-        shares = self.shareable and result.why_not is None
+        shares = self.sharing.at_once(result)
         if self.attacks and not shares and result.graph.is_compiled():  # inside, where the modules do not show it
+            self.because(self.why_separate(result))
             self.attacks = False
-        return self.attacks and not (shares and not self.waiting)
+        return self.attacks and not shares
 
-    def look_at_hooks(self, result: Forward) -> None:
-        """A gradient that a hook has changed is none that the attack could use."""
-        if self.attacks and result.hooks.changed:
+    def why_separate(self, result: Forward) -> str:
+        return result.why_not or self.sharing.why_not
+
+    def clean_backward(self, k: int, result: Forward) -> None:
+        """Of the weighted logits, to the images and to the parameters' .grad."""
+        logits, images, weights = result.logits, self.x[k], self.weights[k]
+        joining = self.penalties.of_gradients(k, result)
+        if joining:
+            self.v[k] = self.penalties.clean_backward(joining, logits, images, weights, self.borrowed)
+        elif self.terms.lambda_clean:
+            self.v[k] = self.gradients.to_images(logits, images, weights, self.borrowed)
+        else:
+            (self.v[k],) = image_gradients([logits], [images], [weights], self.borrowed)
+        # A gradient that a hook has changed is none that the attack could use.
+        if self.attacks and not self.adv and result.hooks.changed:
             self.attacks = False
             self.because(HOOKED)
             note_mixing(self.given.network, HOOKED)
-
-    def clean_backward(self, k: int, logits: Tensor) -> None:
-        """Of the weighted logits, to the images and to the parameters' .grad."""
-        if self.terms.lambda_clean:
-            logits.backward(self.weights[k], retain_graph=self.borrowed)
-            gradient = self.x[k].grad
-            if gradient is None:
-                raise ValueError(NO_GRADIENT)
-        else:
-            (gradient,) = image_gradients([logits], [self.x[k]], [self.weights[k]], self.borrowed)
-        self.v[k] = gradient
 
     def attack_pass(self) -> None:
         """Lines 7 and 8: the perturbed images, from the clean backward or by a backward of the attack's own."""
         self.norms: list[Tensor] = []
         scores = self.batches.sides(self.logits)
         if self.attacks and self.waiting:
-            had = [(self.v[k], self.weights[k]) for k in sorted(self.v)]
-            passes = list(self.waiting.values())
-            self.adv = attack_backward(self.batches, self.x, scores, passes, self.attack, scores, True, had)
-            del passes
+            self.adv = self.attack_of_waiting(scores)
         for k in sorted(self.waiting):
-            self.clean_backward(k, self.waiting.pop(k).logits)
+            self.clean_backward(k, self.waiting.pop(k))
         if self.terms.lambda_adv and not self.attacks and not self.adv:  # found on the way to need forwards of its own
             self.adv = self.batches.join(*adversarial_images(self.given))
         self.x = [t.detach() for t in self.x]
         if self.attacks and not self.adv:
             self.single_pass(scores)
 
+    def attack_of_waiting(self, scores: Pair) -> list[Tensor]:
+        """The perturbed images where not all clean backwards could go at once. Those whose coefficients turn out to be multiples
+        of the weights go now, the others after the attack's own."""
+        passes = list(self.waiting.values())
+        if not self.v and not any(map(self.sharing.by_a_look, passes)):
+            for result in passes:
+                self.because(self.why_separate(result))
+            return attack_backward(self.batches, self.x, scores, passes, self.attack, scores, True)
+        del passes
+        wanted = self.batches.join(*coefficients(scores, scores, self.attack))
+        gradients: dict[int, Tensor] = {}
+        for k, c in enumerate(wanted):
+            if (factor := self.factor(k, c)) is None:
+                self.because(self.why_separate(self.waiting[k]))
+                continue
+            if k in self.waiting:
+                self.clean_backward(k, self.waiting.pop(k))
+            v = self.v[k]
+            gradients[k] = factor.view(-1, *[1] * (v.dim() - 1)) * v
+        if left := sorted(self.waiting):
+            own = [self.x[k] for k in left]
+            scored = [self.waiting[k].logits for k in left]
+            gradients.update(zip(left, image_gradients(scored, own, [wanted[k] for k in left], True), strict=True))
+        return moved(self.x, [gradients[k] for k in range(len(self.x))], self.attack)
+
+    def factor(self, k: int, coefficients: Tensor) -> Tensor | None:
+        """What makes the attack's gradient of v[k], if anything does."""
+        weights = self.weights[k]
+        if k not in self.waiting:
+            return torch.where(weights == 0, 0.0, coefficients / weights)
+        return common_factor(coefficients, weights) if self.sharing.by_a_look(self.waiting[k]) else None
+
     def single_pass(self, scores: Pair) -> None:
-        """The perturbed images from the clean backward's gradients, and these gradients' norms on the way."""
+        """The perturbed images from the clean backward's gradients, and the norms of D's on the way."""
         batches, v = self.batches, [self.v[k] for k in range(len(self.x))]
         self.norms = [torch.empty(len(t), dtype=self.losses[0].dtype, device=t.device) for t in self.x]
         self.adv = [torch.empty_like(t) for t in self.x]
@@ -227,10 +267,8 @@ class _Step:
         )
 
     def input_gradient_norms(self) -> None:
-        """||v / weight|| of each image, which the single pass has measured on its way; frees the gradients."""
-        if self.norms:
-            self.norms = [a / w.to(a.dtype).abs() for a, w in zip(self.norms, self.weights, strict=True)]
-        else:  # divided first, as in the reference
+        """||v / weight|| of each image, divided first: the squares of a saturated objective's gradients would underflow."""
+        if not self.norms:  # the single pass has measured them on its way
             pairs = [(as_float(self.v[k]), as_float(w)) for k, w in enumerate(self.weights)]
             self.norms = [image_norm(v / w.view(-1, *[1] * (v.dim() - 1))) for v, w in pairs]
         self.v.clear()
@@ -242,29 +280,19 @@ class _Step:
             logits = logits_of(self.discriminator, images)
             loss, slope = self.batches.objective(k, logits)
             self.loss_adv = self.loss_adv + loss
-            logits.backward(
-                (self.terms.grad_scale * self.terms.lambda_adv * slope).to(logits.dtype), retain_graph=self.borrowed
-            )
+            weight = (self.terms.grad_scale * self.terms.lambda_adv * slope).to(logits.dtype)
+            self.gradients.add(logits, weight, self.borrowed)
             del logits
-
-    def penalty_pass(self) -> None:
-        """The rest of line 10."""
-        self.penalty = torch.zeros_like(self.losses[0])
-        if self.terms.penalty is None:
-            return
-        value = check_penalty(self.terms.penalty(self.discriminator, self.given.x_real, self.given.x_fake))
-        if value.requires_grad:
-            (value * self.terms.grad_scale).backward()
-        self.penalty = value.detach()
 
     def record(self) -> DiscriminatorStep:
         r, f = self.batches.sides(self.logits)
         loss_clean = torch.stack(self.losses).sum()
+        penalty = self.penalties.value(loss_clean)
         return DiscriminatorStep(
-            loss=self.terms.lambda_clean * loss_clean + self.terms.lambda_adv * self.loss_adv + self.penalty,
+            loss=self.terms.lambda_clean * loss_clean + self.terms.lambda_adv * self.loss_adv + penalty,
             loss_clean=loss_clean,
             loss_adv=self.loss_adv,
-            penalty=self.penalty,
+            penalty=penalty,
             real_logits=r,
             fake_logits=f,
             wasserstein=r.mean(dtype=loss_clean.dtype) - f.mean(dtype=loss_clean.dtype),

@@ -8,7 +8,9 @@ recorded once as a CUDA graph and replayed (cuda_graph.py).
 from __future__ import annotations
 
 import copy
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,7 +19,9 @@ from torch import Tensor, nn
 from ..data.sampler import ImageSampler
 from ..method import penalties
 from ..method.formulas import generator_loss
+from ..method.joined_penalties import Within
 from ..method.module_state import frozen
+from ..method.penalty import Addable
 from ..method.reference import Penalty
 from ..method.step import discriminator_step
 from ..method.torch_defaults import plain_defaults
@@ -31,6 +35,20 @@ from .measuring import Statistics
 from .networks import build_discriminator, build_generator
 
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class OfNetwork(Addable):
+    """A penalty on this network, whichever the step has."""
+
+    penalty: Addable
+    network: nn.Module
+
+    def __call__(self, discriminator: nn.Module, x_real: Tensor, x_fake: Tensor) -> Tensor:
+        return self.penalty(self.network, x_real, x_fake)
+
+    def as_written(self, discriminator: nn.Module, x_real: Tensor, x_fake: Tensor) -> Tensor:
+        return self.penalty.as_written(self.network, x_real, x_fake)
 
 
 class Iteration:
@@ -199,22 +217,21 @@ class Iteration:
         chosen = [penalty(c.penalty_weight, low, high)] if penalty else []
         if c.r1:
             chosen.append(penalties.r1(c.r1))
-        total = penalties.total(*chosen)
+        total: Addable | None = penalties.total(*chosen)
         if total is None:
             return None
 
-        half = c.penalty_precision == "bf16"
-        if c.penalty_precision == c.precision and not c.compile:  # as the step's own networks
-            return total
+        if c.compile:
+            total = OfNetwork(total, self.discriminator)  # the plain one: torch cannot compile a double backward
+        return total if c.penalty_precision == c.precision else Within(total, self._penalty_precision)
 
-        def in_its_precision(discriminator: nn.Module, x_real: Tensor, x_fake: Tensor) -> Tensor:
-            # No cache: torch before 2.9 may keep a copy that a forward without gradients made.
-            autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=half, cache_enabled=False)
-            with autocast, nullcontext() if half else self._half_d.masters():
-                # The plain network: torch cannot compile a double backward.
-                return total(self.discriminator, x_real, x_fake)
-
-        return in_its_precision
+    @contextmanager
+    def _penalty_precision(self) -> Iterator[None]:
+        half = self.config.penalty_precision == "bf16"
+        # No cache: torch before 2.9 may keep a copy that a forward without gradients made.
+        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=half, cache_enabled=False)
+        with autocast, nullcontext() if half else self._half_d.masters():
+            yield
 
     # Its state
 

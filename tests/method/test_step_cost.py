@@ -34,7 +34,7 @@ def passes(discriminator, **options):
         ("conv", {"objective": "hinge", "norm": "l2"}, BOTH * 2, BOTH * 2),
         ("conv", {"lambda_clean": 0.0}, BOTH * 2, BOTH * 2),
         ("conv", {"lambda_adv": 0.0}, BOTH, BOTH),
-        ("conv", {"formulation": "alg1"}, BOTH * 2, BOTH * 3),
+        ("conv", {"formulation": "alg1", "objective": "least_squares"}, BOTH * 2, BOTH * 2),
         ("BatchNorm", {}, [M, N] * 2, [M, N] * 3),
         ("BatchNorm", {"lambda_adv": 0.0}, [M, N], [M, N]),
         ("conv", {"fused": False}, [M, N] * 3, [M, N] * 3),

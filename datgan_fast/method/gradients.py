@@ -1,0 +1,121 @@
+"""The weight gradients of a step's several backwards, added to .grad by one multi-tensor operation per backward.
+
+torch's own accumulation adds parameter by parameter: on a GPU a launch for each. What is in .grad afterwards is the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .autograd_graph import Graph
+from .module_state import Network
+from .second_pass import differentiable
+from .step_arguments import NO_GRADIENT
+
+
+class GradientSum:
+    """Backwards through a network's graphs; each leaves what it finds in the .grad of the weights at once."""
+
+    def __init__(self, network: Network) -> None:
+        # DDP and FSDP reduce gradients in the nodes that accumulate them.
+        self._by_torch = network.distributed
+
+    def add(self, output: Tensor, seed: Tensor | None = None, retain_graph: bool = False) -> None:
+        """output.backward(seed)"""
+        self._backward(output, None, seed, retain_graph)
+
+    def to_images(self, logits: Tensor, images: Tensor, seed: Tensor, retain_graph: bool = False) -> Tensor:
+        """logits.backward(seed), of which the part of `images`, a leaf, is returned. Raises ValueError where there is none."""
+        gradient = self._backward(logits, images, seed, retain_graph)
+        if gradient is None:
+            raise ValueError(NO_GRADIENT)
+        return gradient
+
+    def serves(self, graph: Graph) -> bool:
+        """Whether `to_images_and_again` can go through it."""
+        return not self._by_torch and all(map(_is_plain, graph.leaves()))
+
+    def to_images_and_again(
+        self,
+        logits: Tensor,
+        images: Tensor,
+        seed: Tensor,
+        cotangent: Callable[[Tensor], Tensor],
+        retain_graph: bool = False,
+    ) -> Tensor:
+        """`to_images`, and a backward through its result as well: to the weights, from the result's own gradient, which
+        `cotangent` makes of it."""
+        weights = weights_below(logits, images)
+        gradient, *found = torch.autograd.grad(logits, [images, *weights], seed, create_graph=True, allow_unused=True)
+        if gradient is None:
+            raise ValueError(NO_GRADIENT)
+        result = gradient.detach()
+        more: Sequence[Tensor | None] = ()
+        if gradient.requires_grad:
+            again = differentiable(gradient, images)
+            more = torch.autograd.grad(again, weights, cotangent(result), retain_graph=retain_graph, allow_unused=True)
+        else:
+            cotangent(result)
+        add_gradients(weights, found, [seed, result])
+        if more:
+            add_gradients(weights, more)
+        return result
+
+    def _backward(
+        self, output: Tensor, images: Tensor | None, seed: Tensor | None, retain_graph: bool
+    ) -> Tensor | None:
+        weights = weights_below(output, images)
+        if self._by_torch or not all(map(_is_plain, weights)):
+            output.backward(seed, retain_graph=retain_graph)
+            return None if images is None else images.grad
+        leaves = weights if images is None else [*weights, images]
+        found = list(torch.autograd.grad(output, leaves, seed, retain_graph=retain_graph, allow_unused=True))
+        gradient = None if images is None else found.pop()
+        add_gradients(weights, found, [t for t in (seed, gradient) if t is not None])
+        return gradient
+
+
+def weights_below(output: Tensor, images: Tensor | None = None) -> list[Tensor]:
+    """The leaves of its graph, other than the images: what output.backward() adds to."""
+    return [leaf for leaf in Graph(output, 0).leaves() if leaf is not images]
+
+
+def _is_plain(weight: Tensor) -> bool:
+    """Neither a subclass with rules of its own nor one with a hook that waits for its sum."""
+    return type(weight) in (Tensor, nn.Parameter) and not weight._post_accumulate_grad_hooks
+
+
+@torch.no_grad()
+def add_gradients(weights: Sequence[Tensor], gradients: Sequence[Tensor | None], others: Sequence[Tensor] = ()) -> None:
+    """Adds to .grad, as torch does: in place where there is one, in the weight's own layout where there is none.
+
+    others: tensors that stay in use and with which a gradient may share its memory.
+    """
+    taken = {t.untyped_storage().data_ptr() for t in others}
+    sums: list[Tensor] = []
+    terms: list[Tensor] = []
+    for p, g in zip(weights, gradients, strict=True):
+        if g is None:
+            continue
+        if p.grad is None:
+            p.grad = g.detach() if g.is_sparse else _own(g.detach(), p, taken)
+        elif p.grad.is_sparse or g.is_sparse:
+            p.grad = g + p.grad if p.grad.is_sparse else p.grad.add_(g)
+        else:
+            sums.append(p.grad)
+            terms.append(g)
+    if sums:
+        torch._foreach_add_(sums, terms)
+
+
+def _own(g: Tensor, p: Tensor, taken: set[int]) -> Tensor:
+    """The gradient itself, if it lies like the weight in memory that nobody else has; else a copy that does."""
+    memory = g.untyped_storage().data_ptr()
+    alike = all(a == b != 0 or size == 1 for a, b, size in zip(g.stride(), p.stride(), p.shape, strict=True))
+    if alike and memory not in taken:
+        taken.add(memory)
+        return g
+    return torch.empty_like(p).copy_(g)

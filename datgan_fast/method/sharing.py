@@ -1,0 +1,74 @@
+"""When one backward of the clean objective serves the attack too, and the weights that make it so.
+
+The clean backward gives v = sum_j w_j dD_j/dx, the attack wants sum_j c_j dD_j/dx. Where images are independent each image's
+sum has one term, and c_i / w_i is known; a floor on |w_i| keeps that factor finite where the objective has saturated. Where a
+batch's images depend on each other, its v serves if c is a multiple of w.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import waiting
+from .arguments import Attack
+from .autograd_graph import Graph
+from .formulas import OBJECTIVES
+from .independence import Forward
+
+# Of |w_i| times the number of images: too small to be seen in a sum over the batch, and far from where float32 and bfloat16 end.
+FLOOR = 1e-20
+
+
+def floored(weights: Tensor) -> Tensor:
+    """Weights of a batch's logits, of which none is too near to 0 to be divided by; signs stay (of 0: either)."""
+    return weights.abs().clamp(min=FLOOR / len(weights)).copysign(weights)
+
+
+def is_narrow(graph: Graph) -> bool:
+    """Whether gradients go through float16 somewhere, in which a weight at the floor is 0."""
+    return torch.float16 in graph.dtypes()
+
+
+class Sharing:
+    """What an attack has in common with the clean objective that is weighted with lambda_clean (0: with ones)."""
+
+    def __init__(self, attack: Attack, lambda_clean: float) -> None:
+        linear, formulation = OBJECTIVES[attack.objective].linear, attack.formulation
+        # With eq10, or a linear objective's constant g', the attack's coefficient is the objective's times a sign: nothing
+        # that has saturated in the objective is wanted in the attack.
+        self.without_floor = formulation == "eq10" or linear or not lambda_clean
+        self.floors = lambda_clean > 0
+        self._constant = formulation == "batch_mean" and (linear or not lambda_clean)
+        self._up_to_signs = linear or (formulation == "eq10" and lambda_clean > 0)
+        self.why_not = (
+            ""
+            if self.without_floor
+            else f"{formulation} wants gradients that {attack.objective}'s objective may have saturated to zero"
+        )
+
+    def at_once(self, forward: Forward) -> bool:
+        """Whether c / w is known, before all scores are there, to be finite and one for all images that v has summed over."""
+        if forward.why_not is None:
+            return self.without_floor or not is_narrow(forward.graph)
+        return self._constant and _is_linear(forward)
+
+    def by_a_look(self, forward: Forward) -> bool:
+        """Whether c may turn out to be a multiple of w, for a batch whose images depend on each other."""
+        looks = self._up_to_signs and not waiting.looking_waits(forward.logits.device)
+        return looks and forward.why_not is not None and _is_linear(forward)
+
+
+def _is_linear(forward: Forward) -> bool:
+    """Whether its backward is linear in the logits' gradient and no other batch's images are reached by it."""
+    return forward.graph.unknown() is None and not forward.hooks.hung and not forward.lends
+
+
+def common_factor(coefficients: Tensor, weights: Tensor) -> Tensor | None:
+    """r with coefficients = r * weights, where both agree up to signs and the signs allow it. Looks at values."""
+    signs = (coefficients.sign() * weights.sign())[weights != 0]
+    if not len(signs):
+        return torch.zeros_like(coefficients[0])
+    if bool(signs.min() != signs.max()):
+        return None
+    return signs[0] * (coefficients.abs().max() / weights.abs().max())
