@@ -1,4 +1,4 @@
-"""The attack's kernels: they move data and reduce logits; formulas.py has the mathematics.
+"""The kernels that move images; logits.py reduces the logits, formulas.py has the mathematics.
 
 Arguments travel in named tuples. An operand's image i begins at data + i * image_stride; inside an image,
 element number k is found by counting through `sizes`, fastest first, with the operand's own `strides`.
@@ -11,13 +11,8 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .formulas import attack_term, clip, direction, step_size, target_of_mean, target_term, unweighted
-
-
-class Vector(NamedTuple):
-    data: Any
-    stride: int
-    count: int
+from .formulas import clip, direction, step_size, unweighted, unweighted_norm
+from .logits import load_vector, side_target, side_term, store, write_loss
 
 
 class Operand(NamedTuple):
@@ -33,7 +28,7 @@ class Images(NamedTuple):
     v: Operand  # the gradient handed in
     adv: Operand
     grad: Any  # Operand or None: coefficient * v
-    norms: Any  # Vector or None: ||v_i||
+    norms: Any  # Vector or None: ||v_i / weight_i||
     weight: Any  # Vector or None: v_i = weight_i * d D(x_i) / d x_i
     sizes: tuple
     numel: int  # of one image
@@ -41,111 +36,6 @@ class Images(NamedTuple):
     chunk: int
     items_per_image: int
     items_per_program: int
-
-
-class Batch(NamedTuple):
-    """One side's logits and images."""
-
-    logits: Vector
-    targets: Vector  # the logits whose mean is the other side's target
-    coefficient: Any  # Vector or None: d loss / d logits
-    images: Any  # Images or None
-    programs: int
-    has_target: int  # 0 where a batch is empty: loss and coefficients are then 0
-
-
-logit_block = tl.constexpr(1024)
-
-
-@triton.jit
-def load_vector(vector, index, dtype: tl.constexpr):
-    offset = index.to(tl.int64) * vector.stride
-    return tl.load(vector.data + offset, mask=index < vector.count, other=0).to(dtype)
-
-
-@triton.jit
-def mean_target_term(
-    other, dtype: tl.constexpr, objective: tl.constexpr, formulation: tl.constexpr, side: tl.constexpr
-):
-    # In float64: the mean of equal scores is that score, so that ties are ties.
-    total = tl.zeros([logit_block], tl.float64)
-    for start in range(0, other.count, logit_block):
-        index = start + tl.arange(0, logit_block)
-        term = target_term(load_vector(other, index, dtype), objective, formulation, side)
-        total += tl.where(index < other.count, term.to(tl.float64), 0.0)
-    return (tl.sum(total) / tl.maximum(other.count, 1).to(tl.float64)).to(dtype)
-
-
-@triton.jit
-def side_target(
-    this, other, dtype: tl.constexpr, objective: tl.constexpr, formulation: tl.constexpr, side: tl.constexpr
-):
-    """(target, own_mean): what this side's scores are compared with, and for batch_mean the score itself."""
-    mean = mean_target_term(other.targets, dtype, objective, formulation, side)
-    own_mean = mean
-    if formulation == "batch_mean":
-        own_mean = mean_target_term(this.targets, dtype, objective, formulation, side)
-    return target_of_mean(mean, objective, formulation, side), own_mean
-
-
-@triton.jit
-def side_term(
-    this,
-    index,
-    target,
-    own_mean,
-    dtype: tl.constexpr,
-    objective: tl.constexpr,
-    formulation: tl.constexpr,
-    side: tl.constexpr,
-):
-    """(loss, coefficient) of the images of these numbers."""
-    logit = load_vector(this.logits, index, dtype)
-    own_count = tl.maximum(this.targets.count, 1)
-    loss, coefficient = attack_term(logit, target, own_mean, own_count, objective, formulation, side)
-    has_target = this.has_target > 0
-    return tl.where(has_target, loss, 0.0), tl.where(has_target, coefficient, 0.0)
-
-
-@triton.jit
-def write_loss(
-    this,
-    target,
-    own_mean,
-    loss_pointer,
-    objective: tl.constexpr,
-    formulation: tl.constexpr,
-    side: tl.constexpr,
-):
-    """The side's loss and, where they are wanted, its coefficients; one program does it."""
-    dtype: tl.constexpr = loss_pointer.dtype.element_ty
-    total = tl.zeros([logit_block], dtype)
-    for start in range(0, this.logits.count, logit_block):
-        index = start + tl.arange(0, logit_block)
-        loss, coefficient = side_term(this, index, target, own_mean, dtype, objective, formulation, side)
-        # batch_mean has one scalar for the batch; every image shows it and image 0 contributes it.
-        contributes = index < (1 if formulation == "batch_mean" else this.logits.count)
-        total += tl.where(contributes, loss, 0.0)
-        if this.coefficient is not None:
-            offset = index.to(tl.int64) * this.coefficient.stride
-            tl.store(this.coefficient.data + offset, coefficient, mask=index < this.logits.count)
-    tl.store(loss_pointer, tl.sum(total))
-
-
-@triton.jit
-def attack_loss_side(this, other, loss_pointer, objective: tl.constexpr, formulation: tl.constexpr, side: tl.constexpr):
-    dtype: tl.constexpr = loss_pointer.dtype.element_ty
-    target, own_mean = side_target(this, other, dtype, objective, formulation, side)
-    write_loss(this, target, own_mean, loss_pointer, objective, formulation, side)
-
-
-@triton.jit
-def attack_loss_kernel(real, fake, losses, objective: tl.constexpr, formulation: tl.constexpr):
-    """Losses and coefficients; program 0 does the real side, program 1 the generated one."""
-    if tl.program_id(0) == 0:
-        attack_loss_side(real, fake, losses, objective, formulation, "real")
-    else:
-        attack_loss_side(fake, real, losses + 1, objective, formulation, "fake")
 
 
 @triton.jit
@@ -156,14 +46,6 @@ def address(operand, image, index, sizes):
         offset += index % sizes[d] * operand.strides[d]
         index = index // sizes[d]
     return operand.data + offset + index * operand.strides[len(sizes) - 1]
-
-
-@triton.jit
-def store(pointers, value, mask):
-    """Half-precision outputs are rounded from float32: the interpreter cannot round float64 to them."""
-    if pointers.dtype.element_ty != tl.float64:
-        value = value.to(tl.float32)
-    tl.store(pointers, value, mask=mask)
 
 
 @triton.jit
@@ -192,6 +74,8 @@ def perturb_item(images, item, coefficient, eps, clip_min, clip_max, norm: tl.co
         length = tl.sqrt(tl.sum(squares))
         v_norm = length.to(dtype)
         if images.norms is not None:
+            if images.weight is not None:
+                length = unweighted_norm(length, load_vector(images.weight, image, tl.float64))
             tl.store(images.norms.data + image * images.norms.stride, length)
 
     step = step_size(tl.full([], eps, dtype), coefficient, v_norm, norm)

@@ -1,7 +1,7 @@
 """The formulas of direct adversarial training in Triton, the twins of csrc/formulas.h.
 
-A change to the method's mathematics is made here and in datgan_fast/method/formulas.py; the kernels in attack.py
-only move data. `objective`, `formulation`, `norm` and `side` are compile-time strings with the public names;
+A change to the method's mathematics is made here and in datgan_fast/method/formulas.py; the other
+kernels only move data. `objective`, `formulation`, `norm` and `side` are compile-time strings with the public names;
 `t` is a float32 or float64 tensor of logits. Every formula is stable for logits of any finite size.
 """
 
@@ -76,6 +76,13 @@ def g_prime(t, objective: tl.constexpr, side: tl.constexpr):
     return value
 
 
+@triton.jit
+def objective_weight(t, factor, floor, objective: tl.constexpr, side: tl.constexpr):
+    """With what a logit goes backward: `factor` times g', at least `floor` in magnitude."""
+    weight = factor * g_prime(t, objective, side)
+    return tl.where(tl.abs(weight) < floor, tl.where(weight < 0, -floor, floor), weight)
+
+
 # The attack loss of one side compares each image's score with a target made of the other batch:
 #   eq10        |g(t_i) - mean_j g(o_j)|               g of the image's own side    (Eq. 9, 10)
 #   alg1        |h(t_i) - h(mean_j o_j)|               h is g of the opposite side  (Algorithm 1, lines 6-7)
@@ -120,6 +127,12 @@ def attack_term(
 def unweighted(coefficient, weight):
     """The coefficient for an input gradient that already carries a weight: v_i = weight * d D / d x_i."""
     return tl.where(weight == 0, 0.0, coefficient / tl.where(weight == 0, 1.0, weight))
+
+
+@triton.jit
+def unweighted_norm(v_norm, weight):
+    """||d D / d x_i|| from ||v_i||; of a weight of 0 it is not known."""
+    return tl.where(weight == 0, float("nan"), v_norm / tl.where(weight == 0, 1.0, tl.abs(weight)))
 
 
 # x_adv = clip(x - step * direction(v)). The attack gradient is coefficient * v and its norm

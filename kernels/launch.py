@@ -15,11 +15,23 @@ import torch
 import triton
 from torch import Tensor
 
-from ..method.arguments import Attack, AttackInputs, Logits, LossOutputs, Pair, Perturbation, StepOutputs
+from ..method.arguments import (
+    Attack,
+    AttackInputs,
+    Logits,
+    LogitTerms,
+    LossOutputs,
+    Pair,
+    Perturbation,
+    StepOutputs,
+    TermOutputs,
+)
 from ..method.backend import Backend
 from ..method.formulas import NORMS as NORM_TABLE
-from .attack import Batch, Images, Operand, Vector, attack_loss_kernel, attack_step_kernel, perturb_kernel
+from .attack import Images, Operand, attack_step_kernel, perturb_kernel
 from .formulas import FORMULATIONS, NORMS, OBJECTIVES
+from .logits import Batch, Vector, attack_loss_kernel, logit_terms_kernel
+from .sample import Bytes, Target, sample_kernel
 
 INTERPRETED: bool = triton.knobs.runtime.interpret  # TRITON_INTERPRET was set when this module was imported
 
@@ -109,6 +121,17 @@ def _images(
     return images, work
 
 
+def _bytes(images: Tensor, out: Tensor) -> tuple[Bytes, Target]:
+    """Both walked in the order of the output's memory."""
+    dims = sorted((1, 2, 3), key=lambda d: (out.stride(d), -d))
+    strides = tuple(images.stride(d) for d in dims)
+    mirrored = tuple(-s if d == 3 else s for d, s in zip(dims, strides, strict=True))
+    start = (images.shape[3] - 1) * images.stride(3)
+    source = Bytes(images, len(images), images.stride(0), strides, mirrored, start)
+    sizes = tuple(out.shape[d] for d in dims)
+    return source, Target(out, out.stride(0), tuple(out.stride(d) for d in dims), sizes, math.prod(sizes))
+
+
 def _on(device: torch.device) -> AbstractContextManager:
     """Triton launches on the current device's current stream."""
     return nullcontext() if INTERPRETED else torch.cuda.device(device)
@@ -134,7 +157,7 @@ def _batch(
 
 
 class TritonBackend:
-    """The three operations on CUDA tensors (interpreted on any); outputs go into the caller's tensors."""
+    """The operations on CUDA tensors (interpreted on any); outputs go into the caller's tensors."""
 
     objectives, formulations, norms = OBJECTIVES, FORMULATIONS, NORMS
 
@@ -146,6 +169,22 @@ class TritonBackend:
         with _on(logits.own[0].device):
             attack_loss_kernel[(2,)](
                 *batches, out.losses, objective=objective, formulation=formulation, enable_fp_fusion=True
+            )
+
+    def logit_terms(self, logits: Pair, how: LogitTerms, out: TermOutputs) -> None:
+        batches = [
+            _batch(logits[k], logits, k, None, programs=1, coefficient=out.coefficients[k]) for k in range(2)
+        ]
+        counts = [max(1, len(t)) for t in logits]
+        with _on(logits[0].device):
+            logit_terms_kernel[(1,)](
+                *batches,
+                *map(_vector, (*out.weights, out.sums)),
+                *(-how.weight / count for count in counts),
+                *(how.floor / count for count in counts),
+                objective=how.objective,
+                formulation=how.formulation,
+                enable_fp_fusion=True,
             )
 
     def perturb(self, x: Tensor, grad: Tensor, how: Perturbation, out: Tensor) -> None:
@@ -178,6 +217,17 @@ class TritonBackend:
                 norm=attack.norm,
                 **_shape(max(blocks)),
                 enable_fp_fusion=True,
+            )
+
+    def sample_images(self, images: Tensor, index: Tensor, mirrored: Tensor | None, out: Tensor) -> None:
+        source, target = _bytes(images, out)
+        block = min(LARGEST_BLOCK, max(128, triton.next_power_of_2(target.numel)))
+        shares = -(-target.numel // block)
+        # Byte tensors: what torch and Triton call a bool differs.
+        mirror, stride = (None, 0) if mirrored is None else (mirrored.view(torch.uint8), mirrored.stride(0))
+        with _on(images.device):
+            sample_kernel[(len(out) * shares,)](
+                source, index, index.stride(0), mirror, stride, target, shares, **_shape(block), enable_fp_fusion=True
             )
 
 

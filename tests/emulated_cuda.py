@@ -44,9 +44,9 @@ class CTensor(ctypes.Structure):
     def of(cls, tensor) -> CTensor:
         if tensor is None:
             return cls()
-        dims = tensor.dim()
+        dims, dtype = tensor.dim(), DTYPES.index(tensor.dtype) if tensor.dtype in DTYPES else -1
         shape, strides = (c_int64 * 8)(*tensor.shape), (c_int64 * 8)(*tensor.stride())
-        return cls(tensor.data_ptr() or 16, DTYPES.index(tensor.dtype), dims, shape, strides)
+        return cls(tensor.data_ptr() or 16, dtype, dims, shape, strides)
 
 
 def tensors(*members) -> ctypes.Array:
@@ -136,6 +136,14 @@ class EmulatedCuda:
         options = self._options(objective, formulation)
         tensor_lists = tensors(*logits.own, *logits.targets), tensors(out.losses), tensors(*out.coefficients)
         self._call("attack_loss", *tensor_lists, options)
+
+    def logit_terms(self, logits, how, out) -> None:
+        tensor_lists = tensors(*logits, *logits), tensors(*out.weights, out.sums, *out.coefficients)
+        options = self._options(how.objective, how.formulation)
+        self._call("logit_terms", tensor_lists[0], c_double(how.weight), c_double(how.floor), tensor_lists[1], options)
+
+    def sample_images(self, images, index, mirrored, out) -> None:
+        self._call("sample_images", tensors(images, index, mirrored), tensors(out))
 
     def perturb(self, x, grad, how, out) -> None:
         self._call("perturb", tensors(x, grad, out, None, None, None), self._options(**how._asdict()))

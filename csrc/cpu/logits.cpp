@@ -1,5 +1,4 @@
-// What the logits alone decide, on the CPU: attack losses, coefficients and the objective's weights. Sums are in
-// double.
+// What the logits alone decide, on the CPU: attack losses, coefficients, the objective's weights. Sums are in double.
 #include "logits.h"
 
 namespace dat::cpu {

@@ -1,5 +1,6 @@
 """The CUDA kernels' own source, run on the CPU: every case of kernel_cases.py, what a launch looks like, sanitizers."""
 
+import math
 import os
 import subprocess
 
@@ -10,10 +11,15 @@ import datgan_fast as dat
 import oracle
 from attack_inputs import each_formulation, each_norm
 from datgan_fast.method import dispatch
+from datgan_fast.method.ops import logit_terms_into, sample_images
 from emulated_cuda import compile_source, emulated_cuda
 from kernel_cases import *  # noqa: F403
 from kernel_cases import Target, assert_close, check_step, logits_of, normal, pair
+from logit_cases import *  # noqa: F403
+from logit_cases import check_terms
 from oracle import array
+from sample_cases import *  # noqa: F403
+from sample_cases import bytes_of, check, drawn
 
 F32, F16 = torch.float32, torch.float16
 
@@ -88,9 +94,37 @@ def test_more_tasks_than_the_grid_holds(cuda, target, norm):
     assert cuda.device.last_grid == 8
 
 
+def test_the_terms_of_logits_are_one_launch_of_one_block(cuda, target):
+    for m, n in ((64, 64), (0, 5), (2000, 3000)):
+        cuda.reset()
+        check_terms(target, logits_of(target, m, n), formulation="batch_mean")
+        assert (cuda.device.launches, cuda.device.last_grid) == (1, 1)
+
+
+@pytest.mark.parametrize("grid", [2**31 - 1, 3])
+def test_a_batch_is_drawn_in_one_launch(cuda, target, grid):
+    """Several blocks to an image of 64 threads times 4 elements, or fewer blocks than there are shares."""
+    cuda.reset(grid=grid)
+    images = bytes_of(target, 5, 3, 17, 19)
+    check(target, images, *drawn(target, 5, 4))
+    assert (cuda.device.launches, cuda.device.last_grid) == (1, min(grid, 4 * 4))
+
+
+def test_an_index_that_is_none_reaches_no_other_memory(cuda, target):
+    """A GPU is not waited for to refuse it: the nearest image is taken."""
+    images, wrong = bytes_of(target, 5, 3, 4, 4), torch.tensor([-1, 5, 2**60, -(2**62), 2])
+    nearest, out = torch.tensor([0, 4, 4, 0, 2]), torch.full((2, 5, 3, 4, 4), math.nan)
+    for index, written in zip((wrong, nearest), out, strict=True):
+        sample_images(images, index, None, written)
+    assert torch.equal(out[0], out[1])
+
+
 def test_nothing_to_write_is_no_launch(cuda):
     for shape in ((3, 0), (0, 3)):
         dat.perturb(torch.empty(shape), torch.empty(shape), 1.0, norm="l2")
+    for count, width in ((0, 4), (3, 0)):
+        images, index = torch.empty(2, 3, 4, width, dtype=torch.uint8), torch.zeros(count, dtype=torch.int64)
+        sample_images(images, index, None, torch.empty(count, 3, 4, width))
     assert cuda.device.launches == 0
 
 
@@ -101,14 +135,18 @@ def test_perturb_takes_a_dense_batch_as_one_long_image(cuda, target):
     assert_close(target, out, oracle.perturb(array(x), array(v), 0.1, "linf"), "adv")
 
 
-@pytest.mark.parametrize("operation", ["attack_loss", "perturb", "attack_step"])
+@pytest.mark.parametrize("operation", ["attack_loss", "logit_terms", "perturb", "attack_step", "sample_images"])
 def test_a_failed_launch_names_the_operation(cuda, operation):
     cuda.reset(fail=1)
     x, t = torch.zeros(2, 3), torch.zeros(2)
     calls = {
         "attack_loss": lambda: dat.attack_loss(t, t),
+        "logit_terms": lambda: logit_terms_into((t, t), (t, t), torch.zeros(4), weight=1.0),
         "perturb": lambda: dat.perturb(x, x, 1.0),
         "attack_step": lambda: dat.attack_step(x, x, x, x, t, t, 1.0),
+        "sample_images": lambda: sample_images(
+            torch.zeros(2, 1, 1, 3, dtype=torch.uint8), torch.tensor([1, 0]), None, torch.zeros(2, 1, 1, 3)
+        ),
     }
     with pytest.raises(RuntimeError, match=f"^{operation}: CUDA reports: "):
         calls[operation]()

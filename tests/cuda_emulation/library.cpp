@@ -9,6 +9,7 @@
 #include "cuda_runtime.h"
 // The real sources, after every system header.
 #include "../../csrc/cuda/attack.cu"
+#include "../../csrc/cuda/sample.cu"
 
 using namespace dat;
 
@@ -101,6 +102,27 @@ int attack_loss(const CTensor* logits, const CTensor* losses, const CTensor* out
   return guarded(error, [&] {
     cuda::attack_loss(logits_of(logits, *o), tensor_of(*losses), tensor_of(out[0]), tensor_of(out[1]),
                       dat_emulation::device.index, nullptr);
+  });
+}
+
+int logit_terms(const CTensor* logits, double weight, double floor, const CTensor* out, const Options* o, char* error) {
+  return guarded(error, [&] {
+    const TermOutputs outputs = {tensor_of(out[0]), tensor_of(out[1]), tensor_of(out[2]), tensor_of(out[3]),
+                                 tensor_of(out[4])};
+    cuda::logit_terms(logits_of(logits, *o), {weight, floor}, outputs, dat_emulation::device.index, nullptr);
+  });
+}
+
+int sample_images(const CTensor* inputs, const CTensor* out, char* error) {  // images, index, mirrored
+  return guarded(error, [&] {
+    Samples samples;
+    const Tensor images = tensor_of(inputs[0]);
+    samples.images = reinterpret_cast<const uint8_t*>(images.data);
+    samples.shape = images.shape, samples.strides = images.strides;
+    samples.index = reinterpret_cast<const int64_t*>(inputs[1].data), samples.index_stride = inputs[1].strides[0];
+    samples.mirrored = reinterpret_cast<const bool*>(inputs[2].data), samples.mirrored_stride = inputs[2].strides[0];
+    samples.out = tensor_of(*out);
+    cuda::sample_images(samples, dat_emulation::device.index, nullptr);
   });
 }
 

@@ -13,16 +13,27 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 import triton
 import triton.language as tl
-from datgan_fast.kernels import attack, launch
+from datgan_fast.kernels import attack, launch, logits
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from datgan_fast.method.arguments import Attack, AttackInputs, Logits, LossOutputs, Perturbation, StepOutputs
+from datgan_fast.method.arguments import (
+    Attack,
+    AttackInputs,
+    Logits,
+    LogitTerms,
+    LossOutputs,
+    Perturbation,
+    StepOutputs,
+    TermOutputs,
+)
 from oracle import FORMULATIONS, NORMS, OBJECTIVES
 
 ARCHITECTURES = (80, 90, 100, 120)
 SHARED_MEMORY = 48 * 1024  # what a kernel may use without asking for more
 TYPES = {torch.float64: "fp64", torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+TYPES |= {torch.uint8: "u8", torch.int64: "i64"}
+KERNELS = ("attack_loss_kernel", "logit_terms_kernel", "perturb_kernel", "attack_step_kernel", "sample_kernel")
 
 
 @pytest.fixture
@@ -37,8 +48,8 @@ def launches(monkeypatch):
         def __getitem__(self, grid):
             return lambda *args, **kwargs: recorded.append((self.kernel, args, kwargs))
 
-    for name in ("attack_loss_kernel", "perturb_kernel", "attack_step_kernel"):
-        monkeypatch.setattr(launch, name, Recorder(getattr(attack, name)))
+    for name in KERNELS:
+        monkeypatch.setattr(launch, name, Recorder(getattr(launch, name)))
     monkeypatch.setattr(launch, "_on", lambda device: nullcontext())
     return recorded
 
@@ -93,9 +104,23 @@ def images(n, dtype=torch.float32, layout="contiguous", side=32):
 
 
 def launch_attack_loss(objective, formulation, dtype=torch.float32):
-    logits = torch.zeros(64, dtype=dtype), torch.zeros(48, dtype=dtype)
+    both = torch.zeros(64, dtype=dtype), torch.zeros(48, dtype=dtype)
     losses, *coefficients = (torch.zeros(n) for n in (2, 64, 48))
-    launch.BACKEND.attack_loss(Logits(logits, logits), objective, formulation, LossOutputs(losses, tuple(coefficients)))
+    launch.BACKEND.attack_loss(Logits(both, both), objective, formulation, LossOutputs(losses, tuple(coefficients)))
+
+
+def launch_logit_terms(objective, formulation, dtype=torch.float32, attack=True):
+    both, weights = ([torch.zeros(n, dtype=dtype) for n in (64, 48)] for _ in range(2))
+    exact = torch.float64 if dtype == torch.float64 else torch.float32
+    coefficients = [torch.zeros(n, dtype=exact) if attack else None for n in (64, 48)]
+    out = TermOutputs(tuple(weights), torch.zeros(4, dtype=exact), tuple(coefficients))
+    launch.BACKEND.logit_terms(tuple(both), LogitTerms(0.5, 1e-20, objective, formulation), out)
+
+
+def launch_sample_images(dtype=torch.float32, layout="contiguous", flip=True):
+    pixels, index = torch.zeros(50, 3, 32, 32, dtype=torch.uint8), torch.zeros(64, dtype=torch.int64)
+    mirrored = torch.zeros(64, dtype=torch.bool) if flip else None
+    launch.BACKEND.sample_images(pixels, index, mirrored, images(64, dtype, layout))
 
 
 def launch_perturb(norm, dtype=torch.float32, layout="contiguous"):
@@ -108,10 +133,10 @@ def launch_attack_step(
 ):
     batches = images(64, x), images(48, x)
     gradients = images(64, v), images(48, v)
-    logits = torch.zeros(64), torch.zeros(48)
+    both = torch.zeros(64), torch.zeros(48)
     optional = (torch.zeros(64), torch.zeros(48)) if extras else (None, None)
     launch.BACKEND.attack_step(
-        AttackInputs(batches, gradients, logits, logits, optional),
+        AttackInputs(batches, gradients, both, both, optional),
         Attack(0.1, objective, formulation, norm, -1.0, None),
         StepOutputs(batches, gradients if extras else (None, None), optional, torch.zeros(2)),
     )
@@ -124,6 +149,13 @@ def launch_attack_step(
     [
         pytest.param(lambda: launch_attack_loss("vanilla", "eq10"), id="attack_loss"),
         pytest.param(lambda: launch_attack_loss("fgan", "alg1", torch.float64), id="attack_loss-float64"),
+        pytest.param(lambda: launch_logit_terms("vanilla", "eq10", torch.bfloat16), id="logit_terms"),
+        pytest.param(lambda: launch_logit_terms("fgan", "alg1", torch.float64, attack=False), id="logit_terms-float64"),
+        pytest.param(lambda: launch_sample_images(), id="sample_images"),
+        pytest.param(
+            lambda: launch_sample_images(torch.bfloat16, "channels_last", flip=False),
+            id="sample_images-bfloat16-channels_last",
+        ),
         pytest.param(lambda: launch_perturb("none"), id="perturb"),
         pytest.param(
             lambda: launch_perturb("linf", torch.bfloat16, "channels_last"),
@@ -147,6 +179,16 @@ def test_formulas_compile(launches, objective, formulation):
     norm = NORMS[(OBJECTIVES.index(objective) + FORMULATIONS.index(formulation)) % len(NORMS)]
     launch_attack_step(objective, formulation, norm)
     compile_launch(launches, 90)
+    launch_logit_terms(objective, formulation)
+    compile_launch(launches, 90)
+
+
+def test_pixels_are_divided_as_torch_divides_them(launches):
+    """Triton's `/` is an approximation in float32."""
+    launch_sample_images()
+    compiled = compile_launch(launches, 90)
+    assert "div.rn.f32" in compiled.asm["ptx"]
+    assert "div.full.f32" not in compiled.asm["ptx"]
 
 
 def wide_loads(compiled):
@@ -170,4 +212,4 @@ def test_misaligned_images_are_not(launches):
 def test_sources_are_compiled_not_interpreted():
     assert isinstance(attack.attack_step_kernel, triton.JITFunction)
     assert not launch.INTERPRETED
-    assert isinstance(attack.logit_block, tl.constexpr)
+    assert isinstance(logits.logit_block, tl.constexpr)

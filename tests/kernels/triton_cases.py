@@ -14,6 +14,8 @@ from datgan_fast.kernels.attack import Operand, address
 
 from kernel_cases import *  # noqa: F403
 from kernel_cases import Target
+from logit_cases import *  # noqa: F403
+from sample_cases import *  # noqa: F403
 
 
 @pytest.fixture
