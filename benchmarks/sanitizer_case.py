@@ -9,7 +9,7 @@ import torch
 
 import datgan_fast as dat
 from datgan_fast.method.arguments import Attack, AttackInputs
-from datgan_fast.method.ops import attack_step_into
+from datgan_fast.method.ops import attack_step_into, logit_terms_into, sample_images
 from datgan_fast.method.reference import FORMULATIONS, NORMS
 
 F64, F32, F16, BF16 = torch.float64, torch.float32, torch.float16, torch.bfloat16
@@ -51,7 +51,29 @@ def attack(
     )
 
 
+def terms(impl, device, counts, dtype, formulation, attack):
+    """All that a step wants of its logits, two slices of one buffer."""
+    logits, weights = (torch.randn(sum(counts), device=device).to(dtype).split(counts) for _ in range(2))
+    exact = F64 if dtype == F64 else F32
+    coefficients = [torch.empty(count, dtype=exact, device=device) if attack else None for count in counts]
+    options = dict(weight=0.5, floor=1e-20, formulation=formulation, coefficients=tuple(coefficients), impl=impl)
+    logit_terms_into(logits, weights, torch.empty(4, dtype=exact, device=device), **options)
+
+
+def sample(impl, device, dtype, memory_format, flips):
+    """A batch from images of odd size, with indices that are none of an image."""
+    images = torch.randint(256, (5, 3, 37, 35), device=device).to(torch.uint8)
+    index = torch.tensor([4, 0, -1, 5, 2**40, 1], device=device)
+    mirrored = torch.arange(6, device=device) % 2 == 0 if flips else None
+    out = torch.empty(6, 3, 37, 35, dtype=dtype, device=device).to(memory_format=memory_format)
+    sample_images(images, index, mirrored, out, impl=impl)
+
+
 def run(impl, device):
+    for dtype in (F64, F32, F16, BF16):
+        for memory_format in (torch.contiguous_format, torch.channels_last):
+            for flips in (False, True):
+                sample(impl, device, dtype, memory_format, flips)
     for dtypes in DTYPES:
         for layout in ("whole", "edges", "strided"):
             for numel in SIZES:
@@ -64,6 +86,8 @@ def run(impl, device):
                 attack(impl, device, (F32, F32), "whole", 4, "none", **options)
                 logits = [torch.randn(count, device=device).to(logit_dtype) for count in counts]
                 dat.attack_loss(*logits, formulation=formulation, impl=impl)
+                for attack_too in (False, True):
+                    terms(impl, device, counts, logit_dtype, formulation, attack_too)
     for norm in NORMS:
         for layout in ("whole", "edges", "strided"):
             x, grad = (images(3, SIZES[2], F32, layout, device) for _ in range(2))

@@ -144,7 +144,7 @@ def each_sides_signs_agree(logits, objective="vanilla"):
 
 
 def gradient_of(discriminator):
-    return torch.cat([p.grad.flatten().double() for p in discriminator.parameters()])
+    return torch.cat([p.grad.flatten().double() for p in discriminator.parameters() if p.grad is not None])
 
 
 def buffers_of(discriminator):

@@ -183,20 +183,18 @@ def _way(
         for _, m, nr in edges[node]:
             if (m, nr) in ends:
                 continue
-            tensor = None if m in special else _kept(node, m, nr)
-            if tensor is None and m not in special:
-                tensor = forward.kept(m, nr)
+            tensor = None if m in special else forward.kept(node, m, nr)
             if tensor is not None:
                 ends[m, nr] = tensor
-            elif m not in special and m in forward.nodes:
-                return None
-            else:
+            elif m in special or m not in forward.nodes:
                 waiting.append(m)
+            else:
+                return None
     return (inner, ends) if root in special else None
 
 
 def _kept(node: Node, m: Node, nr: int) -> Tensor | None:
-    """The tensor at (m, nr), where an edge of the node leads, if the node keeps it, as a product keeps its factors."""
+    """The tensor at (m, nr), where an edge of the node leads; a product, for one, keeps its factors."""
     if hasattr(m, "variable"):
         return m.variable
     for name in _tensors(node.__class__):
@@ -216,11 +214,12 @@ class _Forward:
     def nodes(self) -> set[Node]:
         return _below([self._root])
 
-    def kept(self, m: Node, nr: int) -> Tensor | None:
-        if m not in self.nodes:
-            return None
-        found = (_kept(node, m, nr) for node in self.nodes if (m, nr) in node.next_functions)
-        return next((tensor for tensor in found if tensor is not None), None)
+    def kept(self, node: Node, m: Node, nr: int) -> Tensor | None:
+        """The tensor at (m, nr), where an edge of the node leads, if that or a node of the forward keeps it."""
+        if (tensor := _kept(node, m, nr)) is not None or m not in self.nodes:
+            return tensor
+        others = (_kept(other, m, nr) for other in self.nodes if (m, nr) in other.next_functions)
+        return next((tensor for tensor in others if tensor is not None), None)
 
 
 @cache

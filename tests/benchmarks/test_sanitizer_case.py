@@ -65,11 +65,20 @@ def test_losses_are_found_in_one_launch_and_in_two_and_alone(launches):
     _, noted = launches
     for kernel in ("loss_kernel<float>", "loss_kernel<double>"):
         assert any(kernel in launch["kernel"] for launch in noted)
-    passes = [launch for launch in noted if "attack" in launch]
+    for of_logits in ("float", "double"):
+        both = {launch["attack"] for launch in noted if f"terms_kernel<{of_logits}>" in launch["kernel"]}
+        assert both == {"0", "1"}, "with the attack's terms and without"
+    passes = [launch for launch in noted if "reduce" in launch]
     assert {(launch["attack"], launch["coefficient"]) for launch in passes} == {("0", "0"), ("1", "0"), ("1", "1")}
 
 
 @pytest.mark.parametrize("option", ["weight", "grad", "norms", "empty"])
 def test_everything_optional_is_there_and_is_not(launches, option):
     _, noted = launches
-    assert {launch[option] for launch in noted if launch.get("attack") == "1"} == {"0", "1"}
+    assert {launch[option] for launch in noted if "reduce" in launch and launch["attack"] == "1"} == {"0", "1"}
+
+
+@pytest.mark.parametrize("dtype", ["double", "float", "__half", "__nv_bfloat16"])
+def test_batches_are_drawn_in_every_dtype_mirrored_and_not(launches, dtype):
+    _, noted = launches
+    assert {launch["mirrored"] for launch in noted if f"sample_kernel<{dtype}>" in launch["kernel"]} == {"0", "1"}

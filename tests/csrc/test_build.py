@@ -10,7 +10,16 @@ import torch
 
 from built_extension import extension, needs_cuda_build, needs_extension, output_of
 from datgan_fast.method import native
-from datgan_fast.method.arguments import Attack, AttackInputs, Logits, LossOutputs, Perturbation, StepOutputs
+from datgan_fast.method.arguments import (
+    Attack,
+    AttackInputs,
+    Logits,
+    LogitTerms,
+    LossOutputs,
+    Perturbation,
+    StepOutputs,
+    TermOutputs,
+)
 
 
 @needs_cuda_build
@@ -107,6 +116,17 @@ def test_without_a_gpu_every_operation_says_so(monkeypatch, images):
         "attack_loss": (
             Logits(logit_pair, logit_pair),
             *("vanilla", "eq10", LossOutputs(torch.zeros(2), logit_pair)),
+        ),
+        "logit_terms": (
+            logit_pair,
+            LogitTerms(1.0, 0.0, "vanilla", "eq10"),
+            TermOutputs(logit_pair, torch.zeros(4), logit_pair),
+        ),
+        "sample_images": (
+            torch.zeros(2, 1, 2, 2, dtype=torch.uint8),
+            torch.zeros(images, dtype=torch.int64),
+            torch.zeros(images, dtype=torch.bool),
+            torch.zeros(images, 1, 2, 2),
         ),
         "perturb": (x, x, Perturbation(1.0, "l2", None, 1.0), x),
         "attack_step": (

@@ -7,12 +7,16 @@ import datgan_fast as dat
 import oracle
 from attack_inputs import each_formulation, each_norm
 from datgan_fast.method import dispatch, native
-from datgan_fast.method.arguments import Attack, AttackInputs, StepOutputs
-from datgan_fast.method.ops import attack_step_into
+from datgan_fast.method.arguments import Attack, AttackInputs, LogitTerms, StepOutputs, TermOutputs
+from datgan_fast.method.ops import attack_step_into, sample_images
 from kernel_cases import *  # noqa: F403
 from kernel_cases import Target, assert_close, check_step, logits_of, pair
 from layouts import name
+from logit_cases import *  # noqa: F403
+from logit_cases import check_terms
 from oracle import array
+from sample_cases import *  # noqa: F403
+from sample_cases import bytes_of, check, drawn
 
 pytestmark = pytest.mark.gpu
 
@@ -124,6 +128,61 @@ def test_a_launch_neither_allocates_nor_synchronises(target, norm):
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert torch.cuda.memory_stats()["allocation.all.allocated"] == before
+
+
+def test_the_operations_of_a_step_can_be_captured_and_neither_allocate_nor_synchronise(target):
+    """logit_terms and sample_images, with other logits, indices and images at the replay."""
+    m, n = 64, 48
+    logits, weights = logits_of(target, m, n), logits_of(target, m, n)
+    sums, coefficients = torch.empty(4, device="cuda"), logits_of(target, m, n)
+    images, out = bytes_of(target, 100, 3, 32, 32), torch.empty(m, 3, 32, 32, device="cuda")
+    index, mirrored = drawn(target, 100, m)
+    backend = dispatch.backend(torch.device("cuda"), target.impl)
+
+    def launch():
+        how = LogitTerms(0.5, 1e-20, "vanilla", "eq10")
+        backend.logit_terms(logits, how, TermOutputs(weights, sums, coefficients))
+        backend.sample_images(images, index, mirrored, out)
+
+    launch()
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_stats()["allocation.all.allocated"]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        launch()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.cuda.memory_stats()["allocation.all.allocated"] == before
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        launch()
+    for t in logits:
+        t.mul_(-0.75)
+    index.add_(1).remainder_(100)
+    graph.replay()
+    expected = oracle.logit_terms(*map(array, logits), 0.5, 1e-20, "vanilla", "eq10")
+    assert_close(target, sums, expected.sums, "sums")
+    for k in range(2):
+        assert_close(target, weights[k], expected.weights[k], "weights")
+        assert_close(target, coefficients[k], expected.coefficients[k], "coefficients")
+    replayed = out.clone()
+    sample_images(images, index, mirrored, out, impl="reference")
+    assert torch.equal(replayed, out)
+
+
+def test_many_logits_and_large_batches(target):
+    check_terms(target, logits_of(target, 30_000, 20_001))
+    images = bytes_of(target, 20, 3, 128, 128)
+    for layout in ("contiguous", "channels_last"):
+        check(target, images, *drawn(target, 20, 64), torch.bfloat16, layout)
+
+
+def test_an_index_that_is_none_reaches_no_other_memory(target):
+    images = bytes_of(target, 5, 3, 4, 4)
+    out = torch.full((2, 5, 3, 4, 4), torch.nan, device="cuda")
+    for index, written in zip(([-1, 5, 2**60, -(2**62), 2], [0, 4, 4, 0, 2]), out, strict=True):
+        sample_images(images, torch.tensor(index, device="cuda"), None, written, impl=target.impl)
+    assert torch.equal(out[0], out[1])
 
 
 def test_work_is_queued_on_the_current_stream(target):

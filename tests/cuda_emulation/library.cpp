@@ -61,7 +61,7 @@ int guarded(char* error, const Call& call) {
   }
 }
 
-// A line for each launch: the kernel, and of the pass over the images what decides the kernel's way.
+// A line for each launch: the kernel, and what decides the kernel's way.
 std::string launches;
 
 void note_launch(const void* kernel, const void* args) {
@@ -81,6 +81,10 @@ void note_launch(const void* kernel, const void* args) {
          << "|grad=" << any(&cuda::SideArgs::grad) << "|norms=" << any(&cuda::SideArgs::norms)
          << "|empty=" << (a.side[0].tasks == 0 || a.side[1].tasks == 0);
   }
+  if (std::strstr(name.get(), "terms_kernel"))
+    line << "|attack=" << (static_cast<const cuda::TermsArgs*>(args)->coefficient[0].data != nullptr);
+  if (std::strstr(name.get(), "sample_kernel"))
+    line << "|mirrored=" << (static_cast<const cuda::SampleArgs*>(args)->mirrored != nullptr);
   launches += line.str() + "\n";
 }
 

@@ -6,6 +6,7 @@
 #include "cuda_runtime.h"
 // The real sources, after every system header.
 #include "../../csrc/cuda/attack.cu"
+#include "../../csrc/cuda/sample.cu"
 
 using namespace dat;
 
@@ -70,6 +71,51 @@ void run(int64_t m, int64_t numel, Norm norm, DType x_dtype, DType v_dtype, int6
   if (std::fabs(losses.at(0) - loss) > 1e-5 * loss) failed = true;
 }
 
+void run_terms(int64_t m, int64_t n, DType dtype, bool attack) {
+  const Buffer real(m, dtype, 1), fake(n, dtype, 2), weight_real(m, dtype, 0), weight_fake(n, dtype, 0);
+  const Buffer sums(4, DType::float32, 9), coefficient_real(m, DType::float32, 0), coefficient_fake(n, DType::float32, 0);
+  const Logits logits = {real.vector(m), fake.vector(n),      real.vector(m),
+                         fake.vector(n), Objective::least_squares, Formulation::batch_mean};
+  cuda::logit_terms(logits, {0.5, 1e-20},
+                    {weight_real.vector(m), weight_fake.vector(n), sums.vector(4),
+                     attack ? coefficient_real.vector(m) : Tensor{}, attack ? coefficient_fake.vector(n) : Tensor{}},
+                    dat_emulation::device.index, nullptr);
+  if (dtype != DType::float32) return;
+  double loss = 0;
+  for (int64_t i = 0; i < m; ++i) loss += std::pow(real.at(i) - 1, 2) / static_cast<double>(m);
+  for (int64_t i = 0; i < n; ++i) loss += std::pow(fake.at(i), 2) / static_cast<double>(n);
+  if (std::fabs(sums.at(0) - loss) > 1e-5 * loss) failed = true;
+}
+
+void run_sample(DType dtype, int64_t w_stride, bool mirror) {
+  constexpr int64_t count = 3, batch = 5, height = 11, width = 13;
+  const std::unique_ptr<uint8_t[]> images(new uint8_t[count * height * width]);
+  for (int64_t i = 0; i < count * height * width; ++i) images[i] = static_cast<uint8_t>(i * 7);
+  const std::unique_ptr<int64_t[]> index(new int64_t[batch]{2, 0, -9, 3, int64_t{1} << 40});
+  const std::unique_ptr<bool[]> mirrored(new bool[batch]{true, false, true, true, false});
+  const int64_t h_stride = w_stride == 1 ? width : 1, image_stride = height * width;
+  const Buffer out(batch * image_stride, dtype, 9);
+  cuda::sample_images({images.get(),
+                       {count, 1, height, width},
+                       {image_stride, image_stride, width, 1},
+                       index.get(),
+                       1,
+                       mirror ? mirrored.get() : nullptr,
+                       1,
+                       {out.bytes.get(), dtype, {batch, 1, height, width}, {image_stride, 1, h_stride, w_stride}}},
+                      dat_emulation::device.index, nullptr);
+  if (dtype != DType::float32) return;
+  const int64_t drawn[batch] = {2, 0, 0, 2, 2};
+  for (int64_t b = 0; b < batch; ++b)
+    for (int64_t h = 0; h < height; ++h)
+      for (int64_t w = 0; w < width; ++w) {
+        const int64_t from = mirror && mirrored[b] ? width - 1 - w : w;
+        if (out.at(b * image_stride + h * h_stride + w * w_stride) !=
+            pixel(images[drawn[b] * image_stride + h * width + from]))
+          failed = true;
+      }
+}
+
 }  // namespace
 
 int main() {
@@ -78,6 +124,10 @@ int main() {
     run(3, 301, norm, f32, f32, 0, 1, false);
     run(2, 600, norm, f16, f16, 1, 1, false);
   }
+  run_terms(150, 3, f32, true);
+  run_terms(5, 70, f16, false);
+  for (const bool mirror : {false, true}) run_sample(f32, 1, mirror), run_sample(f32, 11, mirror);
+  run_sample(bf16, 1, true);
   run(2, 77, Norm::l2, bf16, bf16, 0, 3, false);
   run(2, 77, Norm::linf, f32, bf16, 3, 1, true);
   run(2, 77, Norm::l2, f64, f16, 3, 1, false);

@@ -133,6 +133,67 @@ def test_attack_loss_refuses_what_does_not_fit(place, impl):
             OPS.attack_loss(*logits, objective, formulation, impl)
 
 
+TERMS = ("real", "fake", "weight_real", "weight_fake", "sums", "coefficient_real", "coefficient_fake")
+
+
+def call_terms(impl, weight=1.0, floor=0.0, objective="vanilla", formulation="eq10", **changes):
+    given = dict(zip(TERMS, map(torch.zeros, (M, N, M, N, 4, M, N)), strict=True)) | changes
+    logits, written = [given[name] for name in TERMS[:2]], [given[name] for name in TERMS[2:]]
+    OPS.logit_terms(*logits, weight, floor, objective, formulation, impl, *written)
+
+
+@each_impl
+@pytest.mark.parametrize("name", TERMS)
+def test_logit_terms_refuses_what_does_not_fit(name, impl):
+    call_terms(impl)
+    size = 4 if name == "sums" else M if name.endswith("real") else N
+    for wrong, kinds in wrong_ones(torch.zeros(size), name if name in ("real", "fake") else "out"):
+        with pytest.raises(kinds):
+            call_terms(impl, **{name: wrong})
+    if name.startswith("coefficient"):
+        with pytest.raises(ValueError, match="both sides or for none"):
+            call_terms(impl, **{name: None})
+
+
+@each_impl
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [("objective", "wgan"), ("formulation", "eq9"), ("weight", float("nan")), ("floor", -1.0), ("floor", float("inf"))],
+)
+def test_logit_terms_refuses_other_words_and_numbers(name, wrong, impl):
+    with pytest.raises(ValueError, match=f"^{name} must be"):
+        call_terms(impl, **{name: wrong})
+
+
+@each_impl
+def test_sample_images_refuses_what_does_not_fit(impl):
+    def call(**changes):
+        given = {
+            "images": torch.zeros(M, *SHAPE, dtype=torch.uint8),
+            "index": torch.zeros(N, dtype=torch.int64),
+            "mirrored": torch.zeros(N, dtype=torch.bool),
+            "out": torch.zeros(N, *SHAPE),
+        } | changes
+        OPS.sample_images(given["images"], given["index"], given["mirrored"], impl, given["out"])
+
+    call()
+    call(mirrored=None)
+    for name, wrongs in {
+        "images": [torch.zeros(M, *SHAPE), torch.zeros(M, 5, 5, dtype=torch.uint8), torch.zeros(0, *SHAPE).byte()],
+        "index": [torch.zeros(N, dtype=torch.int32), torch.zeros(N + 1).long(), torch.zeros(N, 1).long()],
+        "mirrored": [torch.zeros(N).byte(), torch.zeros(N - 1).bool(), torch.zeros(N, 1, 1, 1).bool()],
+        "out": [
+            torch.zeros(N - 1, *SHAPE),
+            torch.zeros(N, 3, 5, 4),
+            torch.zeros(N, *SHAPE).byte(),
+            torch.zeros(1, *SHAPE).expand(N, *SHAPE),
+        ],
+    }.items():
+        for wrong in [*wrongs, wrongs[0].to("meta")]:
+            with pytest.raises((TypeError, ValueError, RuntimeError)):
+                call(**{name: wrong})
+
+
 LISTS = ("x", "v", "logits", "targets", "weights", "adv", "grads", "norms")
 
 
