@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from .stream import ImageStream
+
+# (images uint8 [N, C, H, W], index int64 [B], mirrored bool [B] or None, out float [B, C, H, W])
+Write = Callable[[Tensor, Tensor, Tensor | None, Tensor], None]
+
+
+def write_batch(images: Tensor, index: Tensor, mirrored: Tensor | None, out: Tensor) -> None:
+    """out[b] = images[index[b]] / 127.5 - 1, from right to left where mirrored[b]."""
+    batch = images.index_select(0, index)
+    if mirrored is not None:
+        batch = torch.where(mirrored.view(-1, 1, 1, 1), batch.flip(-1), batch)
+    out.copy_(batch.float().div_(127.5).sub_(1))
 
 
 class ImageSampler:
@@ -17,6 +30,8 @@ class ImageSampler:
     max_device_bytes  the most bytes of images to hold on the device; None means half of the free memory
                       of a CUDA device and no limit on other devices
     flip              mirror each drawn image left to right with probability 1/2; not for points
+    layout            memory format of the batches
+    write             what makes a batch of the images, as `write_batch` does; for a kernel that does it at once
     resident          True if the images are on the device, False if they are streamed there from the host
 
         for step in range(1, steps + 1):
@@ -40,6 +55,8 @@ class ImageSampler:
         seed: int = 0,
         max_device_bytes: int | None = None,
         flip: bool = False,
+        layout: torch.memory_format = torch.contiguous_format,
+        write: Write = write_batch,
     ) -> None:
         points = images.dtype == torch.float32 and images.ndim == 2
         if not (points or (images.dtype == torch.uint8 and images.ndim == 4)) or len(images) == 0:
@@ -53,12 +70,14 @@ class ImageSampler:
                 raise ValueError(f"{name}: {value} should be at least {least}.")
         self.device = torch.device(device)
         self.batch_size, self.batches, self.flip = batch_size, batches, flip
+        self._layout, self._write = layout, write
         if max_device_bytes is None and self.device.type == "cuda":
             max_device_bytes = torch.cuda.mem_get_info(self.device)[0] // 2
         self.resident = max_device_bytes is None or images.nbytes <= max_device_bytes
         self.images = images.to(self.device if self.resident else "cpu")
         self._stream = None if self.resident else ImageStream(self.images, self.device, batches, batch_size, seed)
         self._drawn: int | None = None  # batches since prepare()
+        self._whole = torch.arange(batch_size, dtype=torch.int64, device=self.device)
 
     def prepare(self, step: int) -> None:
         """Makes the images of iteration `step` (1, 2, ...) the ones that sample() gives, from their first batch on.
@@ -77,11 +96,16 @@ class ImageSampler:
         After `batches` calls a streaming sampler begins again at the iteration's first batch. Raises RuntimeError if it has
         never been prepared.
         """
-        batch = self._draw() if self._stream is None else self._next(self._stream)
+        images, index = self._draw() if self._stream is None else (self._next(self._stream), self._whole)
+        if images.dtype != torch.uint8:
+            return images.index_select(0, index)
+        mirrored = None
         if self.flip:
-            mirrored = torch.rand(self.batch_size, 1, 1, 1, device=self.device, dtype=torch.float32) < 0.5
-            batch = torch.where(mirrored, batch.flip(-1), batch)
-        return batch.float().div_(127.5).sub_(1) if batch.dtype == torch.uint8 else batch
+            mirrored = torch.rand(self.batch_size, device=self.device, dtype=torch.float32) < 0.5
+        shape = (self.batch_size, *images.shape[1:])
+        batch = torch.empty(shape, dtype=torch.float32, device=self.device, memory_format=self._layout)
+        self._write(images, index, mirrored, batch)
+        return batch
 
     def settle(self) -> None:
         """Waits for the fetch that prepare() began, before a CUDA graph is captured: another thread's calls would break
@@ -94,9 +118,8 @@ class ImageSampler:
         if self._stream is not None:
             self._stream.close()
 
-    def _draw(self) -> Tensor:
-        index = torch.randint(len(self.images), (self.batch_size,), device=self.device)
-        return self.images.index_select(0, index)
+    def _draw(self) -> tuple[Tensor, Tensor]:
+        return self.images, torch.randint(len(self.images), (self.batch_size,), device=self.device)
 
     def _next(self, stream: ImageStream) -> Tensor:
         if self._drawn is None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .autograd_graph import Graph, next_number
-from .formulas import Bound, clip, image_norm
+from .formulas import Bound, as_float, clip, image_norm
 from .penalty import Addable, column
 from .step_arguments import check_graph, check_range, images_of, logits_of
 

@@ -21,6 +21,7 @@ from ..method import penalties
 from ..method.formulas import generator_loss
 from ..method.joined_penalties import Within
 from ..method.module_state import frozen
+from ..method.ops import sample_images
 from ..method.penalty import Addable
 from ..method.reference import Penalty
 from ..method.step import discriminator_step
@@ -80,7 +81,6 @@ class Iteration:
         self.average = copy.deepcopy(self.generator).requires_grad_(False)
         self._generator: Any = torch.compile(self.generator, dynamic=False) if c.compile else self.generator
         self._discriminator: Any = torch.compile(self.discriminator, dynamic=False) if c.compile else self.discriminator
-        self._layout = layout
         self.path, self.reason = "", ""  # of the last discriminator step, see DiscriminatorStep
 
         self.step = torch.zeros((), dtype=torch.int64, device=self.device)
@@ -91,7 +91,14 @@ class Iteration:
         self.scaler_g, self.scaler_d = (LossScaler(self.device, c.precision == "fp16") for _ in range(2))
         self.penalty = self._penalty()
         self.data = ImageSampler(
-            images, self.device, batch_size=c.batch_size, batches=c.n_dis, seed=c.seed, flip=c.flip
+            images,
+            self.device,
+            batch_size=c.batch_size,
+            batches=c.n_dis,
+            seed=c.seed,
+            flip=c.flip,
+            layout=layout,
+            write=sample_images,
         )
         update = dict.fromkeys(("loss_d", "loss_clean", "loss_adv", "penalty", "wasserstein"), 1)
         self.statistics = Statistics(
@@ -131,7 +138,7 @@ class Iteration:
         """The iteration's discriminator update number k; returns its generated images, with their graph if it will be used again."""
         c = self.config
         low, high = c.range
-        x_real = self.data.sample().contiguous(memory_format=self._layout)
+        x_real = self.data.sample()
         self.optimizer_d.zero_grad(set_to_none=True)
         with self._autocast():
             with torch.set_grad_enabled(c.reuse_fakes and k + 1 == c.n_dis):
