@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import datgan_fast as dat
 import floor
-from datgan_fast.method import batches
+from datgan_fast.method import batches, waiting
 from datgan_fast.training import optimizers
 from datgan_fast.training.baselines import BASELINES
 
@@ -66,13 +66,14 @@ def as_on_a_gpu() -> Iterator[None]:
     rmsprop = sys.modules["torch.optim.rmsprop"]
     merging, capturing = batches.merging_saves_launches, batches.capturing
     capturable, devices = optimizers._capturable, rmsprop._get_capturable_supported_devices
-    batches.merging_saves_launches = batches.capturing = lambda device: True
+    looking = waiting.looking_waits
+    batches.merging_saves_launches = batches.capturing = waiting.looking_waits = lambda device: True
     optimizers._capturable = lambda device: True
     rmsprop._get_capturable_supported_devices = lambda *_: ["cpu"]
     try:
         yield
     finally:
-        batches.merging_saves_launches, batches.capturing = merging, capturing
+        batches.merging_saves_launches, batches.capturing, waiting.looking_waits = merging, capturing, looking
         optimizers._capturable = capturable
         rmsprop._get_capturable_supported_devices = devices
 

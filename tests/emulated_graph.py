@@ -185,6 +185,7 @@ def graphs_on_the_cpu(monkeypatch):
     monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", cuda.end_pool, raising=False)
     monkeypatch.setattr(torch._C, "_cuda_releasePool", lambda index, pool: cuda.held.remove(pool), raising=False)
     monkeypatch.setattr(optimizers, "_capturable", lambda device: True)
+    monkeypatch.setattr("datgan_fast.method.waiting.looking_waits", lambda device: True)
     monkeypatch.setattr(sys.modules["torch.optim.rmsprop"], "_get_capturable_supported_devices", lambda *_: ["cpu"])
     for name in RANDOM:
         monkeypatch.setattr(torch, name, _drawing(cuda, getattr(torch, name)))
