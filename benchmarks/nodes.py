@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import datgan_fast as dat
 import floor
-from datgan_fast.method import batches
+from datgan_fast.method import batches, waiting
 from datgan_fast.training.baselines import BASELINES
 
 NODE_SECONDS = 2e-6, 3e-6
@@ -79,11 +79,12 @@ def nodes(run: Callable[[], object]) -> Counter[str]:
 def as_on_a_gpu() -> Iterator[None]:
     """The choices that the library makes by the device."""
     merging, capturing = batches.merging_saves_launches, batches.capturing
-    batches.merging_saves_launches = batches.capturing = lambda device: True
+    looking = waiting.looking_waits
+    batches.merging_saves_launches = batches.capturing = waiting.looking_waits = lambda device: True
     try:
         yield
     finally:
-        batches.merging_saves_launches, batches.capturing = merging, capturing
+        batches.merging_saves_launches, batches.capturing, waiting.looking_waits = merging, capturing, looking
 
 
 def trained(baseline: str, **options) -> dat.Trainer:

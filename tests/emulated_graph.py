@@ -183,6 +183,7 @@ def graphs_on_the_cpu(monkeypatch):
     monkeypatch.setattr(cuda_graph, "cuda", cuda)
     monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", cuda.end_pool, raising=False)
     monkeypatch.setattr(torch._C, "_cuda_releasePool", lambda index, pool: cuda.held.remove(pool), raising=False)
+    monkeypatch.setattr("datgan_fast.method.waiting.looking_waits", lambda device: True)
     for name in RANDOM:
         monkeypatch.setattr(torch, name, _drawing(cuda, getattr(torch, name)))
     return cuda

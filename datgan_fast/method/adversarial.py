@@ -12,7 +12,7 @@ from .batches import Batches, merged_or_apart
 from .formulas import Bound, clip, project
 from .independence import Forward
 from .module_state import unchanged_state
-from .ops import attack_loss, attack_step_into, perturb
+from .ops import attack_step_into, perturb
 from .reference import random_points
 from .step_arguments import StepArguments, checked, image_gradients, logits_of
 
@@ -129,13 +129,5 @@ def moved(x: Sequence[Tensor], gradients: Sequence[Tensor], attack: Attack) -> l
 
 def coefficients(logits: Pair, target: Pair, attack: Attack) -> tuple[Tensor, ...]:
     """The attack loss's gradients with respect to the logits."""
-    r, f = leaves(logits)
-    losses = attack_loss(
-        r,
-        f,
-        objective=attack.objective,
-        formulation=attack.formulation,
-        target_real_logits=target[0],
-        target_fake_logits=target[1],
-    )
-    return torch.autograd.grad(losses[0] + losses[1], (r, f))
+    _, *found = torch.ops.datgan_fast.attack_loss(*logits, *target, attack.objective, attack.formulation, "")
+    return tuple(c.to(t.dtype) for c, t in zip(found, logits, strict=True))

@@ -8,10 +8,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from .arguments import Pair
-from .formulas import OBJECTIVES
+from .arguments import Pair, loss_dtype
+from .formulas import as_float
 from .independence import HOOKED, Answer, Forward, ask, forget, forward, seen_to_mix
 from .module_state import remember
+from .ops import logit_terms_into
 from .step_arguments import StepArguments, check_graph
 
 
@@ -35,7 +36,7 @@ class Batches:
     def __init__(self, given: StepArguments, merge: bool) -> None:
         self.m = len(given.x_real)
         self._network = given.network
-        self._objective = given.attack.objective
+        self._attack = given.attack
         self.merged = merge
         if merge:
             self._answer: Answer | None = ask(given.network, given.x_real, given.x_fake)
@@ -71,20 +72,34 @@ class Batches:
             if result.why_not or result.hooks.inside:
                 raise ChangedError(result.why_not or HOOKED, lasts=result.hooks.inside)
             result.hooks.refuse = ChangedError(HOOKED, lasts=True)  # the output's come first in the backward
-        check_graph(result.graph, [images], self._objective)
+        check_graph(result.graph, [images], self._attack.objective)
         return result
 
-    def objective(self, k: int, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Batch k's part of the discriminator's objective, and its slope for each logit, in float32 or float64."""
-        row, t = OBJECTIVES[self._objective], logits.detach()
-        sides = (
-            [(row.g1, row.slope1, t[: self.m]), (row.g2, row.slope2, t[self.m :])]
-            if self.merged
-            else [((row.g1, row.slope1), (row.g2, row.slope2))[k] + (t,)]
+    def terms(self, k: int, logits: Tensor, weight: float | Tensor, floor: float = 0.0) -> tuple[Tensor, Tensor]:
+        """Of batch k: the weights with which its logits go back, weight times the slopes of the discriminator's loss and like the
+        logits; and its part of the loss and of the Wasserstein estimate, the first two of a few numbers."""
+        scales = isinstance(weight, Tensor)
+        t = (
+            as_float(logits.detach()) if scales else logits.detach()
+        )  # in float16 they would be 0 before they are scaled
+        weights = torch.empty_like(t)
+        sums = torch.empty(4, dtype=loss_dtype((t, t)), device=t.device)
+        logit_terms_into(
+            self._two(k, t),
+            self._two(k, weights),
+            sums,
+            weight=1.0 if isinstance(weight, Tensor) else weight,
+            floor=floor,
+            objective=self._attack.objective,
+            formulation=self._attack.formulation,
         )
-        losses = [g(side).mean() for g, _, side in sides]
-        slopes = [slope(side) / -len(side) for _, slope, side in sides]
-        return -sum(losses[1:], losses[0]), torch.cat(slopes) if self.merged else slopes[0]
+        return (weights * weight).to(logits.dtype) if scales else weights, sums
+
+    def _two(self, k: int, t: Tensor) -> Pair:
+        """Batch k's sides, of which one may be empty."""
+        if self.merged:
+            return t[: self.m], t[self.m :]
+        return (t, t[:0]) if k == 0 else (t[:0], t)
 
 
 def merging_saves_launches(device: torch.device) -> bool:

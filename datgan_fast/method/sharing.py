@@ -20,11 +20,6 @@ from .independence import Forward
 FLOOR = 1e-20
 
 
-def floored(weights: Tensor) -> Tensor:
-    """Weights of a batch's logits, of which none is too near to 0 to be divided by; signs stay (of 0: either)."""
-    return weights.abs().clamp(min=FLOOR / len(weights)).copysign(weights)
-
-
 def is_narrow(graph: Graph) -> bool:
     """Whether gradients go through float16 somewhere, in which a weight at the floor is 0."""
     return torch.float16 in graph.dtypes()
@@ -38,7 +33,6 @@ class Sharing:
         # With eq10, or a linear objective's constant g', the attack's coefficient is the objective's times a sign: nothing
         # that has saturated in the objective is wanted in the attack.
         self.without_floor = formulation == "eq10" or linear or not lambda_clean
-        self.floors = lambda_clean > 0
         self._constant = formulation == "batch_mean" and (linear or not lambda_clean)
         self._up_to_signs = linear or (formulation == "eq10" and lambda_clean > 0)
         self.why_not = (

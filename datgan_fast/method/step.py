@@ -7,6 +7,8 @@ clean graph is freed before the adversarial one is built. docs/method.md has the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -21,7 +23,7 @@ from .memory import keep_freed_memory
 from .module_state import one_power_iteration, weights_are_cached
 from .ops import attack_step_into
 from .reference import DiscriminatorStep, Penalty, discriminator_step_checked
-from .sharing import Sharing, common_factor, floored, is_narrow
+from .sharing import FLOOR, Sharing, common_factor, is_narrow
 from .step_arguments import (
     LossTerms,
     StepArguments,
@@ -142,7 +144,7 @@ class _Step:
         attack_is_early = bool(self.adv)
         self.x = leaves(self.batches.clean)
         self.logits: list[Tensor] = []
-        self.losses: list[Tensor] = []
+        self.sums: list[Tensor] = []
         self.weights: list[Tensor] = []
         self.v: dict[int, Tensor] = {}
         self.waiting: dict[int, Forward] = {}
@@ -171,15 +173,16 @@ class _Step:
 
     def clean_loss(self, k: int, result: Forward) -> None:
         """The objective on batch k, and the weights with which its logits go backward."""
-        loss, slope = self.batches.objective(k, result.logits)
-        # Without the clean loss only the images' gradients are wanted.
-        lambda_clean, grad_scale = self.terms.lambda_clean, self.terms.grad_scale
-        weight = (grad_scale * lambda_clean * slope if lambda_clean else torch.ones_like(slope)).to(result.logits.dtype)
-        if lambda_clean and result.why_not is None and not is_narrow(result.graph):
-            weight = floored(weight)
+        lambda_clean = self.terms.lambda_clean
+        floors = lambda_clean > 0 and result.why_not is None and not is_narrow(result.graph)
+        weights, sums = self.batches.terms(k, result.logits, self.scaled(lambda_clean or 1.0), FLOOR if floors else 0.0)
         self.logits.append(result.logits.detach())
-        self.losses.append(loss)
-        self.weights.append(weight)
+        self.sums.append(sums)
+        # Without the clean loss only the images' gradients are wanted.
+        self.weights.append(weights if lambda_clean else torch.ones_like(weights))
+
+    def scaled(self, weight: float) -> float | Tensor:
+        return self.terms.grad_scale * weight
 
     def waits(self, result: Forward) -> bool:
         """Whether the backward of this forward comes after the attack's, which needs its graph."""
@@ -257,7 +260,7 @@ class _Step:
     def single_pass(self, scores: Pair) -> None:
         """The perturbed images from the clean backward's gradients, and the norms of D's on the way."""
         batches, v = self.batches, [self.v[k] for k in range(len(self.x))]
-        self.norms = [torch.empty(len(t), dtype=self.losses[0].dtype, device=t.device) for t in self.x]
+        self.norms = [torch.empty(len(t), dtype=self.sums[0].dtype, device=t.device) for t in self.x]
         self.adv = [torch.empty_like(t) for t in self.x]
         attack_step_into(
             AttackInputs(batches.sides(self.x), batches.sides(v), scores, scores, batches.sides(self.weights)),
@@ -275,28 +278,28 @@ class _Step:
 
     def adversarial_pass(self) -> None:
         """Lines 9 and 10 for the perturbed images: their loss and its backward, batch by batch."""
-        self.loss_adv = torch.zeros_like(self.losses[0])
+        self.sums_adv: list[Tensor] = []
         for k, images in enumerate(self.adv):
             logits = logits_of(self.discriminator, images)
-            loss, slope = self.batches.objective(k, logits)
-            self.loss_adv = self.loss_adv + loss
-            weight = (self.terms.grad_scale * self.terms.lambda_adv * slope).to(logits.dtype)
-            self.gradients.add(logits, weight, self.borrowed)
+            weights, sums = self.batches.terms(k, logits, self.scaled(self.terms.lambda_adv))
+            self.sums_adv.append(sums)
+            self.gradients.add(logits, weights, self.borrowed)
             del logits
 
     def record(self) -> DiscriminatorStep:
         r, f = self.batches.sides(self.logits)
-        loss_clean = torch.stack(self.losses).sum()
-        penalty = self.penalties.value(loss_clean)
+        loss_clean, wasserstein = _added(self.sums)[:2].unbind()
+        terms, penalty = self.terms, self.penalties.value(loss_clean)
+        loss_adv = _added(self.sums_adv)[0] if self.sums_adv else torch.zeros_like(loss_clean)
         return DiscriminatorStep(
-            loss=self.terms.lambda_clean * loss_clean + self.terms.lambda_adv * self.loss_adv + penalty,
+            loss=terms.lambda_clean * loss_clean + terms.lambda_adv * loss_adv + penalty,
             loss_clean=loss_clean,
-            loss_adv=self.loss_adv,
+            loss_adv=loss_adv,
             penalty=penalty,
             real_logits=r,
             fake_logits=f,
-            wasserstein=r.mean(dtype=loss_clean.dtype) - f.mean(dtype=loss_clean.dtype),
-            input_grad_norm=torch.cat(self.norms),
+            wasserstein=wasserstein,
+            input_grad_norm=self.norms[0] if len(self.norms) == 1 else torch.cat(self.norms),
             path="separate" if self.reasons else "shared",
             reason="; ".join(self.reasons),
         )
@@ -304,3 +307,7 @@ class _Step:
     def because(self, reason: str | None) -> None:
         if reason and reason not in self.reasons:
             self.reasons.append(reason)
+
+
+def _added(tensors: Sequence[Tensor]) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else tensors[0] + tensors[1]

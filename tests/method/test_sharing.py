@@ -6,7 +6,7 @@ import torch
 
 import datgan_fast as dat
 from algorithm1 import M, N, algorithm1, batches, each_sides_signs_agree, gradient_of, relative_error
-from datgan_fast.method.sharing import common_factor, floored
+from datgan_fast.method.sharing import common_factor
 from networks import build, conv, images
 from oracle import FORMULATIONS, OBJECTIVES
 
@@ -60,17 +60,6 @@ def test_images_without_weight_are_attacked(objective):
     assert (expected.adv[0] - batches()[0]).abs().amax((1, 2, 3)).min() > 1e-3
     dat.discriminator_step(network, *batches(), **options)
     assert relative_error(gradient_of(network), expected.gradient) < 1e-5
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_the_floor_keeps_signs_and_all_that_can_be_seen(dtype):
-    weights = torch.tensor([0.25, -0.5, 1e-30, -1e-30, 0.0, -3e-4, float("nan")], dtype=dtype)
-    result = floored(weights)
-    seen = weights.abs() > 1e-18
-    assert torch.equal(result[seen], weights[seen])
-    assert (result[~seen & ~weights.isnan()].abs() > 1e-21 / len(weights)).all()
-    assert (result[2] > 0) and (result[3] < 0)
-    assert result[-1].isnan()
 
 
 @pytest.mark.parametrize("inside", [False, True], ids=["autocast", "inside the network"])
