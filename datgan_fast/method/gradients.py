@@ -100,9 +100,11 @@ def add_gradients(weights: Sequence[Tensor], gradients: Sequence[Tensor | None],
         if g is None:
             continue
         if p.grad is None:
-            p.grad = g.detach() if g.is_sparse else _own(g.detach(), p, taken)
-        elif p.grad.is_sparse or g.is_sparse:
-            p.grad = g + p.grad if p.grad.is_sparse else p.grad.add_(g)
+            p.grad = g.detach().clone() if g.is_sparse else _own(g.detach(), p, taken)
+        elif p.grad.is_sparse:
+            p.grad = p.grad + g if g.is_sparse else g + p.grad
+        elif g.is_sparse:
+            p.grad.add_(g)
         else:
             if _lies_like(g, p.grad):  # whatever the strides of dimensions with one element, which the kernel compares too
                 g = g.as_strided(p.grad.shape, p.grad.stride())

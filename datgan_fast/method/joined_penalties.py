@@ -166,7 +166,8 @@ class StepPenalties:
         for part in self._left:
             value = check_penalty(part(given.network.module, given.x_real, given.x_fake))
             if value.requires_grad:
-                self._gradients.add(value * self._terms.grad_scale)
+                scale = self._terms.grad_scale
+                self._gradients.add(value if isinstance(scale, float) and scale == 1 else value * scale)
             self._values.append(value.detach())
 
     def value(self, like: Tensor) -> Tensor:

@@ -290,9 +290,13 @@ class _Step:
         r, f = self.batches.sides(self.logits)
         loss_clean, wasserstein = _added(self.sums)[:2].unbind()
         terms, penalty = self.terms, self.penalties.value(loss_clean)
-        loss_adv = _added(self.sums_adv)[0] if self.sums_adv else torch.zeros_like(loss_clean)
+        loss = loss_clean if terms.lambda_clean == 1 else terms.lambda_clean * loss_clean
+        loss_adv = torch.zeros_like(loss_clean)
+        if self.sums_adv:
+            loss_adv = _added(self.sums_adv)[0]
+            loss = torch.add(loss, loss_adv, alpha=terms.lambda_adv)
         return DiscriminatorStep(
-            loss=terms.lambda_clean * loss_clean + terms.lambda_adv * loss_adv + penalty,
+            loss=loss if terms.penalty is None else loss + penalty,
             loss_clean=loss_clean,
             loss_adv=loss_adv,
             penalty=penalty,

@@ -5,6 +5,7 @@ import torch
 
 import datgan_fast as dat
 from algorithm1 import M, N, batches
+from datgan_fast import penalties
 from networks import build, images
 
 pytestmark = pytest.mark.usefixtures("one_thread", "merging")
@@ -92,3 +93,29 @@ def test_the_clean_graph_is_freed_before_the_adversarial_one(name):
         if fused:  # nothing is held when the first perturbed batch goes in
             assert live_at_forward[len(live_at_forward) // 2] == 0
     assert peaks[True] < 0.6 * peaks[False]
+
+
+@pytest.mark.parametrize(
+    ("penalty", "most"),
+    [
+        (penalties.gradient_penalty(), 1.0),
+        (penalties.r1(), 0.9),
+        (penalties.r1() + penalties.r2(), 0.9),
+        (penalties.adversarial_lipschitz(), 0.6),
+        (penalties.adversarial_lipschitz() + penalties.r1(), 0.9),
+    ],
+    ids=["gp", "r1", "r1 + r2", "alp", "alp + r1"],
+)
+@pytest.mark.parametrize("lambda_adv", [1.0, 0.0])
+def test_penalties_take_no_more_memory_than_in_the_reference(penalty, most, lambda_adv):
+    """However the batches go."""
+    x, peaks = (images(48, 1), images(32, 2)), {}
+    for fused in (True, False):
+        discriminator = build("conv")
+        list(discriminator.parameters())[-2].data.mul_(20)
+        for _ in range(2):
+            with SavedTensors() as saved:
+                dat.discriminator_step(discriminator, *x, eps=1.0, penalty=penalty, lambda_adv=lambda_adv, fused=fused)
+                assert saved.live == 0
+        peaks[fused] = saved.peak
+    assert peaks[True] <= (most if lambda_adv else 1.0) * peaks[False]
