@@ -9,14 +9,14 @@ alone. See docs/penalties.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, cached_property
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .autograd_graph import Graph
+from .autograd_graph import Graph, edges_below
 
 Node = Any  # torch.autograd.graph.Node
 Place = tuple[Node, int]  # one of the results of the operation that a node belongs to
@@ -53,6 +53,7 @@ ZERO = {
 NOTHING = {"ConvolutionBackwardBackward0": 1, "NativeBatchNormBackwardBackward0": 1}
 # Of these it is true as long as nothing depends on the weights' gradients that they give beside the input's.
 GIVE_WEIGHTS_TOO = {"PreluKernelBackwardBackward0", *NOTHING}
+OF_REAL_NUMBERS = {"ConvolutionBackwardBackward0", "SgnBackward0"}
 
 
 def differentiable(gradient: Tensor, images: Tensor, scores: Tensor | None = None) -> Tensor:
@@ -93,31 +94,31 @@ def _plan(gradient: Tensor, images: Tensor, scores: Tensor | None) -> _Plan | No
     if graph.unknown() is not None:
         return None
     names = dict(zip(graph.nodes, graph.names, strict=True))
-    edges = {node: _edges(node, name) for node, name in names.items()}
-    reached = _ordered(gradient.grad_fn, edges)
-    if any(_made(images, node) for node in reached) or not _asked_for_inputs_only(reached, names, edges):
+    edges = {node: _edges(name, graph.edges[node]) for node, name in names.items()}
+    reached = _ordered(graph.root, edges)
+    if any(_made(images, node) for node in reached) or not _as_in_the_tables(reached, names, edges):
         return None
-    way = _way(gradient.grad_fn, edges, _special(reached, names, edges), _Forward(scores))
-    if way is None or any(names[node] == "CopySlices" for node in way[0]):  # which is more than its own function
+    way = _way(graph.root, edges, _special(reached, names, edges), _Forward(scores))
+    if way is None or any(names[node].endswith("CopySlices") for node in way[0]):  # which is more than its own function
         return None
     inner, ends = way
-    below = _below(m for node, _ in ends for m, _ in node.next_functions)
+    below = edges_below(m for node, _ in ends for m, _ in graph.edges[node])
     if any(node in below for node, _ in ends):  # a weight that is used as it is and in another's graph
         return None
-    zeros = _below(node.next_functions[ZERO[names[node]]][0] for node in inner if names[node] in ZERO)
-    zeros -= below | {node for node, _ in ends}
-    untouched = [node.variable for node in zeros if hasattr(node, "variable")]
-    if images.grad_fn in zeros:
-        untouched.append(images)
+    zeros = edges_below(graph.edges[node][ZERO[names[node]]][0] for node in inner if names[node] in ZERO)
+    untouched = zeros.keys() - below.keys() - {node for node, _ in ends}
+    leaves = [node.variable for node in untouched if hasattr(node, "variable")]
+    if images.grad_fn in untouched:
+        leaves.append(images)
     nodes = [node for node in reached if node in inner]
     places = {place: k for k, place in enumerate(ends)}
-    return _Plan(gradient, nodes, {node: edges[node] for node in nodes}, places, list(ends.values()), untouched)
+    return _Plan(gradient, nodes, {node: edges[node] for node in nodes}, places, list(ends.values()), leaves)
 
 
-def _edges(node: Node, name: str) -> list[tuple[int, Node, int]]:
+def _edges(name: str, leading: tuple[Place, ...]) -> list[tuple[int, Node, int]]:
     """Those that may carry something."""
     zero = ZERO.get(name, NOTHING.get(name))
-    return [(k, m, nr) for k, (m, nr) in enumerate(node.next_functions) if m is not None and k != zero]
+    return [(k, m, nr) for k, (m, nr) in enumerate(leading) if m is not None and k != zero]
 
 
 def _ordered(root: Node, edges: Edges) -> list[Node]:
@@ -136,27 +137,21 @@ def _ordered(root: Node, edges: Edges) -> list[Node]:
     return order
 
 
-def _below(nodes: Iterable[Node]) -> set[Node]:
-    """The nodes and all that leads on from them."""
-    seen: set[Node] = set()
-    waiting = list(nodes)
-    while waiting:
-        node = waiting.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            waiting += [m for m, _ in node.next_functions]
-    return seen
-
-
 def _made(images: Tensor, node: Node) -> bool:
     return node is images.grad_fn if images.grad_fn is not None else getattr(node, "variable", None) is images
 
 
-def _asked_for_inputs_only(nodes: list[Node], names: dict[Node, str], edges: Edges) -> bool:
-    """Whether the gradients of weights have no part in it."""
+def _as_in_the_tables(nodes: list[Node], names: dict[Node, str], edges: Edges) -> bool:
+    """Whether what the tables say of the nodes is true of these: not of complex numbers, nor of BatchNorm in training mode."""
     if any(nr != 0 and names[m] in GIVE_WEIGHTS_TOO for node in nodes for _, m, nr in edges[node]):
         return False
-    return not any(names[node].startswith("NativeBatchNorm") and getattr(node, "_saved_train", True) for node in nodes)
+    for node in nodes:
+        name = names[node]
+        if name.startswith("NativeBatchNorm") and getattr(node, "_saved_train", True):
+            return False
+        if name in OF_REAL_NUMBERS and node._input_metadata[0].dtype.is_complex:
+            return False
+    return True
 
 
 def _special(reached: list[Node], names: dict[Node, str], edges: Edges) -> set[Node]:
@@ -186,7 +181,7 @@ def _way(
             tensor = None if m in special else forward.kept(node, m, nr)
             if tensor is not None:
                 ends[m, nr] = tensor
-            elif m in special or m not in forward.nodes:
+            elif m in special or m not in forward.edges:
                 waiting.append(m)
             else:
                 return None
@@ -211,14 +206,14 @@ class _Forward:
         self._root = None if scores is None else scores.grad_fn
 
     @cached_property
-    def nodes(self) -> set[Node]:
-        return _below([self._root])
+    def edges(self) -> dict[Node, tuple[Place, ...]]:
+        return edges_below([self._root])
 
     def kept(self, node: Node, m: Node, nr: int) -> Tensor | None:
         """The tensor at (m, nr), where an edge of the node leads, if that or a node of the forward keeps it."""
-        if (tensor := _kept(node, m, nr)) is not None or m not in self.nodes:
+        if (tensor := _kept(node, m, nr)) is not None or m not in self.edges:
             return tensor
-        others = (_kept(other, m, nr) for other in self.nodes if (m, nr) in other.next_functions)
+        others = (_kept(other, m, nr) for other, leading in self.edges.items() if (m, nr) in leading)
         return next((tensor for tensor in others if tensor is not None), None)
 
 
