@@ -5,6 +5,12 @@
 #include "tensor.h"
 
 namespace dat {
+inline namespace DAT_FORMULAS {
+
+// A byte as a number in [-1, 1]: torch's byte.float().div_(127.5).sub_(1), bit for bit.
+DAT_HD inline float pixel(uint8_t byte) { return static_cast<float>(byte) / 127.5f - 1.0f; }
+
+}  // namespace DAT_FORMULAS
 
 struct Samples {
   const uint8_t* images = nullptr;      // [number, channels, height, width]
@@ -15,9 +21,6 @@ struct Samples {
   int64_t mirrored_stride = 1;
   Tensor out;  // [batch, channels, height, width]
 };
-
-// A byte as a number in [-1, 1]: torch's byte.float().div_(127.5).sub_(1), bit for bit.
-DAT_HD inline float pixel(uint8_t byte) { return static_cast<float>(byte) / 127.5f - 1.0f; }
 
 namespace cpu {
 

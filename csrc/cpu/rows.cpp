@@ -1,6 +1,7 @@
 // Inner loops, compiled several times with different -m flags; DAT_ISA names the variant's namespace.
 #include "rows.h"
 
+#include "../sample.h"
 #include "vector.h"
 
 namespace dat::cpu::DAT_ISA {
@@ -118,10 +119,35 @@ double sum_of_squares(const T* v, int64_t n) {
   return sum;
 }
 
+// A division takes longer than all the rest. With fused multiply-adds its rounding is had from a product's remainder.
+inline float pixel_of(uint8_t byte) {
+#ifdef __FMA__
+  constexpr float kInverse = 1 / 127.5f;
+  const float value = static_cast<float>(byte), product = value * kInverse;
+  return __builtin_fmaf(__builtin_fmaf(-product, 127.5f, value), kInverse, product) - 1.0f;
+#else
+  return pixel(byte);
+#endif
+}
+
+template <class T>
+void pixels(const uint8_t* bytes, int64_t step, int64_t row_step, int64_t rows, int64_t columns, T* __restrict out) {
+  if (step == 1 && row_step == columns) columns *= rows, rows = 1;
+  for (int64_t r = 0; r < rows; ++r, bytes += row_step, out += columns) {
+    if (step == 1)
+      for (int64_t i = 0; i < columns; ++i) out[i] = pixel_of(bytes[i]);
+    else if (step == -1)
+      for (int64_t i = 0; i < columns; ++i) out[i] = pixel_of(bytes[-i]);
+    else
+      for (int64_t i = 0; i < columns; ++i) out[i] = pixel_of(bytes[i * step]);
+  }
+}
+
 }  // namespace
 
-extern const Rows<float> rows_float = {load<float>, store<float>, move<float>, scale<float>, sum_of_squares<float>};
-extern const Rows<double> rows_double = {load<double>, store<double>, move<double>, scale<double>,
-                                         sum_of_squares<double>};
+extern const Rows<float> rows_float = {load<float>,  store<float>,          move<float>,
+                                       scale<float>, sum_of_squares<float>, pixels<float>};
+extern const Rows<double> rows_double = {load<double>,  store<double>,          move<double>,
+                                         scale<double>, sum_of_squares<double>, pixels<double>};
 
 }  // namespace dat::cpu::DAT_ISA

@@ -23,6 +23,8 @@ struct Rows {
                void* out);  // all of one dtype
   void (*scale)(const T* v, int64_t n, T factor, T* out);
   double (*sum_of_squares)(const T* v, int64_t n);
+  // bytes as numbers in [-1, 1], row after row; step and row_step: from a byte to the next and from a row to the next
+  void (*pixels)(const uint8_t* bytes, int64_t step, int64_t row_step, int64_t rows, int64_t columns, T* out);
 };
 
 template <class T>

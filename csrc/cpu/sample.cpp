@@ -1,7 +1,7 @@
-// Drawing a batch on the CPU. There are 256 pixels, so that a table in the first-level cache is all the arithmetic.
+// Drawing a batch on the CPU: some rows of a channel at a time, converted where they are written or in the first-level
+// cache.
 #include "../sample.h"
 
-#include <array>
 #include <stdexcept>
 #include <string>
 
@@ -10,6 +10,8 @@
 
 namespace dat::cpu {
 namespace {
+
+constexpr int64_t kChunk = 1024;  // elements converted at a time
 
 void check_index(const Samples& samples) {
   for (int64_t b = 0; b < samples.out.shape[0]; ++b) {
@@ -24,45 +26,61 @@ struct Steps {  // from a pixel to the next: in a row, in a column, in another c
   int64_t w, h, c;
 };
 
-// S holds an element of the output, whatever its dtype.
-template <class S>
-void draw(const Samples& samples) {
-  const Tensor& out = samples.out;
-  std::array<float, 256> numbers;
-  for (int value = 0; value < 256; ++value) numbers[value] = pixel(static_cast<uint8_t>(value));
-  std::array<S, 256> table;
-  rows_for<float>().store(out.dtype, numbers.data(), 256, table.data(), 1);
+// T: what the output's dtype is written from.
+template <class T>
+class Draw {
+ public:
+  explicit Draw(const Samples& samples) : samples_(samples) {}
 
-  const int64_t channels = out.shape[1], height = out.shape[2], width = out.shape[3];
-  const Steps to{out.strides[3], out.strides[2], out.strides[1]};
-  parallel_for(out.shape[0], out.numel(), [&](int64_t begin, int64_t end) {
-    for (int64_t b = begin; b < end; ++b) {
-      Steps from{samples.strides[3], samples.strides[2], samples.strides[1]};
-      const uint8_t* image = samples.images + samples.index[b * samples.index_stride] * samples.strides[0];
-      if (samples.mirrored && samples.mirrored[b * samples.mirrored_stride]) {
-        image += (width - 1) * from.w;
-        from.w = -from.w;
-      }
-      S* target = reinterpret_cast<S*>(out.data) + b * out.strides[0];
-      for (int64_t h = 0; h < height; ++h)
-        for (int64_t c = 0; c < channels; ++c) {  // inside a row, so that a channels_last one is still in the cache
-          const uint8_t* source = image + h * from.h + c * from.c;
-          S* row = target + h * to.h + c * to.c;
-          for (int64_t w = 0; w < width; ++w) row[w * to.w] = table[source[w * from.w]];
-        }
+  void run() const {
+    parallel_for(out_.shape[0], out_.numel(), [&](int64_t begin, int64_t end) {
+      for (int64_t b = begin; b < end; ++b) image(b);
+    });
+  }
+
+ private:
+  void image(int64_t b) const {
+    Steps from{samples_.strides[3], samples_.strides[2], samples_.strides[1]};
+    const uint8_t* bytes = samples_.images + samples_.index[b * samples_.index_stride] * samples_.strides[0];
+    if (samples_.mirrored && samples_.mirrored[b * samples_.mirrored_stride]) {
+      bytes += (width_ - 1) * from.w;
+      from.w = -from.w;
     }
-  });
-}
+    char* target = out_.data + b * out_.strides[0] * size_;
+    const int64_t columns = std::min(width_, kChunk), rows = kChunk / columns;
+    for (int64_t h = 0; h < height_; h += rows)
+      for (int64_t w = 0; w < width_; w += columns)
+        for (int64_t c = 0; c < out_.shape[1]; ++c)  // inside, so that channels_last rows are still in the cache
+          part(bytes + h * from.h + w * from.w + c * from.c, from, std::min(rows, height_ - h),
+               std::min(columns, width_ - w), target + (h * to_.h + w * to_.w + c * to_.c) * size_);
+  }
+
+  // Some rows of a channel, or a part of one row.
+  void part(const uint8_t* bytes, const Steps& from, int64_t rows, int64_t columns, char* target) const {
+    const bool even = rows == 1 || to_.h == columns * to_.w;  // all elements are equally far from one another
+    if (direct_ && even) return rows_.pixels(bytes, from.w, from.h, rows, columns, reinterpret_cast<T*>(target));
+    alignas(64) T buffer[kChunk];
+    rows_.pixels(bytes, from.w, from.h, rows, columns, buffer);
+    if (even) return rows_.store(out_.dtype, buffer, rows * columns, target, to_.w);
+    for (int64_t r = 0; r < rows; ++r)
+      rows_.store(out_.dtype, buffer + r * columns, columns, target + r * to_.h * size_, to_.w);
+  }
+
+  const Samples& samples_;
+  const Tensor& out_ = samples_.out;
+  const int64_t height_ = out_.shape[2], width_ = out_.shape[3], size_ = item_size(out_.dtype);
+  const Steps to_{out_.strides[3], out_.strides[2], out_.strides[1]};
+  const bool direct_ = size_ == sizeof(T) && to_.w == 1;
+  const Rows<T>& rows_ = rows_for<T>();
+};
 
 }  // namespace
 
 void sample_images(const Samples& samples) {
   check_index(samples);
-  switch (item_size(samples.out.dtype)) {
-    case 8: return draw<uint64_t>(samples);
-    case 4: return draw<uint32_t>(samples);
-    default: return draw<uint16_t>(samples);
-  }
+  if (samples.out.numel() == 0) return;
+  if (samples.out.dtype == DType::float64) return Draw<double>(samples).run();
+  Draw<float>(samples).run();
 }
 
 }  // namespace dat::cpu

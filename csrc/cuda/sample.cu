@@ -11,7 +11,6 @@
 #include "sample.h"
 
 namespace dat::cuda {
-namespace {
 
 constexpr int kSampleDims = 3;  // an image's: channels, rows and columns, by the output's strides, fastest first
 constexpr int kSampleThreads = 256;
@@ -51,6 +50,8 @@ __global__ void __launch_bounds__(kSampleThreads) sample_kernel(const __grid_con
     }
   }
 }
+
+namespace {
 
 SampleArgs args_of(const Samples& samples) {
   const Tensor& out = samples.out;

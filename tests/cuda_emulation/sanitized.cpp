@@ -73,8 +73,9 @@ void run(int64_t m, int64_t numel, Norm norm, DType x_dtype, DType v_dtype, int6
 
 void run_terms(int64_t m, int64_t n, DType dtype, bool attack) {
   const Buffer real(m, dtype, 1), fake(n, dtype, 2), weight_real(m, dtype, 0), weight_fake(n, dtype, 0);
-  const Buffer sums(4, DType::float32, 9), coefficient_real(m, DType::float32, 0), coefficient_fake(n, DType::float32, 0);
-  const Logits logits = {real.vector(m), fake.vector(n),      real.vector(m),
+  const Buffer sums(4, DType::float32, 9), coefficient_real(m, DType::float32, 0),
+      coefficient_fake(n, DType::float32, 0);
+  const Logits logits = {real.vector(m), fake.vector(n),           real.vector(m),
                          fake.vector(n), Objective::least_squares, Formulation::batch_mean};
   cuda::logit_terms(logits, {0.5, 1e-20},
                     {weight_real.vector(m), weight_fake.vector(n), sums.vector(4),
