@@ -245,7 +245,9 @@ class _SecondPass(torch.autograd.Function):
         if torch.is_grad_enabled():  # somebody differentiates this backward
             return None, *torch.autograd.grad(plan.gradient, leaves, cotangent, create_graph=True, allow_unused=True)
         weights = _outside(lambda: _went(plan, cotangent), cotangent)
-        zeros = [leaf.new_zeros(()).expand_as(leaf) for leaf in plan.untouched]
+        zeros = [torch.empty_like(leaf) for leaf in plan.untouched]
+        if zeros:
+            torch._foreach_zero_(zeros)
         if not _keeps_graph():
             ctx.plan = None
         return None, *weights, *zeros

@@ -84,6 +84,7 @@ class Iteration:
         self.path, self.reason = "", ""  # of the last discriminator step, see DiscriminatorStep
 
         self.step = torch.zeros((), dtype=torch.int64, device=self.device)
+        self._nine = torch.full((), 9.0, dtype=torch.float32, device=self.device)
         self.lr_g, self.lr_d = (torch.tensor(lr, device=self.device, dtype=torch.float32) for lr in (c.lr_g, c.lr_d))
         self._weights_d: list[Tensor] = list(self.discriminator.parameters())
         self.optimizer_g = self._optimizer(self.generator, self.lr_g)
@@ -196,13 +197,22 @@ class Iteration:
 
     @torch.no_grad()
     def _update_average(self) -> None:
-        # The decay grows with the steps taken, so that a short run's average forgets its beginning too.
-        weight = 1 - ((1 + self.step) / (10 + self.step)).clamp(max=self.config.ema)
-        averages: list[Tensor] = list(self.average.parameters())
-        weights: list[Tensor] = list(self.generator.parameters())
-        moves = list(torch._foreach_sub(weights, averages))
-        torch._foreach_mul_(moves, weight)
-        torch._foreach_add_(averages, moves)
+        c = self.config
+        # The decay, (1 + step) / (10 + step) at most, grows with the steps taken, so that a short run's average forgets its
+        # beginning too. torch's kernel of SGD moves it: average - weight (1 average - weights).
+        weight = torch.div(self._nine, self.step + 10).clamp(min=1 - c.ema)
+        torch._fused_sgd_(
+            list(self.average.parameters()),
+            list(self.generator.parameters()),
+            [],
+            weight_decay=1.0,
+            momentum=0.0,
+            lr=weight,
+            dampening=0.0,
+            nesterov=False,
+            maximize=True,
+            is_first_step=True,
+        )
         by_dtype: dict[torch.dtype, list[tuple[Tensor, Tensor]]] = {}  # running statistics, and counters
         for pair in zip(self.average.buffers(), self.generator.buffers(), strict=True):
             by_dtype.setdefault(pair[0].dtype, []).append(pair)

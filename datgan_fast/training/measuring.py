@@ -66,11 +66,11 @@ class Statistics:
     @torch.no_grad()
     def watch(self, step: Tensor) -> None:
         """At the end of an iteration, `step` (int64 []): adds it up and notes whether all was finite, weights included."""
-        numbers, norms = self._row.tensor_split([self._count])
-        torch.stack(torch._foreach_norm(self._watched), out=norms)
-        finite = self._row.abs() < math.inf
+        torch.stack(torch._foreach_norm(self._watched), out=self._row[self._count :])
+        clean = self._row.nan_to_num(0.0, 0.0, 0.0)
+        finite = clean == self._row
         sums, counts = self.sums.unbind()
-        sums += numbers.nan_to_num(0.0, 0.0, 0.0)
+        sums += clean[: self._count]
         counts += finite[: self._count]
         if self._scales is not None:
             finite[: self._count] |= self._scales[self._scale_of] > 1
