@@ -49,6 +49,7 @@ class Objective:
         g1, g2: elementwise, differentiable: the discriminator maximises E[g1(r)] + E[g2(f)].
         slope1, slope2: g1' and g2', elementwise; default: by autograd.
         generator_loss: of the logits of generated images, 0-d; default: mean g2(f).
+        generator_side: whose term that is: "real" for -mean g1(f), "fake" for mean g2(f), None for neither.
         saturating_loss: the variant of it that `--saturating` asks for; None where there is none.
         linear: whether g1 and g2 have constant slopes, which never vanish.
         needs_logits: whether a discriminator that ends in a sigmoid or softmax is a mistake.
@@ -61,6 +62,7 @@ class Objective:
     slope1: Formula = None  # type: ignore[assignment]  # here and below __post_init__ puts the default
     slope2: Formula = None  # type: ignore[assignment]
     generator_loss: Formula = None  # type: ignore[assignment]
+    generator_side: Literal["real", "fake"] | None = None
     saturating_loss: Formula | None = None
     linear: bool = False
     needs_logits: bool = False
@@ -74,6 +76,8 @@ class Objective:
             "slope2": _slope_of(g2) if self.slope2 is None else self.slope2,
             "generator_loss": (lambda f: g2(f).mean()) if self.generator_loss is None else self.generator_loss,
         }
+        if self.generator_loss is None:
+            object.__setattr__(self, "generator_side", "fake")
         if self.saturating_loss is not None:
             formulas["saturating_loss"] = self.saturating_loss
         for field, formula in formulas.items():
@@ -112,6 +116,7 @@ OBJECTIVES: dict[str, Objective] = {
             slope1=lambda t: torch.sigmoid(-t),
             slope2=lambda t: -torch.sigmoid(t),
             generator_loss=lambda f: -F.logsigmoid(f).mean(),
+            generator_side="real",
             saturating_loss=lambda f: F.logsigmoid(-f).mean(),  # the original minimax loss
             needs_logits=True,
         ),
@@ -146,6 +151,7 @@ OBJECTIVES: dict[str, Objective] = {
             slope1=lambda t: -2 * (t - 1),
             slope2=lambda t: -2 * t,
             generator_loss=lambda f: ((f - 1) ** 2).mean(),
+            generator_side="real",
         ),
     )
 }

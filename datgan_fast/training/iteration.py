@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..data.sampler import ImageSampler
 from ..method import penalties
 from ..method.formulas import generator_loss
+from ..method.generator_terms import generator_terms
 from ..method.joined_penalties import Within
 from ..method.module_state import frozen
 from ..method.ops import sample_images
@@ -189,8 +190,14 @@ class Iteration:
         with frozen(self.discriminator):
             with self._autocast():
                 logits = self._discriminator(self._generator(self._latents()) if x_fake is None else x_fake)
-            loss = generator_loss(logits.reshape(-1), c.objective, c.saturating)
-            (loss * self.scaler_g.scale if c.precision == "fp16" else loss).backward()
+            logits = logits.reshape(-1)
+            terms = generator_terms(logits, c.objective) if c.fused and not c.saturating else None
+            if terms is None:
+                loss = generator_loss(logits, c.objective, c.saturating)
+                root, slope = loss, torch.ones_like(loss)
+            else:
+                root, (loss, slope) = logits, terms
+            root.backward(slope * self.scaler_g.scale if c.precision == "fp16" else slope)
         self.statistics.add(c.n_dis, self.scaler_g.scale, loss_g=loss)
         self._half_g.hand_over()
         self.scaler_g.step(self.optimizer_g)
