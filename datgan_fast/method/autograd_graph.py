@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from typing import Any
 
@@ -30,7 +30,8 @@ class Graph:
     def __init__(self, scores: Tensor, begun: int) -> None:
         self.root: Any = scores.grad_fn
         self._begun = begun
-        self.nodes: list[Any] = list(_nodes(self.root))
+        self.edges = edges_below([self.root])
+        self.nodes: list[Any] = list(self.edges)
         self.names = [node.name() for node in self.nodes]
 
     def leaves(self) -> list[Tensor]:
@@ -49,7 +50,7 @@ class Graph:
     def unknown(self) -> str | None:
         """A node whose backward may be no plain derivative: a Function of somebody's own, or a compiled one."""
         for node, name in zip(self.nodes, self.names, strict=True):
-            if isinstance(node, BackwardCFunction) or not _KNOWN.fullmatch(name.rpartition("::")[2]):
+            if isinstance(node, BackwardCFunction) or not _is_known(name):
                 return name.rpartition("::")[2]
         return None
 
@@ -144,11 +145,18 @@ def next_number() -> int:
         return torch.empty(0, dtype=torch.float32, device="cpu", requires_grad=True).view(0).grad_fn._sequence_nr() + 1  # type: ignore[union-attr]
 
 
-def _nodes(root: Any) -> Iterator[Any]:
-    seen, waiting = {None}, [root]
+def edges_below(nodes: Iterable[Any]) -> dict[Any, tuple[tuple[Any, int], ...]]:
+    """Of these nodes and all below them: (node, which of its results) that each was computed from."""
+    found: dict[Any, tuple[tuple[Any, int], ...]] = {}
+    waiting = list(nodes)
     while waiting:
         node = waiting.pop()
-        if node not in seen:
-            seen.add(node)
-            yield node
-            waiting += [parent for parent, _ in node.next_functions]
+        if node is not None and node not in found:
+            found[node] = node.next_functions
+            waiting += [parent for parent, _ in found[node]]
+    return found
+
+
+@cache
+def _is_known(name: str) -> bool:
+    return _KNOWN.fullmatch(name.rpartition("::")[2]) is not None

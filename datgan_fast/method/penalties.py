@@ -35,7 +35,9 @@ __all__ = [
     "total",
 ]
 
-SecondPass = Callable[[Tensor, Tensor], Tensor]  # (gradient, images) -> the gradient to be differentiated again
+SecondPass = Callable[
+    [Tensor, Tensor, Tensor], Tensor
+]  # (gradient, images, logits) -> the gradient to be differentiated again
 
 
 class _OfGradients(Addable):
@@ -45,7 +47,7 @@ class _OfGradients(Addable):
         return self._value(discriminator, x_real, x_fake, differentiable)
 
     def as_written(self, discriminator: nn.Module, x_real: Tensor, x_fake: Tensor) -> Tensor:
-        return self._value(discriminator, x_real, x_fake, lambda gradient, _: gradient)
+        return self._value(discriminator, x_real, x_fake, lambda gradient, x, logits: gradient)
 
     def _value(self, discriminator: nn.Module, x_real: Tensor, x_fake: Tensor, second_pass: SecondPass) -> Tensor:
         raise NotImplementedError
@@ -134,7 +136,7 @@ def _input_gradient(network: Network, discriminator: nn.Module, x: Tensor, secon
         logits, graph = _forward(discriminator, x, True)
     check_graph(graph, [x])
     (gradient,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
-    return second_pass(gradient, x)
+    return second_pass(gradient, x, logits)
 
 
 def _forward(discriminator: nn.Module, x: Tensor, compiled: bool) -> tuple[Tensor, Graph]:

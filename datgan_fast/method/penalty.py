@@ -1,4 +1,4 @@
-"""What a penalty is: a callable (discriminator, x_real, x_fake) -> 0-d tensor. The library's own add up by `+`, with anybody's."""
+"""What a penalty is: a callable (discriminator, x_real, x_fake) -> 0-d tensor. Our own add up by `+`, with anybody's too."""
 
 from __future__ import annotations
 

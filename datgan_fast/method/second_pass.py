@@ -9,21 +9,21 @@ alone. See docs/penalties.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, cached_property
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .autograd_graph import Graph
+from .autograd_graph import Graph, edges_below
 
 Node = Any  # torch.autograd.graph.Node
 Place = tuple[Node, int]  # one of the results of the operation that a node belongs to
 Edges = dict[Node, list[tuple[int, Node, int]]]  # of each node: number of the edge, and the place where it leads
 
 # Nodes of a gradient's graph, with the edge along which torch's formula for them (derivatives.yaml) gives zeros.
-ALWAYS_ZERO = {
+ZERO = {
     f"{operation}BackwardBackward0": 1
     for operation in (
         "LeakyRelu",
@@ -32,7 +32,7 @@ ALWAYS_ZERO = {
         "RreluWithNoise",
         "Hardshrink",
         "Softshrink",
-        "Hardsigmoid",
+        "PreluKernel",
         "MaxPool2DWithIndices",
         "MaxPool3DWithIndices",
         "AdaptiveMaxPool2D",
@@ -49,21 +49,22 @@ ALWAYS_ZERO = {
         "ReplicationPad3D",
     )
 } | {"SgnBackward0": 0, "SignBackward0": 0}  # of abs
-# The same, as long as nothing depends on the weights' gradients that these nodes give beside the input's.
-ZERO_BY_INPUT = {
-    "ConvolutionBackwardBackward0": 1,
-    "PreluKernelBackwardBackward0": 1,
-    "NativeBatchNormBackwardBackward0": 1,  # in evaluation mode
-}
+# The same with nothing at all instead of zeros.
+NOTHING = {"ConvolutionBackwardBackward0": 1, "NativeBatchNormBackwardBackward0": 1}
+# Of these it is true as long as nothing depends on the weights' gradients that they give beside the input's.
+GIVE_WEIGHTS_TOO = {"PreluKernelBackwardBackward0", *NOTHING}
+OF_REAL_NUMBERS = {"ConvolutionBackwardBackward0", "SgnBackward0"}
 
 
-def differentiable(gradient: Tensor, images: Tensor) -> Tensor:
+def differentiable(gradient: Tensor, images: Tensor, scores: Tensor | None = None) -> Tensor:
     """The same gradient, whose backward gives the weights' gradients without work on zeros where that is exact.
 
     Args:
         gradient: what `torch.autograd.grad(scores, images, weights, create_graph=True)` gave for `images`; weights' gradients may
             have been asked for in the same call.
         images: what it is the gradient with respect to.
+        scores: what it is the gradient of; needed only where the last layer's weight is itself made of others. Without it only
+            leaves get gradients then, and of a spectral norm the whole pass runs.
 
     Returns:
         A tensor of the same value, shape and dtype. A backward through it gives what torch's own gives (zeros where torch's are
@@ -72,7 +73,7 @@ def differentiable(gradient: Tensor, images: Tensor) -> Tensor:
     """
     if gradient.grad_fn is None or gradient.is_complex() or not torch.is_grad_enabled():
         return gradient
-    plan = _plan(gradient, images)
+    plan = _plan(gradient, images, scores)
     return gradient if plan is None else _SecondPass.apply(plan, *plan.weights, *plan.untouched)
 
 
@@ -84,38 +85,40 @@ class _Plan(NamedTuple):
     edges: Edges  # those that may carry something
     ends: dict[Place, int]  # where the way ends: at leaves, or at what the weights' own graphs made of them
     weights: list[Tensor]  # what lies there
-    untouched: list[Tensor]  # leaves, the images among them, to which only zeros lead
+    untouched: list[Tensor]  # the images, and leaves, to which torch would bring zeros
 
 
-def _plan(gradient: Tensor, images: Tensor) -> _Plan | None:
+def _plan(gradient: Tensor, images: Tensor, scores: Tensor | None) -> _Plan | None:
     """None where torch's whole pass has to be gone."""
     graph = Graph(gradient, 0)
     if graph.unknown() is not None:
         return None
     names = dict(zip(graph.nodes, graph.names, strict=True))
-    edges = {node: _edges(node, name) for node, name in names.items()}
-    reached = _ordered(gradient.grad_fn, edges)
-    if any(_made(images, node) for node in reached) or not _asked_for_inputs_only(reached, names, edges):
+    edges = {node: _edges(name, graph.edges[node]) for node, name in names.items()}
+    reached = _ordered(graph.root, edges)
+    if any(_made(images, node) for node in reached) or not _as_in_the_tables(reached, names, edges):
         return None
-    inner, ends = _way(gradient.grad_fn, edges, _special(reached, names, edges))
-    if not inner or any(names[node] == "CopySlices" for node in inner):  # which is more than its own function
+    way = _way(graph.root, edges, _special(reached, names, edges), _Forward(scores))
+    if way is None:
         return None
-    below = _below(m for node, _ in ends for m, _ in node.next_functions)
+    inner, ends = way
+    below = edges_below(m for node, _ in ends for m, _ in graph.edges[node])
     if any(node in below for node, _ in ends):  # a weight that is used as it is and in another's graph
         return None
-    below |= {node for node, _ in ends}
-    untouched = [node.variable for node in graph.nodes if node not in below and hasattr(node, "variable")]
-    if images.grad_fn in names:
-        untouched.append(images)
+    zeros = edges_below(graph.edges[node][ZERO[names[node]]][0] for node in inner if names[node] in ZERO)
+    untouched = zeros.keys() - below.keys() - {node for node, _ in ends}
+    leaves = [node.variable for node in untouched if hasattr(node, "variable")]
+    if images.grad_fn in untouched:
+        leaves.append(images)
     nodes = [node for node in reached if node in inner]
     places = {place: k for k, place in enumerate(ends)}
-    return _Plan(gradient, nodes, {node: edges[node] for node in nodes}, places, list(ends.values()), untouched)
+    return _Plan(gradient, nodes, {node: edges[node] for node in nodes}, places, list(ends.values()), leaves)
 
 
-def _edges(node: Node, name: str) -> list[tuple[int, Node, int]]:
+def _edges(name: str, leading: tuple[Place, ...]) -> list[tuple[int, Node, int]]:
     """Those that may carry something."""
-    zero = ALWAYS_ZERO.get(name, ZERO_BY_INPUT.get(name))
-    return [(k, m, nr) for k, (m, nr) in enumerate(node.next_functions) if m is not None and k != zero]
+    zero = ZERO.get(name, NOTHING.get(name))
+    return [(k, m, nr) for k, (m, nr) in enumerate(leading) if m is not None and k != zero]
 
 
 def _ordered(root: Node, edges: Edges) -> list[Node]:
@@ -134,43 +137,39 @@ def _ordered(root: Node, edges: Edges) -> list[Node]:
     return order
 
 
-def _below(nodes: Iterable[Node]) -> set[Node]:
-    """The nodes and all that leads on from them."""
-    seen: set[Node] = set()
-    waiting = list(nodes)
-    while waiting:
-        node = waiting.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            waiting += [m for m, _ in node.next_functions]
-    return seen
-
-
 def _made(images: Tensor, node: Node) -> bool:
     return node is images.grad_fn if images.grad_fn is not None else getattr(node, "variable", None) is images
 
 
-def _asked_for_inputs_only(nodes: list[Node], names: dict[Node, str], edges: Edges) -> bool:
-    """What ZERO_BY_INPUT wants."""
-    if any(nr != 0 and names[m] in ZERO_BY_INPUT for node in nodes for _, m, nr in edges[node]):
+def _as_in_the_tables(nodes: list[Node], names: dict[Node, str], edges: Edges) -> bool:
+    """Whether what the tables say of the nodes is true of these: not of complex numbers, nor of BatchNorm in training mode."""
+    if any(nr != 0 and names[m] in GIVE_WEIGHTS_TOO for node in nodes for _, m, nr in edges[node]):
         return False
-    return not any(names[node].startswith("NativeBatchNorm") and getattr(node, "_saved_train", True) for node in nodes)
+    for node in nodes:
+        name = names[node]
+        if name.startswith("NativeBatchNorm") and getattr(node, "_saved_train", True):
+            return False
+        if name in OF_REAL_NUMBERS and node._input_metadata[0].dtype.is_complex:
+            return False
+    return True
 
 
 def _special(reached: list[Node], names: dict[Node, str], edges: Edges) -> set[Node]:
     """Those with an edge of zeros, and what leads to them; the rest is torch's, such as the graphs of weights."""
     special: set[Node] = set()
     for node in reached:
-        if names[node] in ALWAYS_ZERO or names[node] in ZERO_BY_INPUT or any(m in special for _, m, _ in edges[node]):
+        if names[node] in ZERO or names[node] in NOTHING or any(m in special for _, m, _ in edges[node]):
             special.add(node)
     return special
 
 
-def _way(root: Node, edges: Edges, special: set[Node]) -> tuple[set[Node], dict[Place, Tensor]]:
-    """The nodes to go through, and the tensors where the way ends: those that the nodes keep, as a product keeps its factors."""
+def _way(
+    root: Node, edges: Edges, special: set[Node], forward: _Forward
+) -> tuple[set[Node], dict[Place, Tensor]] | None:
+    """The nodes to go through, and the tensors where the way ends; None where there is no such way."""
     inner: set[Node] = set()
     ends: dict[Place, Tensor] = {}
-    waiting = [root] if root in special else []
+    waiting = [root]
     while waiting:
         node = waiting.pop()
         if node in inner:
@@ -179,16 +178,18 @@ def _way(root: Node, edges: Edges, special: set[Node]) -> tuple[set[Node], dict[
         for _, m, nr in edges[node]:
             if (m, nr) in ends:
                 continue
-            tensor = None if m in special else _kept(node, m, nr)
-            if tensor is None:
+            tensor = None if m in special else forward.kept(node, m, nr)
+            if tensor is not None:
+                ends[m, nr] = tensor
+            elif m in special or m not in forward.edges:
                 waiting.append(m)
             else:
-                ends[m, nr] = tensor
-    return inner, ends
+                return None
+    return (inner, ends) if root in special else None
 
 
 def _kept(node: Node, m: Node, nr: int) -> Tensor | None:
-    """The tensor at (m, nr), which an edge of the node leads to."""
+    """The tensor at (m, nr), where an edge of the node leads; a product, for one, keeps its factors."""
     if hasattr(m, "variable"):
         return m.variable
     for name in _tensors(node.__class__):
@@ -196,6 +197,24 @@ def _kept(node: Node, m: Node, nr: int) -> Tensor | None:
         if isinstance(tensor, Tensor) and tensor.grad_fn is m and tensor.output_nr == nr:
             return tensor
     return None
+
+
+class _Forward:
+    """The graph of the scores, which keeps what the gradient's does not: the last layer's weight, if constants multiplied it."""
+
+    def __init__(self, scores: Tensor | None) -> None:
+        self._root = None if scores is None else scores.grad_fn
+
+    @cached_property
+    def edges(self) -> dict[Node, tuple[Place, ...]]:
+        return edges_below([self._root])
+
+    def kept(self, node: Node, m: Node, nr: int) -> Tensor | None:
+        """The tensor at (m, nr), where an edge of the node leads, if that or a node of the forward keeps it."""
+        if (tensor := _kept(node, m, nr)) is not None or m not in self.edges:
+            return tensor
+        others = (_kept(other, m, nr) for other, leading in self.edges.items() if (m, nr) in leading)
+        return next((tensor for tensor in others if tensor is not None), None)
 
 
 @cache

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from datgan_fast.method.penalties import adversarial_lipschitz, gradient_penalty, r1, total
-from networks import build, images
+from datgan_fast.method.penalties import adversarial_lipschitz, gradient_penalty, r1, r2, total
+from datgan_fast.method.penalty import as_written
+from networks import DISCRIMINATORS, build, images
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ALL = {
@@ -15,6 +16,7 @@ ALL = {
     "lp": gradient_penalty(one_sided=True),
     "alp": adversarial_lipschitz(),
     "r1": r1(),
+    "r2": r2(),
 }
 each_penalty = pytest.mark.parametrize("penalty", ALL.values(), ids=ALL)
 
@@ -61,6 +63,7 @@ def test_linear_discriminators(weights, norm):
         (gradient_penalty(10), 10 * (norm - 1) ** 2, 20 * (norm - 1)),
         (gradient_penalty(7, one_sided=True), 7 * above**2, 14 * above),
         (r1(4), 2 * norm**2, 4 * norm),
+        (r2(4), 2 * norm**2, 4 * norm),
     ):
         discriminator = linear(*weights)
         result = penalty(discriminator, x, y)
@@ -71,12 +74,13 @@ def test_linear_discriminators(weights, norm):
         assert discriminator.bias.grad is None or not discriminator.bias.grad.any()
 
 
-def test_r1_looks_at_real_images_only():
+@pytest.mark.parametrize(("penalty", "side"), [(r1(6.0), 0), (r2(6.0), 1)])
+def test_zero_centred_penalties_look_at_one_side_only(penalty, side):
     discriminator = Quadratic(2.0)
-    x = random_points(4, 0)
-    result = r1(6.0)(discriminator, x, random_points(3, 1))
+    x = random_points(4, 0), random_points(3, 1)
+    result = penalty(discriminator, *x)
     result.backward()
-    squares = x.square().sum(1).mean()
+    squares = x[side].square().sum(1).mean()
     torch.testing.assert_close(result.detach(), 3.0 * 4.0 * squares)
     torch.testing.assert_close(discriminator.c.grad, 3.0 * 4.0 * squares)
 
@@ -255,6 +259,14 @@ def test_precision_follows_the_discriminator(penalty):
         assert penalty(build("conv", dtype), images(3, 1, dtype), images(3, 2, dtype)).dtype == dtype
 
 
+# sums
+
+
+def of_the_bias(discriminator, x_real, x_fake):
+    """A user's own penalty."""
+    return discriminator.bias.square().sum()
+
+
 def test_total():
     x, y = random_points(4, 0, features=2), random_points(3, 1, features=2)
     discriminator = linear(3.0, 4.0)
@@ -263,3 +275,60 @@ def test_total():
     assert total() is None
     with pytest.raises(ValueError, match="one logit per image"):
         total(r1())(nn.Linear(2, 3).double(), x, y)
+
+
+@pytest.mark.parametrize(
+    ("penalty", "value"),
+    [
+        (r1(2) + r2(4), 25 + 50),
+        (r1(2) + of_the_bias, 25.25),
+        (of_the_bias + r2(2), 25.25),
+        (of_the_bias + (r1(2) + r2(2)) + gradient_penalty(10), 210.25),
+        (sum([r1(2), r2(2), of_the_bias]), 50.25),
+        (total(of_the_bias, of_the_bias), 0.5),
+        (total(total(r1(2)), r1(2) + of_the_bias), 50.25),
+    ],
+)
+def test_sums(penalty, value):
+    """The norm is 5 and the bias 0.5, whatever the images are."""
+    discriminator = linear(3.0, 4.0, bias=0.5)
+    result = penalty(discriminator, random_points(4, 0, features=2), random_points(3, 1, features=2))
+    assert math.isclose(result.item(), value, rel_tol=1e-12)
+    result.backward()
+    assert discriminator.weight.grad is None or discriminator.weight.grad.any() == (value > 1)
+    assert all(not hasattr(part, "parts") for part in penalty.parts)
+
+
+def test_sums_are_values():
+    assert r1(2) + r2(2) == total(r1(2), r2(2)) != r2(2) + r1(2)
+    assert repr(r2(0.5)) == "ZeroCentred(gamma=0.5, side='fake')"
+    assert sum([r1()]) == r1()
+
+
+def test_what_is_no_penalty_is_not_added():
+    for wrong in (lambda: r1() + 3, lambda: 3 + r1(), lambda: total(r1(), None), lambda: total(0.1)):
+        with pytest.raises(TypeError):
+            wrong()
+
+
+# as the field writes them
+
+
+@pytest.mark.parametrize("name", DISCRIMINATORS)
+@pytest.mark.parametrize(
+    "penalty", [*ALL.values(), total(*ALL.values(), lambda *_: torch.zeros(()))], ids=[*ALL, "sum"]
+)
+def test_as_written_is_the_same_with_the_same_draws(name, penalty):
+    results = []
+    for function in (penalty, as_written(penalty)):
+        discriminator = build(name, torch.float64)
+        torch.manual_seed(3)
+        value = function(discriminator, images(5, 1, torch.float64), images(3, 2, torch.float64))
+        value.backward()
+        results.append([value, torch.rand(1), *(p.grad for p in discriminator.parameters())])
+    for actual, expected in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-11, atol=1e-13)
+
+
+def test_a_users_own_penalty_is_as_it_was_written():
+    assert as_written(of_the_bias) is of_the_bias
