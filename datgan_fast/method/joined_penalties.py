@@ -8,8 +8,9 @@ added to their weights before the one backward. All others run by themselves, wh
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -68,110 +69,142 @@ class StepPenalties:
 
     def __init__(self, given: StepArguments, terms: LossTerms, batches: Batches, gradients: GradientSum) -> None:
         self._given, self._terms, self._batches, self._gradients = given, terms, batches, gradients
+        self._discriminator = given.network.module
         self._left = parts_of(terms.penalty, given.x_real.device.type)
         self._values: list[Tensor] = []
-        self._open = bool(terms.lambda_clean)  # what has no clean backward cannot join it
+        self._alone = True  # each image, in all clean forwards that were seen
+        self.retain_graph = False  # of what is done from now on
 
     def may_join(self, forward: Forward) -> bool:
-        """Whether each image's v / weight is the gradient of its own score, and this forward as good as one of the penalty's."""
-        alone = forward.why_not is None and not forward.hooks.hung
-        return self._open and bool(self._left) and alone and not is_narrow(forward.graph)
+        """Whether v / weight of each image is its own score's gradient, and the forward as good as one of the penalty's own."""
+        has_backward = bool(self._left) and self._terms.lambda_clean > 0
+        return has_backward and _stays_alone(forward) and not is_narrow(forward.graph)
+
+    def _take(self, wanted: Callable[[Penalty], bool]) -> list[Any]:
+        """Those are left no more."""
+        found: list[Any] = []
+        left: list[Penalty] = []
+        for p in self._left:
+            (found if wanted(p) else left).append(p)
+        self._left = left
+        return found
 
     # Zero-centred penalties
 
-    def of_gradients(self, k: int, forward: Forward) -> list[tuple[ZeroCentred, slice]]:
-        """Those that go with clean batch k, and which of its images each is about. They are left no more."""
+    def clean_backward(self, k: int, forward: Forward, images: Tensor, weights: Tensor) -> Tensor | None:
+        """`GradientSum.to_images` for clean batch k, and on through the gradient to the parameters for the penalties on it; None
+        where there are none."""
+        self._alone &= _stays_alone(forward)
+        places = self._batches.places(k)
         if not self.may_join(forward) or forward.graph.is_compiled() or not self._gradients.serves(forward.graph):
-            return []
-        where = self._batches.places(k)
-        joining = [p for p in self._left if isinstance(p, ZeroCentred) and SIDES.index(p.side) in where]
-        self._left = [p for p in self._left if p not in joining]
-        return [(p, where[SIDES.index(p.side)]) for p in joining]
-
-    def clean_backward(
-        self, joining: list[tuple[ZeroCentred, slice]], logits: Tensor, images: Tensor, weights: Tensor, retain: bool
-    ) -> Tensor:
-        """`GradientSum.to_images`, and on through the gradient to the parameters, for the penalties on it."""
+            return None
+        joining = self._take(lambda p: isinstance(p, ZeroCentred) and SIDES.index(p.side) in places)
+        if not joining:
+            return None
         factors = column(as_float(weights), images)
 
         def cotangent(v: Tensor) -> Tensor:
             gradient = (as_float(v) / factors).requires_grad_()
-            values = [p.value(gradient[part]) for p, part in joining]
+            values = [p.value(gradient[places[SIDES.index(p.side)]]) for p in joining]
             self._values += [value.detach() for value in values]
             (slope,) = torch.autograd.grad(values, gradient, [torch.ones_like(value) for value in values])
             return (slope * self._terms.grad_scale / factors).to(v.dtype)
 
-        return self._gradients.to_images_and_again(logits, images, weights, cotangent, retain)
+        return self._gradients.to_images_and_again(forward.logits, images, weights, cotangent, self.retain_graph)
 
     # The adversarial Lipschitz penalty
 
     def compares_scores(self) -> bool:
-        """Whether a penalty compares the clean scores with its own. Only if whatever draws random numbers before it has drawn
-        them, and both batches may be one, as they are in the penalty."""
-        return (
-            bool(self._lipschitz()) and ask(self._given.network, self._given.x_real, self._given.x_fake).why_not is None
-        )
+        """Whether a penalty compares the clean scores with its own. It may if all that draws random numbers before it has drawn
+        them, and if both batches may be one, as they are in the penalty."""
+        first = next((p for p in self._left if not isinstance(p, ZeroCentred)), None)
+        return isinstance(first, AdversarialLipschitz) and self._go_as_one()
 
-    def _lipschitz(self) -> list[AdversarialLipschitz]:
-        found = []
-        for part in self._left:
-            if isinstance(part, AdversarialLipschitz):
-                found.append(part)
-            elif not isinstance(part, ZeroCentred):
-                break
-        return found
+    def _go_as_one(self) -> bool:
+        return ask(self._given.network, self._given.x_real, self._given.x_fake).why_not is None
 
     def add_to_weights(self, x: list[Tensor], logits: list[Tensor], weights: list[Tensor]) -> None:
         """Adds the penalties' gradients with respect to the clean scores to the scores' weights, which become new entries of the
         list; what goes back from the penalties' own scores goes back here."""
-        images, scores = (torch.cat([t.detach() for t in ts]) if len(ts) > 1 else ts[0].detach() for ts in (x, logits))
-        found = self._lipschitz()
-        self._left = [p for p in self._left if p not in found]
-        slopes = torch.stack([self._compare(p, images, as_float(scores)) for p in found]).sum(0)
-        for k, slope in enumerate(slopes.split([len(t) for t in logits])):
+        images, scores = (ts[0].detach() if len(ts) == 1 else torch.cat([t.detach() for t in ts]) for ts in (x, logits))
+        slopes = [self._compare(p, images, as_float(scores)) for p in self._take(self._draws_next())]
+        slope = slopes[0] if len(slopes) == 1 else torch.stack(slopes).sum(0)
+        for k, part in enumerate(slope.split([len(t) for t in logits])):
             w = as_float(weights[k])
-            weight = w + slope * self._terms.grad_scale
+            weight = w + part * self._terms.grad_scale
             # Where the two cancel the direction would be lost.
             least = w.abs() * torch.finfo(w.dtype).eps
             weights[k] = weight.abs().maximum(least).copysign(weight).to(logits[k].dtype)
 
+    def _draws_next(self) -> Callable[[Penalty], bool]:
+        """Asked of each in turn: whether it compares scores, and nothing else has had to draw before it."""
+        waits = False
+
+        def wanted(p: Penalty) -> bool:
+            nonlocal waits
+            waits |= not isinstance(p, AdversarialLipschitz | ZeroCentred)
+            return isinstance(p, AdversarialLipschitz) and not waits
+
+        return wanted
+
     def _compare(self, penalty: AdversarialLipschitz, x: Tensor, scores: Tensor) -> Tensor:
         """d penalty / d D(X); goes back from D(X')."""
-        given, discriminator = self._given, self._given.network.module
-        low, high = penalty.clip_min, penalty.clip_max
-        check_range("penalties.adversarial_lipschitz", discriminator, given.x_real, given.x_fake, low, high)
-        x_adv = penalty.neighbours(discriminator, x, scores)
-        own = logits_of(discriminator, x_adv.clone())
+        given, low, high = self._given, penalty.clip_min, penalty.clip_max
+        check_range("penalties.adversarial_lipschitz", self._discriminator, given.x_real, given.x_fake, low, high)
+        x_adv = penalty.neighbours(self._discriminator, x, scores)
+        own = logits_of(self._discriminator, x_adv.clone())
         leaves = scores.detach().requires_grad_(), as_float(own.detach()).requires_grad_()
         value = penalty.value(*leaves, penalty.distance(x, x_adv))
         slope, own_slope = torch.autograd.grad(value, leaves)
         self._values.append(value.detach())
-        seed = (own_slope * self._terms.grad_scale).to(own.dtype)
-        if waiting.looking_waits(x.device) or given.network.compiled:
-            self._gradients.add(own, seed)
-            return slope
-        active = own_slope.nonzero().squeeze(1)
-        if 3 * len(active) >= 2 * len(x):
-            self._gradients.add(own, seed)
-        elif len(active):  # one more forward of few costs less than a backward of all
-            del own
-            some = x_adv.index_select(0, active)
-            self._gradients.add(logits_of(discriminator, some), seed[active])
+        self._go_back(x_adv, own, own_slope)
         return slope
 
-    # All others
+    def _go_back(self, x: Tensor, scores: Tensor, slope: Tensor) -> None:
+        """From D(x) of independent images, from those alone that the penalty punishes where looking for them costs nothing."""
+        seed = (slope * self._terms.grad_scale).to(scores.dtype)
+        if waiting.looking_waits(x.device) or self._given.network.compiled:
+            return self._gradients.add(scores, seed, self.retain_graph)
+        active = slope.nonzero().squeeze(1)
+        if 3 * len(active) >= 2 * len(x):
+            self._gradients.add(scores, seed, self.retain_graph)
+        elif len(active):  # one more forward of few costs less than a backward of all
+            del scores
+            some = logits_of(self._discriminator, x.index_select(0, active))
+            self._gradients.add(some, seed[active], self.retain_graph)
+
+    # What has not joined
 
     def run_apart(self) -> None:
-        given = self._given
         for part in self._left:
-            value = check_penalty(part(given.network.module, given.x_real, given.x_fake))
-            if value.requires_grad:
-                scale = self._terms.grad_scale
-                self._gradients.add(value if isinstance(scale, float) and scale == 1 else value * scale)
-            self._values.append(value.detach())
+            penalty, context = (part.penalty, part.context) if isinstance(part, Within) else (part, nullcontext)
+            with context():
+                if isinstance(penalty, AdversarialLipschitz) and self._alone and self._go_as_one():
+                    self._compare_alone(penalty)
+                else:
+                    self._run(penalty)
+
+    def _run(self, penalty: Penalty) -> None:
+        given, scale = self._given, self._terms.grad_scale
+        value = check_penalty(penalty(self._discriminator, given.x_real, given.x_fake))
+        if value.requires_grad:
+            unscaled = isinstance(scale, float) and scale == 1
+            self._gradients.add(value if unscaled else value * scale, retain_graph=self.retain_graph)
+        self._values.append(value.detach())
+
+    def _compare_alone(self, penalty: AdversarialLipschitz) -> None:
+        """In another precision than the clean pass, or after another penalty's random numbers; D(X) is computed once."""
+        x = torch.cat([self._given.x_real, self._given.x_fake])
+        scores = logits_of(self._discriminator, x.clone())
+        self._go_back(x, scores, self._compare(penalty, x, as_float(scores.detach())))
 
     def value(self, like: Tensor) -> Tensor:
         """Of all together, 0-d."""
         if len(self._values) > 1:
             return torch.stack([t.to(like.dtype) for t in self._values]).sum()
         return self._values[0] if self._values else torch.zeros_like(like)
+
+
+def _stays_alone(forward: Forward) -> bool:
+    """Whether its images are independent, and no hook of the network's looks at their gradients on the way."""
+    return forward.why_not is None and not forward.hooks.hung

@@ -167,6 +167,7 @@ class _Step:
                     self.clean_backward(k, result)
             del result  # before the next one is built
         if len(self.held) == len(self.x):
+            self.penalties.retain_graph = self.borrowed
             self.penalties.add_to_weights(self.x, self.logits, self.weights)
         for k in sorted(self.held):
             self.clean_backward(k, self.held.pop(k))
@@ -198,9 +199,10 @@ class _Step:
     def clean_backward(self, k: int, result: Forward) -> None:
         """Of the weighted logits, to the images and to the parameters' .grad."""
         logits, images, weights = result.logits, self.x[k], self.weights[k]
-        joining = self.penalties.of_gradients(k, result)
-        if joining:
-            self.v[k] = self.penalties.clean_backward(joining, logits, images, weights, self.borrowed)
+        self.penalties.retain_graph = self.borrowed
+        v = self.penalties.clean_backward(k, result, images, weights)
+        if v is not None:
+            self.v[k] = v
         elif self.terms.lambda_clean:
             self.v[k] = self.gradients.to_images(logits, images, weights, self.borrowed)
         else:

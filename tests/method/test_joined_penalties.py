@@ -4,6 +4,7 @@ import contextlib
 
 import pytest
 import torch
+from torch.nn.utils import parametrize
 
 import datgan_fast as dat
 from algorithm1 import M, N, algorithm1, batches, gradient_of, relative_error
@@ -69,6 +70,10 @@ CASES = {
     # whoever draws first has drawn first
     "gp + alp": (penalties.gradient_penalty() + penalties.adversarial_lipschitz(), [two_sided, lipschitz]),
     "alp + gp": (penalties.adversarial_lipschitz() + penalties.gradient_penalty(), [lipschitz, two_sided]),
+    "alp + gp + alp": (
+        penalties.total(*[penalties.adversarial_lipschitz(), penalties.gradient_penalty()] * 2),
+        [lipschitz, two_sided, lipschitz, two_sided],
+    ),
     "one's own": (drawn, [lambda d, r, f, dtype: drawn(d, r, f)]),
     "one's own + alp + r2": (
         penalties.total(drawn, penalties.adversarial_lipschitz(), penalties.r2()),
@@ -214,6 +219,29 @@ def test_the_same_random_numbers_as_the_reference(case):
     torch.testing.assert_close(found[0][1:], found[1][1:])
 
 
+class Exponential(torch.nn.Module):
+    def forward(self, weight):
+        return weight.exp() - 1
+
+
+@pytest.mark.parametrize("case", ["r1 + r2", "alp + gp + alp", "one's own + alp + r2"])
+def test_cached_weights(case):
+    """All forwards of the step share the graph of their weights, which each backward but the last has to leave."""
+    found = []
+    for fused in (True, False):
+        network = steep("conv", torch.float64)
+        for layer in (network[0], network[2]):
+            parametrize.register_parametrization(layer, "weight", Exponential())
+        torch.manual_seed(SEED)
+        with parametrize.cached():
+            record = dat.discriminator_step(
+                network, *batches(torch.float64), eps=0.5, penalty=CASES[case][0], fused=fused
+            )
+        found.append((gradient_of(network), record.penalty))
+    assert relative_error(found[0][0], found[1][0]) < 1e-12
+    torch.testing.assert_close(found[0][1], found[1][1])
+
+
 @pytest.mark.parametrize("case", ["r1", "alp"])
 def test_a_network_that_draws(case):
     """Dropout's masks are drawn in another order; the penalty is a pass of its own and nothing else is wrong with it."""
@@ -302,6 +330,25 @@ def test_a_penalty_joins_in_the_steps_own_precision(half):
     dat.discriminator_step(joined, *batches(), eps=0.5, penalty=penalty)
     dat.discriminator_step(apart, *batches(), eps=0.5, penalty=penalty, fused=False)
     assert relative_error(gradient_of(joined), gradient_of(apart)) < 1e-5
+
+
+def test_a_lipschitz_penalty_in_another_precision_computes_scores_once():
+    def float32():
+        return torch.autocast("cpu", torch.bfloat16, enabled=False)
+
+    penalty = penalties.adversarial_lipschitz()
+    joined = forwards(steep("conv", torch.float32), penalty, enabled=True)
+    assert forwards(steep("conv", torch.float32), Within(penalty, float32), enabled=True) == joined + M + N
+    found = []
+    for fused in (True, False):
+        network = steep("conv", torch.float32)
+        torch.manual_seed(SEED)
+        with torch.autocast("cpu", torch.bfloat16, enabled=fused):  # the clean pass's, which adds nothing
+            options = {"eps": 0.5, "penalty": Within(penalty, float32), "fused": fused}
+            record = dat.discriminator_step(network, *batches(), lambda_clean=0.0, lambda_adv=0.0, **options)
+        found.append((gradient_of(network), record.penalty))
+    assert relative_error(found[0][0], found[1][0]) < 1e-5
+    torch.testing.assert_close(found[0][1], found[1][1])
 
 
 # What a step on a GPU may do

@@ -130,6 +130,28 @@ def shared_convolution():
     )
 
 
+def written_in_place(x):
+    y = torch.zeros_like(x)
+    y[:, :3] = x[:, 5:]
+    y[:, 4:, ::2] = 2 * x[:, :4, ::2]
+    return y
+
+
+def hooked(x):
+    """The gradient is scaled on its way back, as some users do."""
+    x = x * 1
+    if x.requires_grad:
+        x.register_hook(lambda g: 0.5 * g)
+    return x
+
+
+def hooked_by_itself(x):
+    x = x * 1
+    if x.requires_grad:
+        x.register_hook(lambda g: g * x.detach().sign() if not g.requires_grad else g * x)
+    return x
+
+
 def attended(x):
     q = x.flatten(2).transpose(1, 2)
     return torch.softmax(q @ q.transpose(1, 2) / 4, -1) @ q
@@ -190,6 +212,8 @@ PIECEWISE_LINEAR = {
         nn.Conv2d(4, 4, 3, padding=1, padding_mode="replicate"),
         out=256,
     ),
+    "filtered": lambda: net(nn.ReLU(), Call(lambda x: torch.fft.irfft2(torch.fft.rfft2(x) * 0.3)), nn.ReLU()),
+    "hooked": lambda: net(nn.ReLU(), Call(hooked), nn.Conv2d(8, 8, 1), nn.ReLU()),
     "slices, concatenation": lambda: net(nn.ReLU(), Call(slices), out=12 * 48),
     "indices": lambda: net(nn.ReLU(), Call(lambda x: x[:, torch.tensor([0, 3, 3, 7])]), out=256),
     "residual": residual,
@@ -215,7 +239,7 @@ PIECEWISE_LINEAR = {
         )
     ),
 }
-CURVED = {
+WHOLE_PASS = {
     "linear": lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 1)),
     "square": lambda: net(nn.ReLU(), Call(lambda x: x.square())),
     "product with itself": lambda: net(Call(lambda x: x * F.relu(x + 0.2))),
@@ -238,12 +262,16 @@ CURVED = {
     "BatchNorm": lambda: net(nn.BatchNorm2d(8), nn.ReLU()),
     "pixel norm": lambda: net(nn.ReLU(), Call(lambda x: x / (x.square().mean(1, keepdim=True) + 0.1).sqrt())),
     "minibatch deviation": lambda: net(Call(with_deviation), nn.ReLU(), out=576),
+    "spectrum": lambda: net(nn.ReLU(), Call(lambda x: torch.fft.rfft2(x).abs()), nn.ReLU(), out=320),
+    "hooked by the images": lambda: net(nn.ReLU(), Call(hooked_by_itself), nn.Conv2d(8, 8, 1), nn.ReLU()),
+    "CircularPad2d": lambda: net(nn.ReLU(), nn.CircularPad2d(1), nn.Conv2d(8, 2, 3), nn.ReLU(), out=128),
+    "written in place": lambda: net(nn.ReLU(), Call(written_in_place), nn.Conv2d(8, 8, 1), nn.ReLU()),
     "attention": lambda: net(nn.ReLU(), Call(attended)),
     "hypernetwork": lambda: net(Call(by_hypernetwork, nn.Linear(8, 64))),
     "AvgPool2d and square": lambda: net(nn.AvgPool2d(2), Call(lambda x: x.square() + x.abs()), out=128),
     "norm of the features": lambda: net(nn.ReLU(), Call(lambda x: x.flatten(1).norm(dim=1, keepdim=True)), out=1),
 }  # fmt: skip
-NETWORKS = PIECEWISE_LINEAR | CURVED
+NETWORKS = PIECEWISE_LINEAR | WHOLE_PASS
 # Masks are drawn in the forward, of each dtype others.
 RANDOM = {
     "RReLU": lambda: acted(nn.RReLU),
@@ -288,17 +316,17 @@ def worst(network, expected):
     return max(errors)
 
 
-def compare(network, expected, penalty, x, backward=lambda value: value.backward()):
+def compare(used, expected, penalty, x, of=None):
     dtype = x[0].dtype
     torch.manual_seed(3)
-    value = PENALTIES[penalty](network, *x)
+    value = PENALTIES[penalty](used, *x)
     torch.manual_seed(3)
     formula = FORMULAS[penalty](expected, *(t.double() for t in x))
-    backward(value)
-    backward(formula)
+    value.backward()
+    formula.backward()
     assert value.dtype == dtype and value.dim() == 0
     assert abs(value.item() - formula.item()) < ROUNDING[dtype] * abs(formula.item())
-    assert worst(network, expected) < ROUNDING[dtype]
+    assert worst(of or used, expected) < ROUNDING[dtype]
     assert any(p.grad is not None and p.grad.abs().max() > 1e-3 for p in expected.parameters())
 
 
@@ -671,3 +699,19 @@ def test_autocast(name, penalty):
         FORMULAS[penalty](expected, *(t.double() for t in x)).backward()
         errors.append(worst(network, expected))
     assert errors[0] <= 1.5 * errors[1] + 1e-3
+
+
+@pytest.mark.compiles
+@pytest.mark.parametrize("how", ["torch.compile", "module.compile", "inside"])
+@pytest.mark.parametrize("name", ["leaky ReLU in place", "SiLU"])
+def test_compiled_networks(how, name):
+    torch.compiler.reset()
+    network, expected = twins(NETWORKS[name])
+    if how == "module.compile":
+        network.compile()
+    used = torch.compile(network) if how == "torch.compile" else network
+    if how == "inside":
+        function = [torch.compile(network)]  # which the module does not show
+        used = Call(lambda x: function[0](x))
+    for penalty in PENALTIES:
+        compare(used, expected, penalty, (images(5, 1), images(3, 2)), of=network)
