@@ -1,8 +1,9 @@
-"""The kernels against plain torch and torch.compile: time, and bandwidth as a fraction of a copy's.
+"""The kernels against plain torch and torch.compile: time, and for those that move images bandwidth as a fraction of a copy's.
 
     python -m pytest benchmarks/bench_kernels.py --benchmark-only --benchmark-json FILE
 
-Bandwidth counts the traffic nobody can avoid: x and the gradient read, the perturbed images written. It is compared with a
+Bandwidth counts the traffic nobody can avoid: x and the gradient read, the perturbed images written (of sample_images: bytes
+read, images written). It is compared with a
 copy whose traffic is 512 MiB (fraction_of_copy) and with one of as much traffic (fraction_of_own_copy), the better
 measure of a small cell.
 The kernels write into memory that is there, as a copy and as the fused step do; plain torch makes its own. Inputs
@@ -21,7 +22,8 @@ import datgan_fast as dat
 from compilation import nothing_falls_back
 from datgan_fast.method import reference
 from datgan_fast.method.arguments import Attack, AttackInputs
-from datgan_fast.method.ops import attack_step_into
+from datgan_fast.method.formulas import OBJECTIVES
+from datgan_fast.method.ops import attack_step_into, logit_terms_into, sample_images
 from floor import copy_bandwidth, recorded, rotations
 from measure import DEVICE, FULL, device_time, seconds, spread
 
@@ -46,6 +48,26 @@ def plain_step(x, v, logits, norm):
     return step.adv_real, step.adv_fake, step.loss_real, step.loss_fake
 
 
+def plain_terms(real, fake):
+    """logit_terms in plain torch: weights in closed form, the sums, and the attack's losses and coefficients."""
+    row = OBJECTIVES["vanilla"]
+    weights = row.slope1(real) * (-1 / len(real)), row.slope2(fake) * (-1 / len(fake))
+    sums = -(row.g1(real).mean() + row.g2(fake).mean()), real.mean() - fake.mean()
+    return weights, sums, reference.attack_terms(reference.logits_with_targets(real, fake), "vanilla", "eq10")
+
+
+def plain_sample(images, index, mirrored, dtype):
+    batch = images.index_select(0, index)
+    batch = torch.where(mirrored.view(-1, 1, 1, 1), batch.flip(-1), batch)
+    return batch.float().div_(127.5).sub_(1).to(dtype)
+
+
+def own_terms(logits, impl):
+    exact = [torch.empty_like(t) for t in (*logits, *logits)]
+    sums = torch.empty(4, dtype=torch.float32, device=DEVICE)
+    logit_terms_into(logits, exact[:2], sums, weight=1.0, floor=1e-20, coefficients=exact[2:], impl=impl)
+
+
 @cache
 def compiled(function):
     return torch.compile(function, fullgraph=True, dynamic=False)
@@ -56,10 +78,13 @@ def operation(op, provider, norm):
     if provider in ("eager", "compile"):
         prepare = compiled if provider == "compile" else lambda function: function
         loss, perturb, step = map(prepare, (reference.attack_loss, reference.perturb, plain_step))
+        terms, sample = map(prepare, (plain_terms, plain_sample))
         return {
             "attack_loss": with_gradient(loss),
             "perturb": lambda x, v, logits, out: perturb(x, v, 0.1, norm=norm),
             "attack_step": lambda x, v, logits, out: step(x, v, logits, norm),
+            "logit_terms": lambda x, v, logits, out: terms(*logits),
+            "sample_images": lambda images, index, mirrored, out: sample(images, index, mirrored, out.dtype),
         }[op]
     return {
         "attack_loss": with_gradient(partial(dat.attack_loss, impl=provider)),
@@ -69,6 +94,10 @@ def operation(op, provider, norm):
             Attack(0.1, "vanilla", "eq10", norm, -1.0, 1.0),
             sides(out),
             impl=provider,
+        ),
+        "logit_terms": lambda x, v, logits, out: own_terms(logits, provider),
+        "sample_images": lambda images, index, mirrored, out: sample_images(
+            images, index, mirrored, out, impl=provider
         ),
     }[op]
 
@@ -99,11 +128,26 @@ def rotation(size, dtype):
     return sets
 
 
+@lru_cache(maxsize=1)
+def draws(size, dtype):
+    """[(bytes to draw from, index, mirrored, output)], as rotation's."""
+    shape, dtype = SIZES[size], DTYPES[dtype]
+    sets = []
+    for _ in range(rotations((1 + dtype.itemsize) * math.prod(shape))):
+        images = torch.randint(256, shape, dtype=torch.uint8, device=DEVICE)
+        index = torch.randint(len(images), shape[:1], device=DEVICE)
+        sets.append((images, index, index % 2 == 0, torch.zeros(shape, dtype=dtype, device=DEVICE)))
+    return sets
+
+
+OF_LOGITS = ("attack_loss", "logit_terms")
+
+
 def cells():
-    for op in ("attack_loss", "perturb", "attack_step"):
+    for op in ("attack_loss", "logit_terms", "sample_images", "perturb", "attack_step"):
         for size in SIZES:
-            for dtype in DTYPES if op != "attack_loss" else ["float32"]:
-                for norm in reference.NORMS if op != "attack_loss" else ["none"]:
+            for dtype in DTYPES if op not in OF_LOGITS else ["float32"]:
+                for norm in reference.NORMS if op in ("perturb", "attack_step") else ["none"]:
                     for provider in PROVIDERS:
                         for mode in MODES:
                             if mode == "graph" or DEVICE == "cpu" or size == "64x3x32x32":
@@ -119,8 +163,8 @@ def test_kernel(benchmark, op, size, dtype, norm, provider, mode):
         pytest.skip(f"{provider}: {dat.backends()[provider]}")
     benchmark.group = "-".join((op, size, dtype, norm, mode))
     function = operation(op, provider, norm)
-    sets = rotation(size, dtype)
-    traffic = 3 * sets[0][0].nbytes
+    sets = draws(size, dtype) if op == "sample_images" else rotation(size, dtype)
+    traffic = sets[0][0].nbytes + sets[0][-1].nbytes + (0 if op == "sample_images" else sets[0][1].nbytes)
 
     def run():
         for arguments in sets:
@@ -139,7 +183,7 @@ def test_kernel(benchmark, op, size, dtype, norm, provider, mode):
         return
     best = min(samples) / len(sets)  # the best, as of the copy
     benchmark.extra_info |= {"microseconds": 1e6 * best, "noise": spread(samples)}
-    if op != "attack_loss":
+    if op not in OF_LOGITS:
         benchmark.extra_info |= {
             "bytes": traffic,
             "gigabytes_per_second": traffic / best / 1e9,

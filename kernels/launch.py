@@ -172,9 +172,7 @@ class TritonBackend:
             )
 
     def logit_terms(self, logits: Pair, how: LogitTerms, out: TermOutputs) -> None:
-        batches = [
-            _batch(logits[k], logits, k, None, programs=1, coefficient=out.coefficients[k]) for k in range(2)
-        ]
+        batches = [_batch(logits[k], logits, k, None, programs=1, coefficient=out.coefficients[k]) for k in range(2)]
         counts = [max(1, len(t)) for t in logits]
         with _on(logits[0].device):
             logit_terms_kernel[(1,)](

@@ -56,7 +56,8 @@ def test_lesser_instruction_sets(isa):
     environment = {**os.environ, "DATGAN_FAST_ISA": isa, "OMP_NUM_THREADS": "1"}
     check = f"from datgan_fast.method import native; raise SystemExit(native.extension.cpu_info()[0] != {isa!r})"
     assert subprocess.run([sys.executable, "-c", check], env=environment, cwd=ROOT).returncode == 0
-    names = ("test_attack_loss.py", "test_perturb.py", "test_attack_step.py", "test_attack_ops.py")
+    operations = ("attack_loss", "perturb", "attack_step", "attack_ops", "logit_terms", "sample_images")
+    names = [f"test_{operation}.py" for operation in operations]
     tests = [
         *(str(ROOT / "tests" / "method" / name) for name in names),
         "-k",

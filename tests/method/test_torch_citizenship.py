@@ -87,6 +87,28 @@ def test_attack_step_passes_opcheck(device, dtype, weights, grads, norms, impl):
     torch.library.opcheck(OPS.attack_step.default, arguments)
 
 
+@pytest.mark.compiles
+@each_impl
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("attack", [False, True])
+def test_logit_terms_passes_opcheck(device, dtype, attack, impl):
+    _, _, logits = batches(device, dtype)
+    exact = [torch.empty(len(t), device=device) if attack else None for t in logits]
+    written = *map(torch.empty_like, logits), torch.empty(4, device=device), *exact
+    torch.library.opcheck(OPS.logit_terms.default, (*logits, 0.5, 1e-20, "hinge", "alg1", impl, *written))
+
+
+@pytest.mark.compiles
+@each_impl
+@pytest.mark.parametrize("flips", [False, True])
+def test_sample_images_passes_opcheck(device, flips, impl):
+    images = torch.arange(4 * 3 * 5 * 6, device=device).view(4, 3, 5, 6).to(torch.uint8)
+    index = torch.tensor([3, 0, 3], device=device)
+    mirrored = torch.tensor([True, False, True], device=device) if flips else None
+    out = torch.empty(3, 3, 5, 6, device=device)
+    torch.library.opcheck(OPS.sample_images.default, (images, index, mirrored, impl, out))
+
+
 # torch.compile
 
 
