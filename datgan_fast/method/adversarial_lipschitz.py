@@ -6,11 +6,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import softshrink
 
 from .autograd_graph import Graph, next_number
 from .formulas import Bound, as_float, clip, image_norm
 from .penalty import Addable, column
 from .step_arguments import check_graph, check_range, images_of, logits_of
+
+LEAST = 1e-10  # length that is divided by
 
 
 @dataclass(frozen=True)
@@ -34,37 +37,40 @@ class AdversarialLipschitz(Addable):
 
     def neighbours(self, discriminator: nn.Module, x: Tensor, logits: Tensor | None = None) -> Tensor:
         """X' of X, constant. `logits`: D(X), [len(x)], where they are known; else they are computed in each iteration."""
-        d = _unit(torch.rand_like(x) - 0.5)
+        d = torch.empty_like(x).uniform_(-0.5, 0.5)
+        length = image_norm(d).clamp(min=LEAST)
         for _ in range(self.power_iterations):
-            d = _unit(self._change(discriminator, x, d, logits))
+            d = self._change(discriminator, torch.addcdiv(x, d, column(length, d).to(d.dtype), value=self.xi), x, logits)
+            length = image_norm(d).clamp(min=LEAST * len(x) / self.xi)
         e = torch.empty(len(x), device=x.device, dtype=torch.float32).uniform_(*self.radius)
-        return clip(x + column(e, x).to(x.dtype) * d, self.clip_min, self.clip_max)
+        return clip(torch.addcmul(x, column(e / length, x).to(x.dtype), d), self.clip_min, self.clip_max)
 
-    def _change(self, discriminator: nn.Module, x: Tensor, d: Tensor, logits: Tensor | None) -> Tensor:
-        """The direction d improved by one iteration, of any length."""
-        d.requires_grad_()
+    def _change(self, discriminator: nn.Module, moved: Tensor, x: Tensor, logits: Tensor | None) -> Tensor:
+        """The direction in which |D(X) - D(clip(moved))| grows: xi / len(X) of it is the gradient of the mean with respect to d."""
         with torch.no_grad():
             base = _scores(discriminator, x) if logits is None else logits.detach()
+        clipped = clip(moved, self.clip_min, self.clip_max).requires_grad_()
         with torch.enable_grad():
             begun = next_number()
-            moved = _scores(discriminator, clip(x + self.xi * d, self.clip_min, self.clip_max))
-            change = (base - moved).abs().mean()
-            check_graph(Graph(change, begun), [d])
-            (gradient,) = torch.autograd.grad(change, d)
-        return gradient
+            scores = _scores(discriminator, clipped)
+            check_graph(Graph(scores, begun), [clipped])
+            (gradient,) = torch.autograd.grad(scores, clipped, (scores.detach() - base).sign_())
+        return gradient if clipped is moved else gradient * (moved == clipped)
 
     def distance(self, x: Tensor, x_adv: Tensor) -> Tensor:
         """[len(x)]; not 0, which images that the clip has put back would have."""
-        return image_norm(x - x_adv).clamp(min=1e-10)
+        return image_norm(x - x_adv).clamp(min=LEAST)
 
     def value(self, logits: Tensor, logits_adv: Tensor, distance: Tensor) -> Tensor:
         """The penalty, 0-d, of D(X), D(X') and the distances of X and X', each [N]."""
         slope = (logits - logits_adv).abs() / distance
         return self.weight * ((slope - 1).clamp(min=0) ** 2).mean()
 
-
-def _unit(d: Tensor) -> Tensor:
-    return d / column(image_norm(d).clamp(min=1e-10), d).to(d.dtype)
+    def terms(self, logits: Tensor, logits_adv: Tensor, distance: Tensor) -> tuple[Tensor, Tensor]:
+        """`value` and its gradient with respect to D(X); that with respect to D(X') is the same with the other sign."""
+        excess = softshrink((logits - logits_adv) / distance, 1.0)  # of the slope beyond 1, with the difference's sign
+        weight = self.weight / len(logits)
+        return torch.dot(excess, excess) * weight, (excess / distance).mul_(2 * weight)
 
 
 def _scores(discriminator: nn.Module, x: Tensor) -> Tensor:

@@ -133,7 +133,7 @@ class StepPenalties:
         slope = slopes[0] if len(slopes) == 1 else torch.stack(slopes).sum(0)
         for k, part in enumerate(slope.split([len(t) for t in logits])):
             w = as_float(weights[k])
-            weight = w + part * self._terms.grad_scale
+            weight = w + self._scaled(part)
             # Where the two cancel the direction would be lost.
             least = w.abs() * torch.finfo(w.dtype).eps
             weights[k] = weight.abs().maximum(least).copysign(weight).to(logits[k].dtype)
@@ -154,18 +154,21 @@ class StepPenalties:
         given, low, high = self._given, penalty.clip_min, penalty.clip_max
         check_range("penalties.adversarial_lipschitz", self._discriminator, given.x_real, given.x_fake, low, high)
         x_adv = penalty.neighbours(self._discriminator, x, scores)
-        own = logits_of(self._discriminator, x_adv.clone())
-        leaves = scores.detach().requires_grad_(), as_float(own.detach()).requires_grad_()
-        value = penalty.value(*leaves, penalty.distance(x, x_adv))
-        slope, own_slope = torch.autograd.grad(value, leaves)
-        self._values.append(value.detach())
-        self._go_back(x_adv, own, own_slope)
+        distance = penalty.distance(x, x_adv)
+        # D may change what it is given.
+        own = logits_of(self._discriminator, x_adv.clone() if self._looks(x) else x_adv)
+        value, slope = penalty.terms(scores, as_float(own.detach()), distance)
+        self._values.append(value)
+        self._go_back(x_adv, own, -slope)
         return slope
+
+    def _looks(self, x: Tensor) -> bool:
+        return not (waiting.looking_waits(x.device) or self._given.network.compiled)
 
     def _go_back(self, x: Tensor, scores: Tensor, slope: Tensor) -> None:
         """From D(x) of independent images, from those alone that the penalty punishes where looking for them costs nothing."""
-        seed = (slope * self._terms.grad_scale).to(scores.dtype)
-        if waiting.looking_waits(x.device) or self._given.network.compiled:
+        seed = self._scaled(slope).to(scores.dtype)
+        if not self._looks(x):
             return self._gradients.add(scores, seed, self.retain_graph)
         active = slope.nonzero().squeeze(1)
         if 3 * len(active) >= 2 * len(x):
@@ -187,16 +190,20 @@ class StepPenalties:
                     self._run(penalty)
 
     def _run(self, penalty: Penalty) -> None:
-        given, scale = self._given, self._terms.grad_scale
+        given = self._given
         value = check_penalty(penalty(self._discriminator, given.x_real, given.x_fake))
         if value.requires_grad:
-            unscaled = isinstance(scale, float) and scale == 1
-            self._gradients.add(value if unscaled else value * scale, retain_graph=self.retain_graph)
+            self._gradients.add(self._scaled(value), retain_graph=self.retain_graph)
         self._values.append(value.detach())
+
+    def _scaled(self, gradient: Tensor) -> Tensor:
+        scale = self._terms.grad_scale
+        return gradient if isinstance(scale, float) and scale == 1 else gradient * scale
 
     def _compare_alone(self, penalty: AdversarialLipschitz) -> None:
         """In another precision than the clean pass, or after another penalty's random numbers; D(X) is computed once."""
-        x = torch.cat([self._given.x_real, self._given.x_fake])
+        clean = self._batches.clean
+        x = clean[0] if len(clean) == 1 else torch.cat(clean)
         scores = logits_of(self._discriminator, x.clone())
         self._go_back(x, scores, self._compare(penalty, x, as_float(scores.detach())))
 

@@ -246,8 +246,8 @@ class _SecondPass(torch.autograd.Function):
             return None, *torch.autograd.grad(plan.gradient, leaves, cotangent, create_graph=True, allow_unused=True)
         weights = _outside(lambda: _went(plan, cotangent), cotangent)
         zeros = [torch.empty_like(leaf) for leaf in plan.untouched]
-        if zeros:
-            torch._foreach_zero_(zeros)
+        for dtype in {zero.dtype for zero in zeros}:
+            torch._foreach_zero_([zero for zero in zeros if zero.dtype == dtype])
         if not _keeps_graph():
             ctx.plan = None
         return None, *weights, *zeros

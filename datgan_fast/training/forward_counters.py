@@ -51,6 +51,13 @@ def counted_on_the_host(networks: Sequence[nn.Module]) -> Iterator[None]:
         torch._foreach_add_(list(layers.values()), counts)
 
 
+def share_counters(copy: nn.Module, network: nn.Module) -> None:
+    """A copy that never trains has the counters of its original, rather than equal ones."""
+    for own, module in zip(copy.modules(), network.modules(), strict=True):
+        if _counts(module):
+            own._buffers[COUNTER] = module._buffers[COUNTER]
+
+
 def _counts(module: nn.Module) -> bool:
     return (
         isinstance(module, _BatchNorm)

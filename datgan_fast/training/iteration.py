@@ -30,7 +30,7 @@ from ..method.torch_defaults import plain_defaults
 from . import optimizers
 from .baselines import BASELINES
 from .config import Config
-from .forward_counters import counted_on_the_host
+from .forward_counters import counted_on_the_host, share_counters
 from .loss_scaler import LossScaler
 from .low_precision import LowPrecision
 from .measuring import Statistics
@@ -80,11 +80,13 @@ class Iteration:
         for network in (self.generator, self.discriminator):
             network.to(self.device).to(memory_format=layout)
         self.average = copy.deepcopy(self.generator).requires_grad_(False)
+        share_counters(self.average, self.generator)
         self._generator: Any = torch.compile(self.generator, dynamic=False) if c.compile else self.generator
         self._discriminator: Any = torch.compile(self.discriminator, dynamic=False) if c.compile else self.discriminator
         self.path, self.reason = "", ""  # of the last discriminator step, see DiscriminatorStep
 
-        self.step = torch.zeros((), dtype=torch.int64, device=self.device)
+        self._steps = torch.tensor([0, 10], dtype=torch.int64, device=self.device)
+        self.step, self._ten_later = self._steps.unbind()
         self._nine = torch.full((), 9.0, dtype=torch.float32, device=self.device)
         self.lr_g, self.lr_d = (torch.tensor(lr, device=self.device, dtype=torch.float32) for lr in (c.lr_g, c.lr_d))
         self._weights_d: list[Tensor] = list(self.discriminator.parameters())
@@ -122,7 +124,7 @@ class Iteration:
 
     def run(self) -> None:
         c = self.config
-        self.step += 1
+        self._steps += 1
         if c.lr_schedule == "linear":
             left = 1 - (self.step - 1) / c.steps
             self.lr_g.copy_(c.lr_g * left)
@@ -207,7 +209,7 @@ class Iteration:
         c = self.config
         # The decay, (1 + step) / (10 + step) at most, grows with the steps taken, so that a short run's average forgets its
         # beginning too. torch's kernel of SGD moves it: average - weight (1 average - weights).
-        weight = torch.div(self._nine, self.step + 10).clamp(min=1 - c.ema)
+        weight = torch.div(self._nine, self._ten_later).clamp(min=1 - c.ema)
         torch._fused_sgd_(
             list(self.average.parameters()),
             list(self.generator.parameters()),
@@ -220,9 +222,10 @@ class Iteration:
             maximize=True,
             is_first_step=True,
         )
-        by_dtype: dict[torch.dtype, list[tuple[Tensor, Tensor]]] = {}  # running statistics, and counters
+        by_dtype: dict[torch.dtype, list[tuple[Tensor, Tensor]]] = {}  # running statistics
         for pair in zip(self.average.buffers(), self.generator.buffers(), strict=True):
-            by_dtype.setdefault(pair[0].dtype, []).append(pair)
+            if pair[0] is not pair[1]:
+                by_dtype.setdefault(pair[0].dtype, []).append(pair)
         for pairs in by_dtype.values():
             torch._foreach_copy_(*map(list, zip(*pairs, strict=True)))
 
@@ -269,7 +272,7 @@ class Iteration:
             for value in state.values()
         )
         return [
-            self.step,
+            self._steps,
             self.lr_g,
             self.lr_d,
             *(t for network in networks for t in (*network.parameters(), *network.buffers())),
@@ -293,3 +296,4 @@ class Iteration:
         for name in ("optimizer_g", "optimizer_d"):
             optimizers.load_state(getattr(self, name), state[name])
         self.step.fill_(step)
+        self._ten_later.fill_(step + 10)
