@@ -138,10 +138,10 @@ def written_in_place(x):
 
 
 def hooked(x):
-    """The gradient is made smaller on its way back where it is large, image by image."""
+    """To the gradient is added, on its way back, one number of each image's."""
     x = x * 1
     if x.requires_grad:
-        x.register_hook(lambda g: 20 * g / (1 + g.abs().sum((1, 2, 3), keepdim=True)))
+        x.register_hook(lambda g: g + 0.1 * g.abs().sum((1, 2, 3), keepdim=True))
     return x
 
 
