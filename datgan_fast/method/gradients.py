@@ -95,8 +95,7 @@ def add_gradients(weights: Sequence[Tensor], gradients: Sequence[Tensor | None],
     others: tensors that stay in use and with which a gradient may share its memory.
     """
     taken = {t.untyped_storage().data_ptr() for t in others}
-    sums: list[Tensor] = []
-    terms: list[Tensor] = []
+    alike: dict[tuple[torch.dtype, torch.dtype], list[tuple[Tensor, Tensor]]] = {}  # what one kernel takes
     for p, g in zip(weights, gradients, strict=True):
         if g is None:
             continue
@@ -107,17 +106,23 @@ def add_gradients(weights: Sequence[Tensor], gradients: Sequence[Tensor | None],
         elif g.is_sparse:
             p.grad.add_(g)
         else:
-            sums.append(p.grad)
-            terms.append(g)
-    if sums:
-        torch._foreach_add_(sums, terms)
+            if _lies_like(
+                g, p.grad
+            ):  # whatever the strides of dimensions with one element, which the kernel compares too
+                g = g.as_strided(p.grad.shape, p.grad.stride())
+            alike.setdefault((p.grad.dtype, g.dtype), []).append((p.grad, g))
+    for pairs in alike.values():
+        torch._foreach_add_([total for total, _ in pairs], [term for _, term in pairs])
 
 
 def _own(g: Tensor, p: Tensor, taken: set[int]) -> Tensor:
     """The gradient itself, if it lies like the weight in memory that nobody else has; else a copy that does."""
     memory = g.untyped_storage().data_ptr()
-    alike = all(a == b != 0 or size == 1 for a, b, size in zip(g.stride(), p.stride(), p.shape, strict=True))
-    if alike and memory not in taken:
+    if _lies_like(g, p) and memory not in taken:
         taken.add(memory)
         return g
     return torch.empty_like(p).copy_(g)
+
+
+def _lies_like(g: Tensor, p: Tensor) -> bool:
+    return all(a == b != 0 or size == 1 for a, b, size in zip(g.stride(), p.stride(), p.shape, strict=True))

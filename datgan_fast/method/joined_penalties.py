@@ -22,6 +22,7 @@ from .batches import Batches
 from .formulas import as_float
 from .gradients import GradientSum
 from .independence import Forward, ask
+from .module_state import Network
 from .penalties import ZeroCentred
 from .penalty import Addable, Total, as_written, column
 from .sharing import is_narrow
@@ -121,7 +122,8 @@ class StepPenalties:
         return isinstance(first, AdversarialLipschitz) and self._go_as_one()
 
     def _go_as_one(self) -> bool:
-        return ask(self._given.network, self._given.x_real, self._given.x_fake).why_not is None
+        network = Network(self._discriminator)  # as it is now: a penalty's context may exchange its weights
+        return ask(network, self._given.x_real, self._given.x_fake).why_not is None
 
     def add_to_weights(self, x: list[Tensor], logits: list[Tensor], weights: list[Tensor]) -> None:
         """Adds the penalties' gradients with respect to the clean scores to the scores' weights, which become new entries of the

@@ -274,8 +274,10 @@ class _Step:
     def input_gradient_norms(self) -> None:
         """||v / weight|| of each image, divided first: the squares of a saturated objective's gradients would underflow."""
         if not self.norms:  # the single pass has measured them on its way
-            pairs = [(as_float(self.v[k]), as_float(w)) for k, w in enumerate(self.weights)]
-            self.norms = [image_norm(v / w.view(-1, *[1] * (v.dim() - 1))) for v, w in pairs]
+            pairs = [(as_float(self.v[k]), w) for k, w in enumerate(self.weights)]
+            self.norms = [
+                image_norm(v / w.view(-1, *[1] * (v.dim() - 1))) for v, w in pairs
+            ]  # in the wider of both dtypes
         self.v.clear()
 
     def adversarial_pass(self) -> None:
