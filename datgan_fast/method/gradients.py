@@ -99,18 +99,23 @@ def add_gradients(weights: Sequence[Tensor], gradients: Sequence[Tensor | None],
     for p, g in zip(weights, gradients, strict=True):
         if g is None:
             continue
-        if p.grad is None:
-            p.grad = g.detach().clone() if g.is_sparse else _own(g.detach(), p, taken)
-        elif p.grad.is_sparse:
-            p.grad = p.grad + g if g.is_sparse else g + p.grad
-        elif g.is_sparse:
-            p.grad.add_(g)
-        else:
-            if _lies_like(g, p.grad):  # whatever the strides of dimensions with one element, which the kernel compares too
-                g = g.as_strided(p.grad.shape, p.grad.stride())
-            alike.setdefault((p.grad.dtype, g.dtype), []).append((p.grad, g))
+        if p.grad is None or p.grad.is_sparse or g.is_sparse:
+            p.grad = _sum_of_one(p, g, taken)
+            continue
+        if _lies_like(g, p.grad):  # whatever the strides of dimensions with one element, which the kernel compares too
+            g = g.as_strided(p.grad.shape, p.grad.stride())
+        alike.setdefault((p.grad.dtype, g.dtype), []).append((p.grad, g))
     for pairs in alike.values():
         torch._foreach_add_([total for total, _ in pairs], [term for _, term in pairs])
+
+
+def _sum_of_one(p: Tensor, g: Tensor, taken: set[int]) -> Tensor:
+    """Of a parameter that is not added with others: by the first gradient, or by a sparse one."""
+    if p.grad is None:
+        return g.detach().clone() if g.is_sparse else _own(g.detach(), p, taken)
+    if p.grad.is_sparse:
+        return p.grad + g if g.is_sparse else g + p.grad
+    return p.grad.add_(g)
 
 
 def _own(g: Tensor, p: Tensor, taken: set[int]) -> Tensor:

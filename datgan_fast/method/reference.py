@@ -103,7 +103,8 @@ class DiscriminatorStep(NamedTuple):
     real_logits: Tensor  # [m], clean images
     fake_logits: Tensor  # [n]
     wasserstein: Tensor  # 0-d: mean r - mean f
-    input_grad_norm: Tensor  # [m + n]: ||grad_x D(x)||, NaN for images the clean loss gives no weight
+    # [m + n]: ||grad_x D(x)||; NaN, in the reference and in float16, for images that have no weight in the loss
+    input_grad_norm: Tensor
     path: str  # "shared", "separate" or "reference"
     reason: str = ""  # why it is not "shared"
 

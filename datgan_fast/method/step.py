@@ -66,14 +66,15 @@ def discriminator_step(
         x_real, x_fake: [m, ...] and [n, ...] images, any float dtype and layout; no gradient flows into them.
         eps, objective, formulation, norm, steps, alpha, random_start, clip_min, clip_max: as in `adversarial_batch`.
         lambda_clean, lambda_adv: weights of the two losses; lambda_adv 0 is training without DAT.
-        penalty: callable (discriminator, x_real, x_fake) -> 0-d tensor, added to the loss; see `datgan_fast.penalties`.
+        penalty: callable (discriminator, x_real, x_fake) -> 0-d tensor, added to the loss; see `datgan_fast.penalties`, of which
+            r1, r2 and adversarial_lipschitz, also in a sum, join the clean pass where images are independent.
         grad_scale: factor on every gradient (not on what is returned), for a loss scaler in float16.
         fused: True computes the same numbers with fewer passes; False is `datgan_fast.reference.discriminator_step`.
 
     Returns:
         DiscriminatorStep, everything detached; `path` says what ran: "shared" (one backward for weights and inputs),
-        "separate" (a backward of its own for the attack, where images depend on each other or the attack's coefficient
-        cannot be had from the objective's) or "reference" (asked for, or where hooks on parameters or on a module's backward
+        "separate" (a backward of its own for the attack, where images depend on each other or float16 cannot hold what
+        would be shared) or "reference" (asked for, or where hooks on parameters or on a module's backward
         want one backward of the whole loss); `reason` says why it is not "shared".
 
     Raises:
@@ -275,7 +276,9 @@ class _Step:
         """||v / weight|| of each image, divided first: the squares of a saturated objective's gradients would underflow."""
         if not self.norms:  # the single pass has measured them on its way
             pairs = [(as_float(self.v[k]), w) for k, w in enumerate(self.weights)]
-            self.norms = [image_norm(v / w.view(-1, *[1] * (v.dim() - 1))) for v, w in pairs]  # in the wider of both dtypes
+            self.norms = [
+                image_norm(v / w.view(-1, *[1] * (v.dim() - 1))) for v, w in pairs
+            ]  # in the wider of both dtypes
         self.v.clear()
 
     def adversarial_pass(self) -> None:
@@ -293,11 +296,10 @@ class _Step:
         loss_clean, wasserstein = _added(self.sums)[:2].unbind()
         terms, penalty = self.terms, self.penalties.value(loss_clean)
         loss = loss_clean if terms.lambda_clean == 1 else terms.lambda_clean * loss_clean
+        loss_adv = torch.zeros_like(loss_clean)
         if self.sums_adv:
             loss_adv = _added(self.sums_adv)[0]
             loss = torch.add(loss, loss_adv, alpha=terms.lambda_adv)
-        else:
-            loss_adv = torch.zeros_like(loss_clean)
         return DiscriminatorStep(
             loss=loss if terms.penalty is None else loss + penalty,
             loss_clean=loss_clean,
