@@ -94,6 +94,25 @@ struct TermsArgs {
   double factor[2] = {}, floor[2] = {};  // of the side's weights: for each slope, and the least magnitude
 };
 
+// One side's weights, and its part of the sums; called by the whole block.
+template <class T>
+__device__ void add_objective(const TermsArgs& args, Side side, double& loss, double& wasserstein) {
+  const int s = static_cast<int>(side);
+  const Vector& logits = args.logits.logits[s];
+  if (logits.count == 0) return;
+  double score = 0, sum = 0;
+  for (int64_t i = threadIdx.x; i < logits.count; i += blockDim.x) {
+    const T t = read<T>(logits, i);
+    score += g(args.logits.objective, side, t);
+    sum += t;
+    write(args.weight[s], i, objective_weight(args.logits.objective, side, t, T(args.factor[s]), T(args.floor[s])));
+  }
+  // The room of the target's sums, which all threads have read: since then they have met at the loss's.
+  const double count = static_cast<double>(logits.count);
+  loss -= block_sum(score, kTargetSum) / count;
+  wasserstein += (side == Side::real ? 1 : -1) * block_sum(sum, kOwnSum) / count;
+}
+
 // One block: the sides add up.
 template <class T>
 __global__ void __launch_bounds__(kLossThreads) terms_kernel(const __grid_constant__ TermsArgs args) {
@@ -101,24 +120,12 @@ __global__ void __launch_bounds__(kLossThreads) terms_kernel(const __grid_consta
 #pragma unroll 1
   for (int s = 0; s < 2; ++s) {
     const Side side = static_cast<Side>(s);
-    const Vector& logits = args.logits.logits[s];
     if (args.coefficient[s].data)
       attack_side<T>(args.logits, side, args.coefficient[s]);
     else if (threadIdx.x == 0)
       write(args.logits.losses, s, 0.0);
-    if (logits.count == 0) continue;
-    finish_sums(1);  // whose room the following take
-    double score = 0, sum = 0;
-    for (int64_t i = threadIdx.x; i < logits.count; i += blockDim.x) {
-      const T t = read<T>(logits, i);
-      score += g(args.logits.objective, side, t);
-      sum += t;
-      write(args.weight[s], i, objective_weight(args.logits.objective, side, t, T(args.factor[s]), T(args.floor[s])));
-    }
-    const double count = static_cast<double>(logits.count);
-    loss -= block_sum(score, kTargetSum) / count;
-    wasserstein += (s == 0 ? 1 : -1) * block_sum(sum, kOwnSum) / count;
-    finish_sums(1);
+    add_objective<T>(args, side, loss, wasserstein);
+    finish_sums(1);  // of a side without logits the loss's is the last, and the next side's may be the next
   }
   if (threadIdx.x == 0) write(args.sums, 0, loss), write(args.sums, 1, wasserstein);
 }

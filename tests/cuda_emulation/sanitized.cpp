@@ -126,6 +126,7 @@ int main() {
     run(2, 600, norm, f16, f16, 1, 1, false);
   }
   run_terms(150, 3, f32, true);
+  run_terms(0, 70, f32, true);
   run_terms(5, 70, f16, false);
   for (const bool mirror : {false, true}) run_sample(f32, 1, mirror), run_sample(f32, 11, mirror);
   run_sample(bf16, 1, true);
