@@ -45,6 +45,7 @@ def providers() -> dict[str, tuple[type, dict]]:
         "fused" + half: (dat.Trainer, same),
         "fused graph": (dat.Trainer, {"cuda_graph": True}),
         "fused graph" + half: (dat.Trainer, {"cuda_graph": True, **same}),
+        "fused graph compiled" + half: (dat.Trainer, {"cuda_graph": True, "compile": True, **same}),
     }
 
 

@@ -296,10 +296,11 @@ class _Step:
         loss_clean, wasserstein = _added(self.sums)[:2].unbind()
         terms, penalty = self.terms, self.penalties.value(loss_clean)
         loss = loss_clean if terms.lambda_clean == 1 else terms.lambda_clean * loss_clean
-        loss_adv = torch.zeros_like(loss_clean)
         if self.sums_adv:
             loss_adv = _added(self.sums_adv)[0]
             loss = torch.add(loss, loss_adv, alpha=terms.lambda_adv)
+        else:
+            loss_adv = torch.zeros_like(loss_clean)
         return DiscriminatorStep(
             loss=loss if terms.penalty is None else loss + penalty,
             loss_clean=loss_clean,
