@@ -40,13 +40,15 @@ class AdversarialLipschitz(Addable):
         d = torch.empty_like(x).uniform_(-0.5, 0.5)
         length = image_norm(d).clamp(min=LEAST)
         for _ in range(self.power_iterations):
-            d = self._change(discriminator, torch.addcdiv(x, d, column(length, d).to(d.dtype), value=self.xi), x, logits)
+            d = self._change(
+                discriminator, torch.addcdiv(x, d, column(length, d).to(d.dtype), value=self.xi), x, logits
+            )
             length = image_norm(d).clamp(min=LEAST * len(x) / self.xi)
         e = torch.empty(len(x), device=x.device, dtype=torch.float32).uniform_(*self.radius)
         return clip(torch.addcmul(x, column(e / length, x).to(x.dtype), d), self.clip_min, self.clip_max)
 
     def _change(self, discriminator: nn.Module, moved: Tensor, x: Tensor, logits: Tensor | None) -> Tensor:
-        """The direction in which |D(X) - D(clip(moved))| grows: xi / len(X) of it is the gradient of the mean with respect to d."""
+        """The direction in which |D(X) - D(clip(moved))| grows: xi / len(X) of it is the gradient of the mean by d."""
         with torch.no_grad():
             base = _scores(discriminator, x) if logits is None else logits.detach()
         clipped = clip(moved, self.clip_min, self.clip_max).requires_grad_()

@@ -244,7 +244,9 @@ class Norm:
 def image_norm(x: Tensor) -> Tensor:
     """Euclidean norm of each image, [m], float32 or float64; its gradient at 0 is 0."""
     # Not flattened, which would copy images that lie channels last, and lose their layout on the way back.
-    return torch.linalg.vector_norm(as_float(x).unsqueeze(-1), dim=tuple(range(1, x.dim() + 1)))  # an image may be one number
+    return torch.linalg.vector_norm(
+        as_float(x).unsqueeze(-1), dim=tuple(range(1, x.dim() + 1))
+    )  # an image may be one number
 
 
 def _per_image(values: Tensor, x: Tensor) -> Tensor:

@@ -88,7 +88,9 @@ class ZeroCentred(_OfGradients):
 
     def value(self, gradient: Tensor) -> Tensor:
         """The penalty, 0-d, of the input gradients of its side's images."""
-        return self.gamma / 2 * as_float(gradient).unsqueeze(-1).square().sum(tuple(range(1, gradient.dim() + 1))).mean()
+        return (
+            self.gamma / 2 * as_float(gradient).unsqueeze(-1).square().sum(tuple(range(1, gradient.dim() + 1))).mean()
+        )
 
 
 def gradient_penalty(weight: float = 10.0, one_sided: bool = False) -> GradientPenalty:

@@ -1,6 +1,6 @@
 """How often a BatchNorm has run, counted on the host and added on the device once per iteration.
 
-torch adds 1 to each layer's num_batches_tracked in each forward, a kernel apiece. Nothing reads it but a layer without a momentum.
+torch adds 1 to each layer's num_batches_tracked in each forward, a kernel apiece. Only a layer without a momentum reads it.
 An iteration runs each layer a number of times that the recording of a CUDA graph knows, so that there too it is a constant.
 """
 
@@ -17,8 +17,8 @@ COUNTER = "num_batches_tracked"
 
 
 class HostCount(int):
-    """A layer's count, an attribute in its buffer's place. A number, so that what remembers and puts back a module's state does so
-    with it too (method/module_state.py)."""
+    """A layer's count, an attribute in its buffer's place. A number, so that what remembers a module's state and puts it back
+    does so with it too (method/module_state.py)."""
 
     layer: nn.Module
 

@@ -139,7 +139,7 @@ class Iteration:
         self.statistics.watch(self.step)
 
     def _update_discriminator(self, k: int) -> Tensor:
-        """The iteration's discriminator update number k; returns its generated images, with their graph if it will be used again."""
+        """The iteration's discriminator update number k; returns its generated images, with their graph if that is used again."""
         c = self.config
         low, high = c.range
         x_real = self.data.sample()

@@ -37,7 +37,9 @@ class Statistics:
         self._labels = [*self._names, *(f"weight of the {label}" for label, _ in named)]
         places = [self._names.index(name) for group in groups for name, count in group.items() for _ in range(count)]
         self._count = len(places)
-        self._label_of = torch.tensor([*places, *range(len(self._names), len(self._labels))], dtype=torch.int64, device="cpu")
+        self._label_of = torch.tensor(
+            [*places, *range(len(self._names), len(self._labels))], dtype=torch.int64, device="cpu"
+        )
         watched = [label not in optional for label in self._labels]
         self._watches = torch.tensor(watched, dtype=torch.bool, device="cpu")[self._label_of]
 
@@ -55,7 +57,7 @@ class Statistics:
     def add(self, group: int, scale: Tensor | None = None, **values: Tensor) -> None:
         """The numbers of a group, by name and in its order.
 
-        scale: float32 [], of the loss. Where it is above 1 they may be not finite: its scaler leaves out such a step and lowers it.
+        scale: float32 [], of the loss. Above 1 they may be not finite: its scaler leaves out such a step and lowers it.
         """
         names, row = self._groups[group]
         torch.cat([values[name].detach().reshape(-1) for name in names], out=row)
@@ -113,7 +115,9 @@ class Statistics:
         sums, first_broken = state["sums"].to(self.sums), state["first_broken"].cpu()[self._label_of]
         if sums.shape != self.sums.shape:  # before 2026-11-29 there was one sum for each name
             places = [int((self._label_of == i).nonzero()[0]) for i in range(len(self._names))]
-            sums = torch.zeros_like(self.sums).index_copy_(1, torch.tensor(places, dtype=torch.int64, device=sums.device), sums)
+            sums = torch.zeros_like(self.sums).index_copy_(
+                1, torch.tensor(places, dtype=torch.int64, device=sums.device), sums
+            )
         self.sums.copy_(sums)
         self._sound.copy_(first_broken == 0)
         self._last_sound.copy_(first_broken - 1)

@@ -39,7 +39,10 @@ def test_rmsprop_is_the_formula(dtype, tolerance):
     ours = weights(dtype)
     theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
     lr = rate(1e-3)
-    optimizer, torchs = optimizers.build("rmsprop", ours, lr, (0.0, 0.99)), torch.optim.RMSprop(theirs, lr=1e-3, alpha=0.99)
+    optimizer, torchs = (
+        optimizers.build("rmsprop", ours, lr, (0.0, 0.99)),
+        torch.optim.RMSprop(theirs, lr=1e-3, alpha=0.99),
+    )
     values, squares = [p.detach().double().clone() for p in ours], [torch.zeros_like(p).double() for p in ours]
     for step in range(12):
         now = 1e-3 / (step + 1)
@@ -62,7 +65,10 @@ def test_rmsprop_is_the_formula(dtype, tolerance):
 def test_states_of_torchs_rmsprop_go_on():
     """As a checkpoint of an earlier version has them, and back."""
     ours, theirs = weights(torch.float32), weights(torch.float32)
-    optimizer, torchs = optimizers.build("rmsprop", ours, rate(1e-3), (0.0, 0.9)), torch.optim.RMSprop(theirs, lr=1e-3, alpha=0.9)
+    optimizer, torchs = (
+        optimizers.build("rmsprop", ours, rate(1e-3), (0.0, 0.9)),
+        torch.optim.RMSprop(theirs, lr=1e-3, alpha=0.9),
+    )
     draw_gradients(theirs)
     torchs.step()
     with torch.no_grad():
