@@ -36,8 +36,9 @@ def host_count(layer: nn.Module, value: int) -> HostCount:
 def counted_on_the_host(networks: Sequence[nn.Module]) -> Iterator[None]:
     """Inside, the networks' BatchNorm layers count on the host; at its end their buffers are what they would have been."""
     layers: dict[nn.Module, Tensor] = {}
-    for network in networks:
-        layers |= {module: module._buffers[COUNTER] for module in network.modules() if _counts(module)}  # type: ignore[dict-item]
+    for module in (m for network in networks for m in network.modules()):
+        if (buffer := _counter(module)) is not None:
+            layers[module] = buffer
     for layer in layers:
         layer._buffers[COUNTER] = None
         vars(layer)[COUNTER] = host_count(layer, 0)
@@ -54,14 +55,12 @@ def counted_on_the_host(networks: Sequence[nn.Module]) -> Iterator[None]:
 def share_counters(copy: nn.Module, network: nn.Module) -> None:
     """A copy that never trains has the counters of its original, rather than equal ones."""
     for own, module in zip(copy.modules(), network.modules(), strict=True):
-        if _counts(module):
-            own._buffers[COUNTER] = module._buffers[COUNTER]
+        if (buffer := _counter(module)) is not None:
+            own._buffers[COUNTER] = buffer
 
 
-def _counts(module: nn.Module) -> bool:
-    return (
-        isinstance(module, _BatchNorm)
-        and type(module).forward is _BatchNorm.forward
-        and module.momentum is not None
-        and isinstance(module._buffers.get(COUNTER), Tensor)
-    )
+def _counter(module: nn.Module) -> Tensor | None:
+    """Of a layer that adds to it and does not read it."""
+    if not isinstance(module, _BatchNorm) or type(module).forward is not _BatchNorm.forward or module.momentum is None:
+        return None
+    return module._buffers.get(COUNTER)

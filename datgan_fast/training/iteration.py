@@ -223,11 +223,11 @@ class Iteration:
             is_first_step=True,
         )
         by_dtype: dict[torch.dtype, list[tuple[Tensor, Tensor]]] = {}  # running statistics
-        for pair in zip(self.average.buffers(), self.generator.buffers(), strict=True):
-            if pair[0] is not pair[1]:
-                by_dtype.setdefault(pair[0].dtype, []).append(pair)
+        for own, buffer in zip(self.average.buffers(), self.generator.buffers(), strict=True):
+            if own is not buffer:
+                by_dtype.setdefault(own.dtype, []).append((own, buffer))
         for pairs in by_dtype.values():
-            torch._foreach_copy_(*map(list, zip(*pairs, strict=True)))
+            torch._foreach_copy_([own for own, _ in pairs], [buffer for _, buffer in pairs])
 
     def _latents(self) -> Tensor:
         c = self.config

@@ -54,8 +54,8 @@ class LowPrecision:
     def __init__(self, network: nn.Module, dtype: torch.dtype | None) -> None:
         self._places = _places(network, dtype) if dtype else []
         pairs = {place.master: place.copy for place in self._places}
-        self._masters, self._copies = list(pairs), list(pairs.values())
-        self._in_place = False
+        self._masters: list[Tensor] = list(pairs)
+        self._copies: list[Tensor] = list(pairs.values())
 
     @contextmanager
     def copies(self) -> Iterator[None]:
@@ -98,15 +98,17 @@ class LowPrecision:
     @torch.no_grad()
     def hand_over(self) -> None:
         """Adds the copies' gradients to the weights' .grad, and leaves the copies without."""
-        pairs = [(m, c) for m, c in zip(self._masters, self._copies, strict=True) if c.grad is not None]
-        if not pairs:
+        masters = [m for m, c in zip(self._masters, self._copies, strict=True) if c.grad is not None]
+        if not masters:
             return
-        full = [torch.empty_like(m) for m, _ in pairs]
-        torch._foreach_copy_(full, [laid_out_as(m, c.grad) for m, c in pairs])
+        found = [c.grad for c in self._copies if c.grad is not None]
+        full = [torch.empty_like(m) for m in masters]
+        torch._foreach_copy_(full, [laid_out_as(m, g) for m, g in zip(masters, found, strict=True)])
+        for copy in self._copies:
+            copy.grad = None
         had: list[Tensor] = []
         added: list[Tensor] = []
-        for (master, copy), gradient in zip(pairs, full, strict=True):
-            copy.grad = None
+        for master, gradient in zip(masters, full, strict=True):
             if master.grad is None:
                 master.grad = gradient
             else:
