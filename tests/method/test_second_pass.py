@@ -730,3 +730,15 @@ def test_compiled_networks(how, name):
         used = Call(lambda x: function[0](x))
     for penalty in PENALTIES:
         compare(used, expected, penalty, (images(5, 1), images(3, 2)), of=network)
+
+
+@pytest.mark.parametrize("name", ["leaky ReLU in place", "PReLU"])
+def test_a_gradient_that_was_multiplied_by_those_of_weights(name):
+    network, expected = twins(PIECEWISE_LINEAR[name])
+    for n, differentiated in ((network, differentiable), (expected, lambda g, x, s: g)):
+        x, weights = images(4, 1).requires_grad_(), list(n.parameters())
+        scores = n(x)
+        gradient, *others = torch.autograd.grad(scores.sum(), [x, *weights], create_graph=True)
+        product = gradient * sum((g * (k + 1)).sum() for k, g in enumerate(others))
+        differentiated(product, x, scores).square().sum().backward()
+    assert worst(network, expected) < 1e-12
