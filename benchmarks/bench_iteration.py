@@ -2,8 +2,9 @@
 
     python -m pytest benchmarks/bench_iteration.py --benchmark-only -s
 
-test_iteration: every baseline, plain and with DAT. test_growth: one baseline as batch, image or network grow. On a CPU
-a few of the cells run unless DATGAN_FAST_BENCH_FULL=1. --benchmark-min-rounds=15 makes the figures steadier.
+test_iteration: every baseline, plain and with DAT. test_zero_centred: DCGAN without BatchNorm, with R1, and with R1 + R2.
+test_growth: one baseline as batch, image or network grow. On a CPU a few of the cells run unless
+DATGAN_FAST_BENCH_FULL=1. --benchmark-min-rounds=15 makes the figures steadier.
 
 Of every provider: ms, speedup over the float32 reference and their noise (measure.py), images_per_second (real images
 through the discriminator, as the trainer prints), peak_mib (the most its first iterations hold beyond networks and data:
@@ -49,6 +50,13 @@ def providers() -> dict[str, tuple[type, dict]]:
     }
 
 
+def half_penalties() -> dict[str, tuple[type, dict]]:
+    """More providers, of a baseline with a penalty: that in bfloat16 too."""
+    same = {"precision": "bf16", "penalty_precision": "bf16"}
+    both = {"fused bf16, bf16 penalty": same, "fused graph bf16, bf16 penalty": {"cuda_graph": True, **same}}
+    return {name: (dat.Trainer, options) for name, options in both.items()} if bf16_is_native() else {}
+
+
 PROVIDERS = providers()
 GROWING = {
     n: choice for n, choice in PROVIDERS.items() if n == REFERENCE or (n.startswith("fused") and "compiled" not in n)
@@ -76,7 +84,16 @@ def growth():
 def test_iteration(benchmark, rounds, capsys, baseline, use_dat):
     compiled = use_dat  # what the fused step with DAT is compared with; compiling takes longer than all the rest
     chosen = {name: choice for name, choice in PROVIDERS.items() if compiled or "compiled" not in name}
+    if BASELINES[baseline].penalty:
+        chosen |= half_penalties()
     measure(benchmark, rounds, capsys, chosen, {**POINT, "baseline": baseline, "dat": use_dat})
+
+
+@pytest.mark.parametrize("penalty", [{"r1": 10.0}, {"r1": 10.0, "r2": 10.0}], ids="+".join)
+def test_zero_centred(benchmark, rounds, capsys, penalty):
+    """An iteration with DAT and penalties that no baseline has of itself."""
+    cell = {**POINT, "baseline": "dcgan", "batch_norm": False, **penalty}
+    measure(benchmark, rounds, capsys, GROWING, cell)
 
 
 @pytest.mark.parametrize(("baseline", "point"), list(growth()))

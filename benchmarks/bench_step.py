@@ -1,20 +1,19 @@
-"""One discriminator step, the reference and the fast one side by side: time, memory at its peak, memory held for backward.
+"""One discriminator step with DAT and each penalty, the reference and the fast one side by side: time, memory at its peak,
+memory held for backward.
 
     python -m pytest benchmarks/bench_step.py --benchmark-only -s
 
-Aimed at on two CPU cores: 1.3 times as fast as the reference without BatchNorm and 1.1 times with it, 1.9 times in
-bfloat16, and at most 0.65 of the reference's peak memory.
+What is aimed at on two CPU cores is in targets.py.
 """
 
 import pytest
 import torch
 
+import critics
 import datgan_fast as dat
 from activity import peak_memory
-from datgan_fast.training.networks import build_discriminator
 from measure import DEVICE, bf16_is_native, figures, interleaved
 
-BATCH, IMAGE = 64, (3, 32, 32)
 REFERENCE = "reference"
 PROVIDERS = {REFERENCE: (False, None), "fused": (True, None)}  # name -> (fused, autocast)
 if bf16_is_native():
@@ -41,17 +40,25 @@ class Held:
         self.count.live -= self.tensor.nbytes
 
 
-@pytest.mark.parametrize("batch_norm", [False, True], ids=["conv", "conv-batchnorm"])
-def test_discriminator_step(benchmark, rounds, capsys, batch_norm):
-    torch.manual_seed(0)
-    network = build_discriminator("dcgan", image_size=32, channels=3, width=64, batch_norm=batch_norm).to(DEVICE)
-    x_real, x_fake = (2 * torch.rand(BATCH, *IMAGE, device=DEVICE) - 1 for _ in range(2))
+CASES = [(False, name) for name in critics.PENALTIES] + [(True, "none")]
+
+
+IDS = ["conv-batchnorm" if batch_norm else "conv" + f"-{name}".removesuffix("-none") for batch_norm, name in CASES]
+
+
+@pytest.mark.parametrize(("batch_norm", "penalty"), CASES, ids=IDS)
+def test_discriminator_step(benchmark, rounds, capsys, batch_norm, penalty):
+    network, (x_real, x_fake) = critics.dcgan(batch_norm), critics.images()
+    # What goes with a penalty; the other cells are as they were before there were penalties here.
+    objective = "vanilla" if penalty == "none" else "wasserstein"
 
     def step(provider: str) -> dat.DiscriminatorStep:
         fused, dtype = PROVIDERS[provider]
         network.zero_grad(set_to_none=True)
         with torch.autocast(DEVICE, dtype=dtype, enabled=dtype is not None):
-            return dat.discriminator_step(network, x_real, x_fake, eps=1.0, fused=fused)
+            return dat.discriminator_step(
+                network, x_real, x_fake, eps=1.0, objective=objective, penalty=critics.PENALTIES[penalty], fused=fused
+            )
 
     runs = {name: lambda name=name: step(name) for name in PROVIDERS}
     costs = {}
@@ -67,8 +74,8 @@ def test_discriminator_step(benchmark, rounds, capsys, batch_norm):
     results = {name: figure | costs[name] for name, figure in figures(samples, REFERENCE).items()}
     for result in results.values():
         result["peak_of_reference"] = result["peak_mib"] / results[REFERENCE]["peak_mib"]
-    benchmark.extra_info |= {"batch_norm": batch_norm, "providers": results}
+    benchmark.extra_info |= {"batch_norm": batch_norm, "penalty": penalty, "providers": results}
     with capsys.disabled():
-        print(f"\n{'BatchNorm' if batch_norm else 'no BatchNorm'}")
+        print(f"\n{'BatchNorm' if batch_norm else 'no BatchNorm'}, penalty: {penalty}")
         for name, result in results.items():
             print(f"  {name:12}", {k: round(v, 3) if isinstance(v, float) else v for k, v in result.items()})

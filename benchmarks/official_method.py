@@ -85,7 +85,7 @@ class OfficialMethod:
     def _penalty(self, x_real, x_fake):
         c = self.config
         if c.baseline == "wgan-alp":
-            return penalties.adversarial_lipschitz(c.penalty_weight)(self.discriminator, x_real, x_fake)
+            return penalties.adversarial_lipschitz(c.penalty_weight).as_written(self.discriminator, x_real, x_fake)
         alpha = torch.rand(len(x_real), 1, 1, 1, device=self.device)
         x = (alpha * x_real + (1 - alpha) * x_fake).requires_grad_()
         (gradient,) = torch.autograd.grad(self.discriminator(x).sum(), x, create_graph=True)

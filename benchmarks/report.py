@@ -18,6 +18,7 @@ import record
 
 BEGIN, END = "<!-- speed table -->", "<!-- /speed table -->"
 REFERENCE = "reference"
+PENALTIES = {"none": "no penalty", "r1+r2": "R1 + R2"}  # those that are not called by their name in capitals
 
 
 def named(result: dict[str, Any], test: str) -> list[dict[str, Any]]:
@@ -74,14 +75,28 @@ def cost_table(cells: list[dict[str, Any]]) -> str:
     return table(["reference / fastest", "fastest", *keys.values()], rows)
 
 
+def penalty_name(cell: dict[str, Any]) -> str:
+    return PENALTIES.get(cell["penalty"], cell["penalty"].upper())
+
+
 def step_table(cells: list[dict[str, Any]]) -> str:
     names = columns(cells)
     rows = []
     for cell in cells:
         peaks = [f"{cell['providers'][name]['peak_mib']:.1f}" for name in names]
-        row = ["with BatchNorm" if cell["batch_norm"] else "without BatchNorm"]
-        rows.append([*row, *(time(cell["providers"][name]) for name in names), " / ".join(peaks)])
-    return table(["discriminator step, ms", *names, "peak memory, MiB"], rows)
+        row = "BatchNorm, no penalty" if cell["batch_norm"] else penalty_name(cell)
+        rows.append([row, *(time(cell["providers"][name]) for name in names), " / ".join(peaks)])
+    return table(["discriminator step with DAT, ms", *names, "peak memory, MiB"], rows)
+
+
+def penalty_table(cells: list[dict[str, Any]]) -> str:
+    """Each penalty alone, beside plain autograd."""
+    rows = []
+    for cell in cells:
+        pair = list(cell["providers"].values())
+        name = penalty_name(cell) + (", MLP critic" if cell["network"] == "mlp" else "")
+        rows.append([name, *map(time, pair), " / ".join(f"{figure['peak_mib']:.1f}" for figure in pair)])
+    return table(["penalty alone, ms", *columns(cells), "peak memory, MiB"], rows)
 
 
 def text(result: dict[str, Any], image: str) -> str:
@@ -98,8 +113,10 @@ def text(result: dict[str, Any], image: str) -> str:
         f"![Time of an iteration with DAT, by baseline and provider, with its floor]({image})",
         cost_table(cells),
     ]
-    steps = named(result, "test_discriminator_step")
-    return "\n\n".join(parts + ([step_table(steps)] if steps else []))
+    for test, draw in (("test_discriminator_step", step_table), ("test_penalty", penalty_table)):
+        if found := named(result, test):
+            parts.append(draw(found))
+    return "\n\n".join(parts)
 
 
 def between_markers(page: str, new: str) -> str:

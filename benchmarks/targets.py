@@ -42,21 +42,46 @@ def cells(result: dict[str, Any], test: str) -> Iterator[dict[str, Any]]:
     return (b for b in result["benchmarks"] if b["name"].startswith(test + "["))
 
 
+STEPS = {"none": 1.3, "gp": 1.35, "lp": 1.35, "r1": 1.5, "r1+r2": 1.7, "alp": 1.5}  # by penalty
+ITERATIONS = {"dcgan": 1.19, "wgan": 1.34, "wgan-gp": 1.38, "wgan-lp": 1.38, "wgan-alp": 1.45}
+HALF_ITERATIONS = {"wgan-gp": 2.3, "wgan-alp": 2.1}  # where bfloat16 is the device's own
+MEMORY_OF_A_PENALISED_STEP = ("r1", "alp")
+
+
 def cpu_targets(result: dict[str, Any]) -> Iterator[Target]:
-    """Of a discriminator step on two cores."""
+    """Of a penalty alone, of a discriminator step and of an iteration with DAT, on two cores."""
+    for cell in cells(result, "test_penalty"):
+        if cell["network"] == "mlp":
+            yield Target(
+                f"{cell['penalty']} of an MLP, times plain autograd", 1.2, cell["providers"]["ours"]["speedup"]
+            )
     for cell in cells(result, "test_discriminator_step"):
-        named, reference = cell["providers"], cell["providers"]["reference"]
-        if cell["batch_norm"]:
-            yield Target("step with BatchNorm, times the reference", 1.1, named["fused"]["speedup"])
+        yield from step_targets(cell)
+    for cell in cells(result, "test_iteration"):
+        if not cell["dat"]:
             continue
-        yield Target("step, times the reference", 1.3, named["fused"]["speedup"])
+        what, named, baseline = f"{cell['baseline']} + DAT", cell["providers"], cell["baseline"]
+        yield Target(f"{what}, times the reference", ITERATIONS[baseline], named["fused"]["speedup"])
+        half = named.get("fused bf16, bf16 penalty")
+        if half and baseline in HALF_ITERATIONS:
+            least = HALF_ITERATIONS[baseline]
+            yield Target(f"{what} with all in bf16, times the float32 reference", least, half["speedup"])
+
+
+def step_targets(cell: dict[str, Any]) -> Iterator[Target]:
+    named, reference, penalty = cell["providers"], cell["providers"]["reference"], cell["penalty"]
+    if cell["batch_norm"]:
+        yield Target("step with BatchNorm, times the reference", 1.1, named["fused"]["speedup"])
+        return
+    what = "step" if penalty == "none" else f"step with {penalty}"
+    yield Target(f"{what}, times the reference", STEPS[penalty], named["fused"]["speedup"])
+    memory = reference["peak_mib"] / named["fused"]["peak_mib"]
+    if penalty == "none":
         if "fused bf16" in named:
             yield Target("step in bf16, times the float32 reference", 1.9, named["fused bf16"]["speedup"])
-        yield Target(
-            "the reference's peak memory, times the step's",
-            1 / 0.65,
-            reference["peak_mib"] / named["fused"]["peak_mib"],
-        )
+        yield Target("the reference's peak memory, times the step's", 1 / 0.65, memory)
+    elif penalty in MEMORY_OF_A_PENALISED_STEP:
+        yield Target(f"the reference's peak memory with {penalty}, times the step's", 1, memory)
 
 
 def gpu_targets(result: dict[str, Any]) -> Iterator[Target]:

@@ -51,6 +51,7 @@ class Config:
     clamp: float
     spectral_norm: bool
     r1: float
+    r2: float
 
     # data
     dataset: str

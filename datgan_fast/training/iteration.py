@@ -244,6 +244,8 @@ class Iteration:
         chosen = [penalty(c.penalty_weight, low, high)] if penalty else []
         if c.r1:
             chosen.append(penalties.r1(c.r1))
+        if c.r2:
+            chosen.append(penalties.r2(c.r2))
         total: Addable | None = penalties.total(*chosen)
         if total is None:
             return None

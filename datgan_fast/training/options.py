@@ -46,6 +46,7 @@ GENERAL: dict[str, Any] = {
     "clamp": 0.01,
     "spectral_norm": False,
     "r1": 0.0,
+    "r2": 0.0,
     "dataset": "digits",
     "data_dir": "data",
     "download": False,
@@ -114,6 +115,7 @@ class Options:
     clamp: float | None = _option("wgan: weights are clamped to +- this", more_than=0)
     spectral_norm: bool | None = _option("spectral normalisation in the discriminator")
     r1: float | None = _option("gamma of the zero-centred penalty on real images", at_least=0)
+    r2: float | None = _option("gamma of the zero-centred penalty on generated images", at_least=0)
 
     # data
     dataset: str | None = _option("training images", choices=DATASETS, or_own=True)

@@ -31,7 +31,7 @@ def result():
         }
 
     kernel = {"name": "test_kernel[a]", "microseconds": 1.0, "noise": 0.01}
-    steps = {"name": "test_discriminator_step[conv]", "batch_norm": False}
+    steps = {"name": "test_discriminator_step[conv]", "batch_norm": False, "penalty": "none"}
     steps["providers"] = {"reference": figure(30.0), "fused": figure(20.0, 1.5)}
     return {
         **{"device": "A machine", "devices": 0, "threads": 2, "torch": "2.99", "date": "2030-01-02T00:00:00+00:00"},
@@ -48,6 +48,11 @@ def written(folder, name, result):
 
 def test_report_draws_tables_and_plot(tmp_path, result):
     del result["benchmarks"][2]["providers"]["fused"]
+    pair = {"reference": figure(60.0), "fused": figure(30.0, 2.0)}
+    step = {"name": "test_discriminator_step[conv-r1+r2]", "batch_norm": False, "penalty": "r1+r2", "providers": pair}
+    alone = {"name": "test_penalty[gp-mlp]", "penalty": "gp", "network": "mlp"}
+    alone["providers"] = {"plain autograd": figure(6.0), "ours": figure(4.0, 1.5)}
+    result["benchmarks"] += [step, alone]
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n\n{report.BEGIN}\nold\n{report.END}\n\nafter\n")
     arguments = [
@@ -64,7 +69,9 @@ def test_report_draws_tables_and_plot(tmp_path, result):
     assert "| dcgan + DAT | 100.0 | 50.0 (2.00) | 12.2 |" in page
     assert "| wgan + DAT | 100.0 | - | 12.2 |" in page
     assert "| dcgan | fused | 640 / 1280 | 10 / 10 | 7 / 7 |" in page
-    assert "| without BatchNorm | 30.0 | 20.0 (1.50) | 10.0 / 10.0 |" in page
+    assert "| no penalty | 30.0 | 20.0 (1.50) | 10.0 / 10.0 |" in page
+    assert "| R1 + R2 | 60.0 | 30.0 (2.00) | 10.0 / 10.0 |" in page
+    assert "| GP, MLP critic | 6.0 | 4.0 (1.50) | 10.0 / 10.0 |" in page
     assert "](new/a.png)" in page
     assert (tmp_path / "new" / "a.png").read_bytes().startswith(b"\x89PNG")
     report.main(arguments)
@@ -170,22 +177,56 @@ def test_read_refuses_what_is_no_result(tmp_path):
         record.read(tmp_path / "text.json")
 
 
-def test_targets_of_a_cpu_result(tmp_path, capsys):
-    step = {"reference": {"peak_mib": 10.0}, "fused": {"speedup": 1.3, "peak_mib": 6.5}, "fused bf16": {"speedup": 1.8}}
-    path = tmp_path / "result.json"
-    path.write_text(
-        json.dumps(
-            {
-                "device": "x",
-                "devices": 0,
-                "benchmarks": [{"name": "test_discriminator_step[a]", "batch_norm": False, "providers": step}],
-            }
-        )
-    )
-    with pytest.raises(SystemExit, match="1"):
-        targets.main([str(path)])
+def step_cell(penalty, speedup, peak=6.5, **more):
+    named = {"reference": {"peak_mib": 10.0}, "fused": {"speedup": speedup, "peak_mib": peak}, **more}
+    return {"name": "test_discriminator_step[a]", "batch_norm": False, "penalty": penalty, "providers": named}
+
+
+def alone(network, speedup):
+    return {"name": "test_penalty[a]", "penalty": "gp", "network": network, "providers": {"ours": {"speedup": speedup}}}
+
+
+def fused_iteration(baseline, use_dat, speedup, half=None):
+    providers = {"fused": {"speedup": speedup}}
+    if half is not None:
+        providers["fused bf16, bf16 penalty"] = {"speedup": half}
+    return {"name": "test_iteration[a]", "baseline": baseline, "dat": use_dat, "providers": providers}
+
+
+@pytest.mark.parametrize(
+    ("cell", "verdicts"),
+    [
+        (step_cell("none", 1.3, **{"fused bf16": {"speedup": 1.8}}), "met MISSED met"),
+        (step_cell("none", 1.29, 6.6), "MISSED MISSED"),
+        (step_cell("gp", 1.35, 20), "met"),
+        (step_cell("lp", 1.34), "MISSED"),
+        (step_cell("r1", 1.5, 10), "met met"),
+        (step_cell("r1+r2", 1.69), "MISSED"),
+        (step_cell("alp", 1.49, 10.1), "MISSED MISSED"),
+        ({**step_cell("none", 1.1), "batch_norm": True}, "met"),
+        (alone("mlp", 1.19), "MISSED"),
+        (fused_iteration("wgan-gp", True, 1.38), "met"),
+        (fused_iteration("wgan-alp", True, 1.44), "MISSED"),
+        (fused_iteration("wgan-alp", True, 1.45, 2.1), "met met"),
+        (fused_iteration("wgan-gp", True, 1.38, 2.29), "met MISSED"),
+        (fused_iteration("wgan-lp", True, 1.38, 0.1), "met"),
+    ],
+    ids=range(14),
+)
+def test_targets_of_a_cpu_result(tmp_path, capsys, cell, verdicts):
+    file = written(tmp_path, "result.json", {"device": "x", "devices": 0, "benchmarks": [cell]})
+    with pytest.raises(SystemExit) as stop:
+        targets.main([file])
     lines = capsys.readouterr().out.splitlines()
-    assert [line.rsplit(None, 1)[1] for line in lines] == ["met", "MISSED", "met"]
+    assert [line.rsplit(None, 1)[1] for line in lines] == verdicts.split()
+    assert stop.value.code == ("MISSED" in verdicts)
+
+
+def test_targets_of_a_cpu_result_leave_out_what_has_none(tmp_path, capsys):
+    cells = [alone("dcgan", 1.0), fused_iteration("dcgan", False, 1.0), step_cell("gp", 1.4)]
+    with pytest.raises(SystemExit, match="0"):
+        targets.main([written(tmp_path, "result.json", {"device": "x", "devices": 0, "benchmarks": cells})])
+    assert len(capsys.readouterr().out.splitlines()) == 1
 
 
 def iteration(baseline, use_dat, **ms):

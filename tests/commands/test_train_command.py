@@ -50,6 +50,7 @@ BAD_VALUES = {
     "penalty_weight": ["-1", "ten"],
     "clamp": ["0", "-0.01"],
     "r1": ["-1", "much"],
+    "r2": ["-1", "much"],
     "dataset": ["imagenet"],
     "image_size": ["7", "20", "24", "2048", "big"],
     "channels": ["2", "rgb"],

@@ -25,6 +25,7 @@ OPTIONS = [
     {"architecture": "resnet", "spectral_norm": True, "batch_norm": False},
     {"norm": "linf", "eps": 0.03, "steps_attack": 3, "random_start": True},
     {"formulation": "alg1", "r1": 1.0},
+    {"r1": 1.0, "r2": 2.0, "batch_norm": False},
     {"precision": "bf16"},
     {"precision": "fp16"},
     {"precision": "fp16", "baseline": "wgan"},
