@@ -138,10 +138,10 @@ def written_in_place(x):
 
 
 def hooked(x):
-    """The gradient is scaled on its way back, as some users do."""
+    """To the gradient is added, on its way back, one number of each image's."""
     x = x * 1
     if x.requires_grad:
-        x.register_hook(lambda g: 0.5 * g)
+        x.register_hook(lambda g: g + 0.1 * g.abs().sum((1, 2, 3), keepdim=True))
     return x
 
 
@@ -150,6 +150,10 @@ def hooked_by_itself(x):
     if x.requires_grad:
         x.register_hook(lambda g: g * x.detach().sign() if not g.requires_grad else g * x)
     return x
+
+
+def also_normalised(x, layer):
+    return layer(F.conv2d(x, layer.weight / layer.weight.norm()).relu())
 
 
 def attended(x):
@@ -266,6 +270,7 @@ WHOLE_PASS = {
     "hooked by the images": lambda: net(nn.ReLU(), Call(hooked_by_itself), nn.Conv2d(8, 8, 1), nn.ReLU()),
     "CircularPad2d": lambda: net(nn.ReLU(), nn.CircularPad2d(1), nn.Conv2d(8, 2, 3), nn.ReLU(), out=128),
     "written in place": lambda: net(nn.ReLU(), Call(written_in_place), nn.Conv2d(8, 8, 1), nn.ReLU()),
+    "weight also normalised": lambda: net(nn.ReLU(), Call(also_normalised, nn.Conv2d(8, 8, 1)), nn.ReLU()),
     "attention": lambda: net(nn.ReLU(), Call(attended)),
     "hypernetwork": lambda: net(Call(by_hypernetwork, nn.Linear(8, 64))),
     "AvgPool2d and square": lambda: net(nn.AvgPool2d(2), Call(lambda x: x.square() + x.abs()), out=128),
@@ -542,7 +547,17 @@ def test_what_the_graph_kept_is_freed_by_the_backward(name):
 
 @each_penalty
 @pytest.mark.parametrize(
-    "name", ["MLP, ReLU", "leaky ReLU in place", "MaxPool2d", "spectral norm", "learnt scales", "SiLU", "Softplus"]
+    "name",
+    [
+        "MLP, ReLU",
+        "leaky ReLU in place",
+        "MaxPool2d",
+        "spectral norm",
+        "learnt scales",
+        "weight also normalised",
+        "SiLU",
+        "Softplus",
+    ],
 )
 def test_higher_orders(name, penalty):
     """The user differentiates the penalty's gradient again, and once more: nothing of ours stands in the way."""
@@ -715,3 +730,15 @@ def test_compiled_networks(how, name):
         used = Call(lambda x: function[0](x))
     for penalty in PENALTIES:
         compare(used, expected, penalty, (images(5, 1), images(3, 2)), of=network)
+
+
+@pytest.mark.parametrize("name", ["leaky ReLU in place", "PReLU"])
+def test_a_gradient_that_was_multiplied_by_those_of_weights(name):
+    network, expected = twins(PIECEWISE_LINEAR[name])
+    for n, differentiated in ((network, differentiable), (expected, lambda g, x, s: g)):
+        x, weights = images(4, 1).requires_grad_(), list(n.parameters())
+        scores = n(x)
+        gradient, *others = torch.autograd.grad(scores.sum(), [x, *weights], create_graph=True)
+        product = gradient * sum((g * (k + 1)).sum() for k, g in enumerate(others))
+        differentiated(product, x, scores).square().sum().backward()
+    assert worst(network, expected) < 1e-12
