@@ -11,7 +11,7 @@ from algorithm1 import M, N, algorithm1, batches, gradient_of, relative_error
 from datgan_fast import penalties
 from datgan_fast.method.joined_penalties import Within
 from host_reads import NoHostReads
-from networks import DISCRIMINATORS, build
+from networks import DISCRIMINATORS, build, images
 
 pytestmark = pytest.mark.usefixtures("one_thread", "merging")
 
@@ -252,26 +252,52 @@ def test_a_network_that_draws(case):
     assert record.penalty > 0
 
 
+class Opposed(penalties.AdversarialLipschitz):
+    """Its gradient with respect to real images' scores is that of `wasserstein` for four of them, with the other sign."""
+
+    def value(self, logits, logits_adv, distance):
+        return logits[:4].sum() / 4 + 0 * logits_adv.sum()
+
+
 def test_where_a_weight_and_the_penalty_cancel():
-    """One image's weight in the loss, -1/M, and its penalty's gradient with respect to its score are opposite and equal."""
-    torch.manual_seed(0)
-    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 1)).double()
-    with torch.no_grad():
-        network[1].weight.mul_(3 / network[1].weight.norm())  # D's slope in every direction of the power iteration
-    x = batches(torch.float64)
-    # |D(X) - D(X')| / distance is 3 wherever nothing is clipped; then p = 2 weight / (M + N) * 2 / distance * sign
-    free = {"clip_min": None, "clip_max": None}
-    radius = 2.0
-    weight = (M + N) / M * radius / 4
-    penalty = penalties.adversarial_lipschitz(weight, radius=(radius, radius), xi=1e-3, **free)
-    options = {"objective": "wasserstein", "eps": 0.5, "penalty": penalty, **free}
+    """Real images go back with nothing at all, and are attacked."""
     found = []
+    x = images(4, 1, torch.float64), images(3, 2, torch.float64)
     for fused in (True, False):
-        network.zero_grad()
+        network = steep("conv", torch.float64)
         torch.manual_seed(SEED)
+        options = {"objective": "wasserstein", "eps": 0.5, "penalty": Opposed(1.0, 1, 10.0, (0.1, 10.0), -1.0, 1.0)}
         found.append((dat.discriminator_step(network, *x, fused=fused, **options), gradient_of(network)))
     assert relative_error(found[0][1], found[1][1]) < 1e-12
-    torch.testing.assert_close(found[0][0].input_grad_norm, torch.full((M + N,), 3.0, dtype=torch.float64))
+    torch.testing.assert_close(found[0][0].input_grad_norm, found[1][0].input_grad_norm)
+
+
+class Switch(torch.nn.Module):
+    mixes = False
+
+    def forward(self, x):
+        return x - 0.5 * x.mean(0) if self.mixes else x
+
+
+@pytest.mark.parametrize("lambda_clean", [1.0, 0.0])
+def test_a_network_that_comes_to_mix_its_images(lambda_clean):
+    """It was asked when it did not; now the images that are punished are others without those that are not."""
+    networks = [torch.nn.Sequential(Switch(), steep("conv", torch.float64)) for _ in range(2)]
+    for mixes in (False, True):
+        for network, fused in zip(networks, (True, False), strict=True):
+            network[0].mixes = mixes
+            network[1][5].weight.data.mul_(1.1 if mixes else 0.3)  # some of the images are punished
+            torch.manual_seed(SEED)
+            record = dat.discriminator_step(
+                network,
+                *batches(torch.float64),
+                eps=0.5,
+                penalty=CASES["alp"][0],
+                lambda_clean=lambda_clean,
+                fused=fused,
+            )
+            assert record.penalty > 0
+    assert relative_error(*map(gradient_of, networks)) < 1e-12
 
 
 # Precision

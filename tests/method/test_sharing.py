@@ -115,22 +115,41 @@ def test_batchnorm(objective, formulation, lambda_clean, shift):
     assert record.path == ("shared" if shares else "separate")
 
 
-def test_a_backward_that_is_not_linear_shares_nothing_under_batchnorm():
-    """A hook on a tensor inside, which scales the gradient of the whole batch, and a network that keeps a part of its graph."""
+class Tapped(torch.nn.Module):
+    """A hook on a tensor inside, which makes the gradient of the whole batch unit length."""
 
-    class Tapped(torch.nn.Module):
-        def forward(self, x):
-            x = x * 1
-            if x.requires_grad:
-                x.register_hook(lambda g: g / g.norm())
-            return x
+    def forward(self, x):
+        x = x * 1
+        if x.requires_grad:
+            x.register_hook(lambda g: g / g.norm())
+        return x
 
+
+class UnitLength(torch.autograd.Function):
+    """The same as a Function of one's own."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, g):
+        return g / g.norm()
+
+
+class OwnFunction(torch.nn.Module):
+    def forward(self, x):
+        return UnitLength.apply(x)
+
+
+@pytest.mark.parametrize("layer", [Tapped, OwnFunction])
+def test_a_backward_that_is_not_linear_shares_nothing_under_batchnorm(layer):
     def factory():
         torch.manual_seed(0)
-        return conv(torch.nn.BatchNorm2d(8), Tapped()).double()
+        return conv(torch.nn.BatchNorm2d(8), layer()).double()
 
     network = factory()
-    options = {"objective": "wasserstein", "formulation": "batch_mean", "eps": 0.3}
+    options = {"objective": "wasserstein", "formulation": "batch_mean", "eps": 0.3, "lambda_clean": 0.5}
     record = dat.discriminator_step(network, *batches(torch.float64), **options)
     assert record.path == "separate"
     assert relative_error(gradient_of(network), algorithm1(factory(), *batches(), **options).gradient) < 1e-12
