@@ -380,6 +380,25 @@ def test_copied_weights_give_autocasts_gradients(options, penalty_precision):
     assert (ours - expected).norm() < 0.1 * expected.norm()
 
 
+def test_every_update_begins_with_copies_of_the_newest_weights(monkeypatch):
+    made = trainer(baseline="wgan-gp", precision="bf16", n_dis=3, lr=0.1)
+    low, checked = made.iteration._half_d, []
+
+    def checking(do):
+        def checks(*args, **kwargs):
+            for master, copied in zip(low._masters, low._copies, strict=True):
+                assert torch.equal(master.to(torch.bfloat16), copied)
+            checked.append(low._masters[0].detach().clone())
+            return do(*args, **kwargs)
+
+        return checks
+
+    monkeypatch.setattr(made.iteration.data, "sample", checking(made.iteration.data.sample))
+    monkeypatch.setattr(made.iteration.optimizer_g, "zero_grad", checking(made.iteration.optimizer_g.zero_grad))
+    made.train_step()
+    assert len(checked) == 4 and all(not torch.equal(a, b) for a, b in itertools.pairwise(checked))
+
+
 @pytest.mark.trains
 def test_a_checkpoint_of_an_earlier_version_goes_on(deterministic):
     """One sum for each statistic, and the state of torch's own RMSprop, which a GPU's run had capturable."""
@@ -398,7 +417,9 @@ def test_a_checkpoint_of_an_earlier_version_goes_on(deterministic):
         state[name]["param_groups"] = [group | {"params": state[name]["param_groups"][0]["params"]}]
         assert set(state[name]["state"][0]) == {"step", "square_avg"}
     second.load_state(state)
-    counts = [value for name, value in second.discriminator.state_dict().items() if name.endswith("num_batches_tracked")]
+    counts = [
+        value for name, value in second.discriminator.state_dict().items() if name.endswith("num_batches_tracked")
+    ]
     assert counts and all(count == 2 * (5 * 4 + 1) for count in counts)  # each update sees four batches
     for made in (whole, second):
         torch.manual_seed(4)
