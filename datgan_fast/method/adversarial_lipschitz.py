@@ -74,7 +74,8 @@ class AdversarialLipschitz(Addable):
             leaves = logits.detach().requires_grad_(), logits_adv.detach().requires_grad_()
             with torch.enable_grad():
                 value = self.value(*leaves, distance)
-            return value.detach(), *torch.autograd.grad(value, leaves)
+            slope, own_slope = torch.autograd.grad(value, leaves)
+            return value.detach(), slope, own_slope
         excess = softshrink((logits - logits_adv) / distance, 1.0)  # of the slope beyond 1, with the difference's sign
         weight = self.weight / len(logits)
         slope = (excess / distance).mul_(2 * weight)
