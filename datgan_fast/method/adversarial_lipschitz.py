@@ -68,11 +68,18 @@ class AdversarialLipschitz(Addable):
         slope = (logits - logits_adv).abs() / distance
         return self.weight * ((slope - 1).clamp(min=0) ** 2).mean()
 
-    def terms(self, logits: Tensor, logits_adv: Tensor, distance: Tensor) -> tuple[Tensor, Tensor]:
-        """`value` and its gradient with respect to D(X); that with respect to D(X') is the same with the other sign."""
+    def terms(self, logits: Tensor, logits_adv: Tensor, distance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`value` and its gradients with respect to D(X) and D(X')."""
+        if type(self) is not AdversarialLipschitz:  # whose value may be another
+            leaves = logits.detach().requires_grad_(), logits_adv.detach().requires_grad_()
+            with torch.enable_grad():
+                value = self.value(*leaves, distance)
+            slope, own_slope = torch.autograd.grad(value, leaves)
+            return value.detach(), slope, own_slope
         excess = softshrink((logits - logits_adv) / distance, 1.0)  # of the slope beyond 1, with the difference's sign
         weight = self.weight / len(logits)
-        return torch.dot(excess, excess) * weight, (excess / distance).mul_(2 * weight)
+        slope = (excess / distance).mul_(2 * weight)
+        return torch.dot(excess, excess) * weight, slope, -slope
 
 
 def _scores(discriminator: nn.Module, x: Tensor) -> Tensor:

@@ -157,9 +157,9 @@ class StepPenalties:
         distance = penalty.distance(x, x_adv)
         # D may change what it is given.
         own = logits_of(self._discriminator, x_adv.clone() if self._looks(x) else x_adv)
-        value, slope = penalty.terms(scores, as_float(own.detach()), distance)
+        value, slope, own_slope = penalty.terms(scores, as_float(own.detach()), distance)
         self._values.append(value)
-        self._go_back(x_adv, own, -slope)
+        self._go_back(x_adv, own, own_slope)
         return slope
 
     def _looks(self, x: Tensor) -> bool:

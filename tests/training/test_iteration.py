@@ -15,6 +15,7 @@ from datgan_fast.errors import ConfigError
 from datgan_fast.training import cuda_graph
 from datgan_fast.training.baselines import BASELINES
 from datgan_fast.training.iteration import Iteration
+from datgan_fast.training.low_precision import LowPrecision
 from emulated_graph import Recording, graphs_on_the_cpu  # noqa: F401
 from run_states import assert_same, with_cuda_graph
 
@@ -346,6 +347,86 @@ def test_a_penalty_has_a_precision_of_its_own(options, precision):
     # Differences of rounded logits, divided by short distances, have fewer digits than the logits.
     assert 0 < difference < (0.5 if options.get("baseline") == "wgan-alp" else 0.05)
     assert found["fp32"].count_nonzero() > 100
+
+
+def first_gradients(made):
+    """Of the discriminator's first update, all in one."""
+    seen = []
+    weights = list(made.discriminator.parameters())
+    step = made.iteration.scaler_d.step
+
+    def look(optimizer):
+        seen.append(torch.cat([p.grad.double().flatten() for p in weights]))
+        step(optimizer)
+
+    made.iteration.scaler_d.step = look
+    torch.manual_seed(3)
+    made.train_step()
+    return seen[0]
+
+
+@pytest.mark.parametrize("penalty_precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("options", [{"baseline": "dcgan"}, {"baseline": "wgan-gp"}, {"baseline": "wgan"}], ids=str)
+def test_copied_weights_give_autocasts_gradients(options, penalty_precision):
+    """The penalty's among them, wherever they arise."""
+    copied, cast = (trainer(**options, precision="bf16", penalty_precision=penalty_precision) for _ in range(2))
+    assert copied.iteration._half_d._masters
+    cast.iteration._half_d = LowPrecision(cast.discriminator, None)
+    cast.iteration._half_g = LowPrecision(cast.generator, None)
+    expected = first_gradients(trainer(**options))
+    ours, theirs = first_gradients(copied), first_gradients(cast)
+    assert (ours - theirs).norm() < 1e-2 * theirs.norm()
+    # As near to float32 as autocast's, but for bfloat16's rounding of the sum of two gradients.
+    assert (ours - expected).norm() < 1.1 * (theirs - expected).norm() + 4e-3 * expected.norm()
+    assert (ours - expected).norm() < 0.1 * expected.norm()
+
+
+def test_every_update_begins_with_copies_of_the_newest_weights(monkeypatch):
+    made = trainer(baseline="wgan-gp", precision="bf16", n_dis=3, lr=0.1)
+    low, checked = made.iteration._half_d, []
+
+    def checking(do):
+        def checks(*args, **kwargs):
+            for master, copied in zip(low._masters, low._copies, strict=True):
+                assert torch.equal(master.to(torch.bfloat16), copied)
+            checked.append(low._masters[0].detach().clone())
+            return do(*args, **kwargs)
+
+        return checks
+
+    monkeypatch.setattr(made.iteration.data, "sample", checking(made.iteration.data.sample))
+    monkeypatch.setattr(made.iteration.optimizer_g, "zero_grad", checking(made.iteration.optimizer_g.zero_grad))
+    made.train_step()
+    assert len(checked) == 4 and all(not torch.equal(a, b) for a, b in itertools.pairwise(checked))
+
+
+@pytest.mark.trains
+def test_a_checkpoint_of_an_earlier_version_goes_on(deterministic):
+    """One sum for each statistic, and the state of torch's own RMSprop, which a GPU's run had capturable."""
+    whole, second = trainer(baseline="wgan", batch_norm=True), trainer(baseline="wgan", batch_norm=True)
+    torch.manual_seed(3)
+    for _ in range(2):
+        whole.train_step()
+    state = copy.deepcopy(whole.state())
+    whole.iteration.statistics.read()
+    names = ["loss_d", "loss_clean", "loss_adv", "penalty", "wasserstein", "input_grad_norm", "loss_g"]
+    state["statistics"]["sums"] = torch.zeros(2, len(names), dtype=torch.float64)
+    for name in ("optimizer_g", "optimizer_d"):
+        weight = torch.nn.Parameter(torch.zeros(()))
+        torchs = torch.optim.RMSprop([weight], lr=5e-5, alpha=0.99, foreach=True, capturable=DEVICE == "cuda")
+        group = torchs.state_dict()["param_groups"][0]
+        state[name]["param_groups"] = [group | {"params": state[name]["param_groups"][0]["params"]}]
+        assert set(state[name]["state"][0]) == {"step", "square_avg"}
+    second.load_state(state)
+    counts = [
+        value for name, value in second.discriminator.state_dict().items() if name.endswith("num_batches_tracked")
+    ]
+    assert counts and all(count == 2 * (5 * 4 + 1) for count in counts)  # each update sees four batches
+    for made in (whole, second):
+        torch.manual_seed(4)
+        made.train_step()
+    for name in ("generator", "discriminator", "average", "statistics"):
+        assert_same(whole.state()[name], second.state()[name])
 
 
 @pytest.mark.parametrize("where", ["discriminator", "generator"])

