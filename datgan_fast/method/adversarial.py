@@ -12,7 +12,8 @@ from .batches import Batches, merged_or_apart
 from .formulas import Bound, clip, project
 from .independence import Forward
 from .module_state import unchanged_state
-from .ops import attack_step_into, perturb
+from .objective import Objective
+from .ops import attack_coefficients, attack_step_into, perturb
 from .reference import random_points
 from .step_arguments import StepArguments, checked, image_gradients, logits_of
 
@@ -23,7 +24,7 @@ def adversarial_batch(
     x_fake: Tensor,
     *,
     eps: float,
-    objective: str = "vanilla",
+    objective: str | Objective = "vanilla",
     formulation: str = "eq10",
     norm: str = "none",
     steps: int = 1,
@@ -129,5 +130,5 @@ def moved(x: Sequence[Tensor], gradients: Sequence[Tensor], attack: Attack) -> l
 
 def coefficients(logits: Pair, target: Pair, attack: Attack) -> tuple[Tensor, ...]:
     """The attack loss's gradients with respect to the logits."""
-    _, *found = torch.ops.datgan_fast.attack_loss(*logits, *target, attack.objective, attack.formulation, "")
+    found = attack_coefficients(logits, target, attack.objective, attack.formulation)
     return tuple(c.to(t.dtype) for c, t in zip(found, logits, strict=True))

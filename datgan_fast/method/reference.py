@@ -20,7 +20,6 @@ from .formulas import (
     NORMS,
     OBJECTIVES,
     Bound,
-    Formula,
     as_float,
     check_choice,
     clip,
@@ -31,12 +30,14 @@ from .formulas import (
     generator_loss,
     image_norm,
     normalise,
+    objective_of,
     project,
     random_point,
     slope1,
     slope2,
 )
 from .module_state import one_power_iteration, unchanged_state
+from .objective import Formula, Objective
 from .penalty import as_written
 from .renamed import targets_renamed
 from .step_arguments import (
@@ -114,7 +115,7 @@ def attack_loss(
     real_logits: Tensor,
     fake_logits: Tensor,
     *,
-    objective: str = "vanilla",
+    objective: str | Objective = "vanilla",
     formulation: str = "eq10",
     target_real_logits: Tensor | None = None,
     target_fake_logits: Tensor | None = None,
@@ -138,7 +139,7 @@ def logits_with_targets(
     )
 
 
-def attack_terms(logits: Logits, objective: str, formulation: str) -> list[tuple[Tensor, Tensor]]:
+def attack_terms(logits: Logits, objective: str | Objective, formulation: str) -> list[tuple[Tensor, Tensor]]:
     """(loss, its gradient with respect to the side's logits in closed form) of the real and of the generated side."""
     real, fake = logits.own
     sides = _differences(logits._replace(own=(real.detach(), fake.detach())), objective, formulation)
@@ -148,9 +149,9 @@ def attack_terms(logits: Logits, objective: str, formulation: str) -> list[tuple
 Difference = tuple[Tensor, Callable[[], Tensor]]  # (score - target, the score's slope)
 
 
-def _differences(logits: Logits, objective: str, formulation: str) -> tuple[Difference, Difference]:
+def _differences(logits: Logits, objective: str | Objective, formulation: str) -> tuple[Difference, Difference]:
     """Of each side: [m] and [m], or, where the batch has one score, [1] and [m]."""
-    check_choice("objective", objective, OBJECTIVES)
+    row = objective_of(objective)
     check_choice("formulation", formulation, FORMULATIONS)
     real, fake = map(as_float, logits.own)
     target_real, target_fake = (as_float(t).detach() for t in logits.targets)
@@ -158,7 +159,6 @@ def _differences(logits: Logits, objective: str, formulation: str) -> tuple[Diff
         return _no_difference(real), _no_difference(fake)
     if formulation == "batch_mean":
         return _mean_difference(real, target_real, target_fake), _mean_difference(fake, target_fake, target_real)
-    row = OBJECTIVES[objective]
     first, second = (row.g1, row.slope1), (row.g2, row.slope2)
     if formulation == "alg1":
         return _mean_score_difference(real, target_fake, *second), _mean_score_difference(fake, target_real, *first)
@@ -217,7 +217,7 @@ def attack_step(
     fake_logits: Tensor,
     eps: float,
     *,
-    objective: str = "vanilla",
+    objective: str | Objective = "vanilla",
     formulation: str = "eq10",
     norm: str = "none",
     clip_min: Bound = -1.0,
@@ -257,7 +257,7 @@ def adversarial_batch(
     x_fake: Tensor,
     *,
     eps: float,
-    objective: str = "vanilla",
+    objective: str | Objective = "vanilla",
     formulation: str = "eq10",
     norm: str = "none",
     steps: int = 1,
@@ -312,7 +312,7 @@ def _moved(given: StepArguments, x: Tensor, grad: Tensor, clean: Tensor) -> Tens
     return clip(adv, attack.clip_min, attack.clip_max)
 
 
-def _scores(discriminator: nn.Module, images: Tensor, objective: str) -> Tensor:
+def _scores(discriminator: nn.Module, images: Tensor, objective: str | Objective) -> Tensor:
     """D(images) with the graph to the leaf `images`; D is given a copy, which it may change."""
     begun = next_number()
     logits = logits_of(discriminator, images.clone())
@@ -326,7 +326,7 @@ def discriminator_step(
     x_fake: Tensor,
     *,
     eps: float,
-    objective: str = "vanilla",
+    objective: str | Objective = "vanilla",
     formulation: str = "eq10",
     norm: str = "none",
     lambda_clean: float = 1.0,
@@ -392,8 +392,9 @@ def discriminator_step_checked(
 
 def _input_grad_norm(x: Tensor, logits: Tensor) -> Tensor:
     """||grad_x D(x)|| of each image, from what the backward of a loss left in both gradients."""
+    if logits.grad is None:  # a loss that leaves this side out
+        return torch.full_like(as_float(logits.detach()), torch.nan)
     if x.grad is None:
         raise ValueError(NO_GRADIENT)
-    assert logits.grad is not None  # retained
     # Divided first: the squares of a saturated objective's small gradients would underflow.
     return image_norm(as_float(x.grad) / as_float(logits.grad).view(-1, *[1] * (x.dim() - 1)))

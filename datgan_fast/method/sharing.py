@@ -13,7 +13,7 @@ from torch import Tensor
 from . import waiting
 from .arguments import Attack
 from .autograd_graph import Graph
-from .formulas import OBJECTIVES
+from .formulas import objective_of
 from .independence import Forward
 
 # Of |w_i| times the number of images: too small to be seen in a sum over the batch, and far from where float32 and bfloat16 end.
@@ -29,16 +29,19 @@ class Sharing:
     """What an attack has in common with the clean objective that is weighted with lambda_clean (0: with ones)."""
 
     def __init__(self, attack: Attack, lambda_clean: float) -> None:
-        linear, formulation = OBJECTIVES[attack.objective].linear, attack.formulation
+        row, formulation = objective_of(attack.objective), attack.formulation
+        # A loss over pairs weights the scores as it likes; the attack's slopes are g1's and g2's all the same.
+        pairs = row.loss is not None and lambda_clean > 0
+        linear, same_slopes = row.linear and not pairs, formulation == "eq10" and not pairs
         # With eq10, or a linear objective's constant g', the attack's coefficient is the objective's times a sign: nothing
         # that has saturated in the objective is wanted in the attack.
-        self.without_floor = formulation == "eq10" or linear or not lambda_clean
+        self.without_floor = same_slopes or linear or not lambda_clean
         self._constant = formulation == "batch_mean" and (linear or not lambda_clean)
-        self._up_to_signs = linear or (formulation == "eq10" and lambda_clean > 0)
+        self._up_to_signs = linear or (same_slopes and lambda_clean > 0)
         self.why_not = (
             ""
             if self.without_floor
-            else f"{formulation} wants gradients that {attack.objective}'s objective may have saturated to zero"
+            else f"{formulation} wants gradients that {row.name}'s objective may have saturated to zero"
         )
 
     def at_once(self, forward: Forward) -> bool:

@@ -15,13 +15,15 @@ from torch import Tensor, nn
 from .adversarial import adversarial_images, attack_backward, coefficients, leaves, moved
 from .arguments import Attack, AttackInputs, Pair
 from .batches import Batches, merged_or_apart
-from .formulas import Bound, as_float, image_norm
+from .formulas import Bound, as_float, image_norm, objective_of
 from .gradients import GradientSum
 from .independence import HOOKED, Forward, note_mixing
 from .joined_penalties import StepPenalties
 from .memory import keep_freed_memory
 from .module_state import one_power_iteration, weights_are_cached
+from .objective import Objective
 from .ops import attack_step_into
+from .pair_loss import pair_terms
 from .reference import DiscriminatorStep, Penalty, discriminator_step_checked
 from .sharing import FLOOR, Sharing, common_factor, is_narrow
 from .step_arguments import (
@@ -42,7 +44,7 @@ def discriminator_step(
     x_fake: Tensor,
     *,
     eps: float,
-    objective: str = "vanilla",
+    objective: str | Objective = "vanilla",
     formulation: str = "eq10",
     norm: str = "none",
     lambda_clean: float = 1.0,
@@ -59,7 +61,7 @@ def discriminator_step(
     """One discriminator update's gradients, added to the parameters' .grad; the optimiser's step stays yours.
 
     Minimises lambda_clean * loss_clean + lambda_adv * loss_adv + penalty, where loss_clean is -(mean g1(D(x_real)) + mean
-    g2(D(x_fake))) and loss_adv the same on the perturbed images.
+    g2(D(x_fake))), or the objective's own loss of both batches' scores, and loss_adv the same on the perturbed images.
 
     Args:
         discriminator: any module that gives one logit per image ([m], [m, 1], ...).
@@ -112,6 +114,7 @@ class _Step:
     def __init__(self, given: StepArguments, terms: LossTerms, merge: bool) -> None:
         self.given, self.attack, self.terms = given, given.attack, terms
         self.discriminator = given.network.module
+        self.objective = objective_of(given.attack.objective)
         self.merge = merge
         self.sharing = Sharing(given.attack, terms.lambda_clean)
         self.gradients = GradientSum(given.network)
@@ -142,7 +145,6 @@ class _Step:
 
     def clean_pass(self) -> None:
         """Line 6, and the clean half of line 10: the scores, and each batch's backward unless the attack needs its graph."""
-        attack_is_early = bool(self.adv)
         self.x = leaves(self.batches.clean)
         self.logits: list[Tensor] = []
         self.sums: list[Tensor] = []
@@ -151,22 +153,22 @@ class _Step:
         self.waiting: dict[int, Forward] = {}
         self.held: dict[int, Forward] = {}  # for a penalty that compares both batches' scores
         self.borrowed = weights_are_cached()  # a part of these graphs is wanted by later backwards
-        compares = self.penalties.compares_scores()
+        self.compares = self.penalties.compares_scores()
+        pairs: dict[int, Forward] = {}  # for a loss that compares both batches' scores
         for k, images in enumerate(self.x):
             result = self.batches.forward(images)
             self.borrowed |= result.lends
-            self.clean_loss(k, result)
-            if self.waits(result):
-                self.waiting[k] = result
+            self.logits.append(result.logits.detach())
+            if self.objective.loss is None:
+                self.clean_loss(k, result)
+                self.go_back_or_wait(k, result)
             else:
-                if not attack_is_early and not self.attacks:
-                    self.because(result.why_not)
-                compares = compares and self.penalties.may_join(result)
-                if compares:
-                    self.held[k] = result
-                else:
-                    self.clean_backward(k, result)
+                pairs[k] = result
             del result  # before the next one is built
+        if pairs:
+            self.clean_pair_loss(pairs)
+        for k in sorted(pairs):
+            self.go_back_or_wait(k, pairs.pop(k))
         if len(self.held) == len(self.x):
             self.penalties.retain_graph = self.borrowed
             self.penalties.add_to_weights(self.x, self.logits, self.weights)
@@ -176,12 +178,43 @@ class _Step:
     def clean_loss(self, k: int, result: Forward) -> None:
         """The objective on batch k, and the weights with which its logits go backward."""
         lambda_clean = self.terms.lambda_clean
-        floors = lambda_clean > 0 and result.why_not is None and not is_narrow(result.graph)
-        weights, sums = self.batches.terms(k, result.logits, self.scaled(lambda_clean or 1.0), FLOOR if floors else 0.0)
-        self.logits.append(result.logits.detach())
+        weights, sums = self.batches.terms(k, result.logits, self.scaled(lambda_clean or 1.0), self.floor(result))
         self.sums.append(sums)
         # Without the clean loss only the images' gradients are wanted.
         self.weights.append(weights if lambda_clean else torch.ones_like(weights))
+
+    def floor(self, result: Forward) -> float:
+        """Of the weights of its logits."""
+        floors = self.terms.lambda_clean > 0 and result.why_not is None and not is_narrow(result.graph)
+        return FLOOR if floors else 0.0
+
+    def clean_pair_loss(self, pairs: dict[int, Forward]) -> None:
+        """`clean_loss` of both batches at once."""
+        lambda_clean = self.terms.lambda_clean
+        floors = [self.floor(pairs[k]) for k in sorted(pairs)]
+        weights = self.pair_loss(self.logits, lambda_clean or 1.0, (floors[0], floors[-1]), self.sums)
+        self.weights += weights if lambda_clean else [torch.ones_like(w) for w in weights]
+
+    def pair_loss(
+        self, logits: list[Tensor], weight: float, floors: tuple[float, float], sums: list[Tensor]
+    ) -> list[Tensor]:
+        """The weights with which each batch's logits go backward; the loss goes to the sums."""
+        weights, found = pair_terms(self.objective, self.batches.sides(logits), self.scaled(weight), floors)
+        sums.append(found)
+        return self.batches.join(*weights)
+
+    def go_back_or_wait(self, k: int, result: Forward) -> None:
+        """The clean backward of batch k, now or, where another result is needed for it, later."""
+        if self.waits(result):
+            self.waiting[k] = result
+            return
+        if not self.adv and not self.attacks:
+            self.because(result.why_not)
+        self.compares = self.compares and self.penalties.may_join(result)
+        if self.compares:
+            self.held[k] = result
+        else:
+            self.clean_backward(k, result)
 
     def scaled(self, weight: float) -> float | Tensor:
         return self.terms.grad_scale * weight
@@ -284,12 +317,21 @@ class _Step:
     def adversarial_pass(self) -> None:
         """Lines 9 and 10 for the perturbed images: their loss and its backward, batch by batch."""
         self.sums_adv: list[Tensor] = []
+        if self.adv and self.objective.loss is not None:
+            return self.adversarial_pair_pass()
         for k, images in enumerate(self.adv):
             logits = logits_of(self.discriminator, images)
             weights, sums = self.batches.terms(k, logits, self.scaled(self.terms.lambda_adv))
             self.sums_adv.append(sums)
             self.gradients.add(logits, weights, self.borrowed)
             del logits
+
+    def adversarial_pair_pass(self) -> None:
+        """The same for a loss that compares both batches' scores."""
+        logits = [logits_of(self.discriminator, images) for images in self.adv]
+        weights = self.pair_loss(logits, self.terms.lambda_adv, (0.0, 0.0), self.sums_adv)
+        while logits:
+            self.gradients.add(logits.pop(0), weights.pop(0), self.borrowed)
 
     def record(self) -> DiscriminatorStep:
         r, f = self.batches.sides(self.logits)

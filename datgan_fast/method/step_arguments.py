@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from .arguments import Attack, check_attack, check_bound, check_float, number
 from .autograd_graph import Graph
-from .formulas import NORMS, OBJECTIVES, Bound, default_alpha, norms_with_random_start
+from .formulas import NORMS, Bound, default_alpha, named, norms_with_random_start, objective_of
 from .module_state import Network
+from .objective import Objective
 
 LOOKS = 1  # first calls in which values are looked at: an iteration must be free of it when it is captured
 
@@ -75,7 +76,7 @@ def checked(
     """Raises TypeError, ValueError or RuntimeError, in one sentence that names the argument."""
     if not isinstance(discriminator, nn.Module):
         raise TypeError(f"discriminator must be an nn.Module; got {type(discriminator).__name__}")
-    attack = attack._replace(eps=number("eps", attack.eps))
+    attack = attack._replace(eps=number("eps", attack.eps), objective=named(attack.objective))
     check_attack(attack)
     if steps < 1:
         raise ValueError(f"steps must be at least 1; got {steps}")
@@ -207,7 +208,7 @@ def check_penalty(value: Any) -> Tensor:
     return value
 
 
-def check_graph(graph: Graph, images: list[Tensor], objective: str | None = None) -> None:
+def check_graph(graph: Graph, images: list[Tensor], objective: str | Objective | None = None) -> None:
     """Of a forward on `images`, leaves that require gradients."""
     if graph.is_reentrant():
         raise ValueError(
@@ -216,9 +217,9 @@ def check_graph(graph: Graph, images: list[Tensor], objective: str | None = None
         )
     if not graph.reaches(images):
         raise ValueError(NO_GRADIENT)
-    if objective is not None and OBJECTIVES[objective].needs_logits and graph.ends_in_probabilities():
+    if objective is not None and (row := objective_of(objective)).needs_logits and graph.ends_in_probabilities():
         raise ValueError(
-            f"the discriminator ends in a sigmoid or softmax, but objective {objective!r} takes logits, not probabilities; "
+            f"the discriminator ends in a sigmoid or softmax, but objective {row.name!r} takes logits, not probabilities; "
             "leave that last layer out"
         )
 
