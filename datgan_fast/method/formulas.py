@@ -138,6 +138,12 @@ def kernels_of(objective: str | Objective) -> str | None:
     return objective.kernels if objective.kernels in OBJECTIVES else None
 
 
+def weights_are_alike(objective: str | Objective, lambda_clean: float) -> bool:
+    """Whether the weights with which a side's scores go backward are the same for all; without the clean loss they are 1."""
+    row = objective_of(objective)
+    return (row.linear and row.loss is None) or not lambda_clean
+
+
 def g1(objective: str | Objective, t: Tensor) -> Tensor:
     """The objective's term for real images, elementwise (table in docs/method.md).
 

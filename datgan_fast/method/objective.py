@@ -32,8 +32,9 @@ class Objective:
             With `loss` both may be left out: t and -t, whose attack has kernels.
         generator_loss: of the scores of generated images, (f) -> 0-d, or of those and of real ones, (f, r) -> 0-d. Default: mean
             g2(f); with `loss` the same loss with the roles exchanged, loss(f, r).
-        loss: (r, f) -> 0-d, what the discriminator minimises, for losses that compare the scores of both batches. Batches of
-            different sizes are its own affair.
+        loss: (r, f) -> 0-d, what the discriminator minimises, for losses that compare the scores of both batches, [m] and [n], of
+            maps and tokens [m, positions] and [n, positions]; of several scales it is summed. Batches of different sizes are
+            its own affair.
         slope1, slope2: g1' and g2', elementwise; default: by autograd.
         generator_side: whose term the generator's loss is: "real" for -mean g1(f), "fake" for mean g2(f), None for neither.
         saturating_loss: the variant of it that `--saturating` asks for; None where there is none.

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from .arguments import Pair
 from .objective import Objective, as_float
+from .scores import ScoredSides, check_scales
 
 
 def pair_terms(
-    objective: Objective, scores: Pair, weight: float | Tensor, floors: tuple[float, float]
+    objective: Objective, scores: ScoredSides, weight: float | Tensor, floors: tuple[float, float]
 ) -> tuple[Pair, Tensor]:
-    """What a step wants of an objective with a `loss`.
+    """What a step wants of an objective with a `loss`, which of several scales is the sum over them.
 
     Args:
         objective: whose loss it is.
@@ -21,28 +24,36 @@ def pair_terms(
         floors: of each side: no weight is smaller in magnitude than this over the side's number of images; 0: none.
 
     Returns:
-        The weights with which the scores go backward, weight times the loss's slopes and like the scores; and the loss without
+        The weights with which the scores go backward, weight times the loss's slopes and like the logits; and the loss without
         `weight` and the Wasserstein estimate mean r - mean f, [2], float32 (float64 for float64 scores).
 
     Raises:
         ValueError, TypeError: the loss is none of the scores, or no floating 0-d tensor.
     """
     assert objective.loss is not None
-    real, fake = leaves = [as_float(t.detach()).requires_grad_() for t in scores]
+    check_scales(*scores)
+    found = [_slopes(objective.loss, *pair) for pair in zip(*(t.scales() for t in scores), strict=True)]
+    real, fake = (
+        (_floored(side.join(list(slopes)), floor) * weight).to(side.logits.dtype)
+        for side, slopes, floor in zip(scores, zip(*(slopes for slopes, _ in found), strict=True), floors, strict=True)
+    )
+    sums = [sums for _, sums in found]
+    return (real, fake), sums[0] if len(sums) == 1 else torch.stack(sums).sum(0)
+
+
+def _slopes(loss: Callable[[Tensor, Tensor], Tensor], real: Tensor, fake: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Of one scale."""
+    real, fake = (as_float(t.detach()).requires_grad_() for t in (real, fake))
     with torch.enable_grad():
-        loss = objective.loss(real, fake)
-    slopes = torch.autograd.grad(loss, leaves, materialize_grads=True)
+        value = loss(real, fake)
+    slopes = torch.autograd.grad(value, (real, fake), materialize_grads=True)
     dtype = torch.promote_types(real.dtype, fake.dtype)
-    sums = torch.stack([loss.detach().to(dtype), (real.mean(dtype=dtype) - fake.mean(dtype=dtype)).detach()])
-    weights = [
-        (_floored(slope, floor) * weight).to(own.dtype)
-        for own, slope, floor in zip(scores, slopes, floors, strict=True)
-    ]
-    return (weights[0], weights[1]), sums
+    estimate = real.detach().mean(dtype=dtype) - fake.detach().mean(dtype=dtype)
+    return slopes, torch.stack([value.detach().to(dtype), estimate])
 
 
-def _floored(slope: Tensor, floor: float) -> Tensor:
+def _floored(slopes: Tensor, floor: float) -> Tensor:
     if not floor:
-        return slope
-    least = torch.full_like(slope, floor / len(slope))
-    return torch.where(slope.abs() < least, least.copysign(slope), slope)
+        return slopes
+    least = torch.full_like(slopes, floor / len(slopes))
+    return torch.where(slopes.abs() < least, least.copysign(slopes), slopes)

@@ -2,7 +2,8 @@
 
 The clean backward gives v = sum_j w_j dD_j/dx, the attack wants sum_j c_j dD_j/dx. Where images are independent each image's
 sum has one term, and c_i / w_i is known; a floor on |w_i| keeps that factor finite where the objective has saturated. Where a
-batch's images depend on each other, its v serves if c is a multiple of w.
+batch's images depend on each other, its v serves if c is a multiple of w; where an image has several scores (a map, tokens,
+scales), its v_i serves if its own c are multiples of its own w.
 """
 
 from __future__ import annotations
@@ -46,14 +47,25 @@ class Sharing:
 
     def at_once(self, forward: Forward) -> bool:
         """Whether c / w is known, before all scores are there, to be finite and one for all images that v has summed over."""
+        if not forward.scores.single:
+            return False
         if forward.why_not is None:
             return self.without_floor or not is_narrow(forward.graph)
         return self._constant and _is_linear(forward)
 
     def by_a_look(self, forward: Forward) -> bool:
-        """Whether c may turn out to be a multiple of w, for a batch whose images depend on each other."""
+        """Whether c may turn out to be a multiple of w, for a batch whose images depend on each other or have several scores."""
         looks = self._up_to_signs and not waiting.looking_waits(forward.logits.device)
-        return looks and forward.why_not is not None and _is_linear(forward)
+        several = forward.why_not is not None or not forward.scores.single
+        return looks and several and _is_linear(forward)
+
+    def factor(self, forward: Forward, coefficients: Tensor, weights: Tensor) -> Tensor | None:
+        """r with coefficients = r * weights, [n] or one number, if there is such a thing. Looks at values."""
+        if not self.by_a_look(forward):
+            return None
+        if forward.why_not is None:
+            return factors_by_image(coefficients, weights)
+        return common_factor(coefficients, weights)
 
 
 def _is_linear(forward: Forward) -> bool:
@@ -69,3 +81,15 @@ def common_factor(coefficients: Tensor, weights: Tensor) -> Tensor | None:
     if bool(signs.min() != signs.max()):
         return None
     return signs[0] * (coefficients.abs().max() / weights.abs().max())
+
+
+def factors_by_image(coefficients: Tensor, weights: Tensor) -> Tensor | None:
+    """The same for each image's positions by themselves, [n]."""
+    signs = coefficients.sign() * weights.sign()
+    low = signs.masked_fill(weights == 0, 2).amin(1)
+    high = signs.masked_fill(weights == 0, -2).amax(1)
+    c, w = coefficients.abs().amax(1), weights.abs().amax(1)
+    lost = (c > 0) & (w < torch.finfo(w.dtype).tiny)  # underflown
+    if bool(((low < high) | lost).any()):
+        return None
+    return torch.where(w > 0, low * c / w, 0.0)

@@ -23,7 +23,7 @@ from ..method.generator_terms import generator_terms
 from ..method.joined_penalties import Within
 from ..method.module_state import frozen
 from ..method.ops import sample_images
-from ..method.penalty import Addable
+from ..method.penalty import Addable, Discriminator
 from ..method.reference import Penalty
 from ..method.step import discriminator_step
 from ..method.torch_defaults import plain_defaults
@@ -46,11 +46,11 @@ class OfNetwork(Addable):
     penalty: Addable
     network: nn.Module
 
-    def __call__(self, discriminator: nn.Module, x_real: Tensor, x_fake: Tensor) -> Tensor:
-        return self.penalty(self.network, x_real, x_fake)
+    def __call__(self, discriminator: Discriminator, x_real: Tensor, x_fake: Tensor, **beside: Any) -> Tensor:
+        return self.penalty(self.network, x_real, x_fake, **beside)
 
-    def as_written(self, discriminator: nn.Module, x_real: Tensor, x_fake: Tensor) -> Tensor:
-        return self.penalty.as_written(self.network, x_real, x_fake)
+    def as_written(self, discriminator: Discriminator, x_real: Tensor, x_fake: Tensor, **beside: Any) -> Tensor:
+        return self.penalty.as_written(self.network, x_real, x_fake, **beside)
 
 
 class Iteration:

@@ -20,6 +20,7 @@ from datgan_fast.method.native import cpu_backend
 from networks import build, conv, images
 from oracle import FORMULATIONS, NORMS
 from penalty_formulas import r1, r2
+from scored_step import judge, scored_step
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 merges = pytest.mark.usefixtures("merging")
@@ -274,6 +275,29 @@ def test_a_side_that_the_loss_leaves_out():
         assert fused or record.input_grad_norm[M:].isnan().all()
         assert record.input_grad_norm[:M].isfinite().all()
     assert relative_error(*gradients) < 1e-12
+
+
+@merges
+@pytest.mark.parametrize("own", ["exponential", "relativistic", "average"])
+@pytest.mark.parametrize("output", ["map", "tokens", "scales"])
+@pytest.mark.parametrize("formulation", FORMULATIONS)
+@pytest.mark.parametrize(("fused", "lambda_clean"), [(True, 1.0), (False, 1.0), (True, 0.0)])
+def test_maps_tokens_and_scales(own, output, formulation, fused, lambda_clean):
+    """A loss over pairs is one of each scale, summed; beside the images D is told labels."""
+    x = batches(own, torch.float64)
+    real, fake = (torch.arange(len(t)) % 5 for t in x)
+    network, double = judge(output), judge(output)
+    options = {"eps": 0.5, "formulation": formulation, "lambda_clean": lambda_clean}
+    told = {"condition_real": real, "condition_fake": {"y": fake}, "fused": fused}
+    record = dat.discriminator_step(network, *x, objective=OWN[own][0], **told, **options)
+    expected = scored_step(double, lambda t: double(t, real), lambda t: double(t, fake), x, objective=own, **options)
+    assert relative_error(gradient_of(network), expected.gradient) < 1e-11
+    for field in ("loss", "loss_clean", "loss_adv"):
+        torch.testing.assert_close(getattr(record, field), getattr(expected, field), rtol=1e-11, atol=1e-12)
+    r, f = expected.logits
+    torch.testing.assert_close(record.wasserstein, r.mean() - f.mean(), rtol=1e-11, atol=1e-12)
+    if own != "exponential" and lambda_clean:  # an image's positions may have any weights
+        assert record.input_grad_norm.isnan().all() and record.path == ("separate" if fused else "reference")
 
 
 # The attack
