@@ -20,6 +20,7 @@ from .errors import BackendError
 from .method import penalties, reference
 from .method.adversarial import adversarial_batch
 from .method.dispatch import backends, use_backend
+from .method.objective import Objective
 from .method.ops import attack_loss, attack_step, perturb
 from .method.reference import AttackStep, DiscriminatorStep
 from .method.step import discriminator_step
@@ -38,6 +39,7 @@ __all__ = [
     "AttackStep",
     "BackendError",
     "DiscriminatorStep",
+    "Objective",
     "TrainConfig",
     "Trainer",
     "adversarial_batch",

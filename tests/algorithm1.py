@@ -30,6 +30,14 @@ G2 = {
     "hinge": lambda t: torch.where(t > -1, -t - 1, 0),
     "least_squares": lambda t: -(t**2),
 }
+# What D minimises, of losses that compare the scores of both batches.
+LOSSES = {}
+
+
+def discriminator_loss(r, f, objective):
+    if objective in LOSSES:
+        return LOSSES[objective](r, f)
+    return -(G1[objective](r).mean() + G2[objective](f).mean())
 
 
 def attack_objective(r, f, target_r, target_f, objective, formulation):
@@ -118,11 +126,11 @@ def algorithm1(
             with as_it_was(discriminator):
                 logits = [discriminator(x).flatten() for x in adv]
     input_gradients = torch.autograd.grad(r.sum() + f.sum(), clean, retain_graph=True)
-    loss_clean = -(G1[objective](r).mean() + G2[objective](f).mean())
+    loss_clean = discriminator_loss(r, f, objective)
     loss_adv = torch.zeros(())
     if lambda_adv:
         r_adv, f_adv = (discriminator(x.detach()).flatten() for x in adv)
-        loss_adv = -(G1[objective](r_adv).mean() + G2[objective](f_adv).mean())
+        loss_adv = discriminator_loss(r_adv, f_adv, objective)
     loss = lambda_clean * loss_clean + lambda_adv * loss_adv
     loss.backward()
     return SimpleNamespace(

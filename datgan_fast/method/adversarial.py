@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .arguments import Attack, AttackInputs, Pair
 from .batches import Batches, merged_or_apart
+from .conditions import Beside
 from .formulas import Bound, clip, project
 from .independence import Forward
 from .module_state import unchanged_state
-from .ops import attack_step_into, perturb
+from .objective import Objective
+from .ops import attack_coefficients, attack_step_into, perturb
 from .reference import random_points
-from .step_arguments import StepArguments, checked, image_gradients, logits_of
+from .scores import ScoredSides, by_scale
+from .step_arguments import StepArguments, checked, image_gradients
 
 
 def adversarial_batch(
-    discriminator: nn.Module,
+    discriminator: Callable[..., Any],
     x_real: Tensor,
     x_fake: Tensor,
     *,
     eps: float,
-    objective: str = "vanilla",
+    objective: str | Objective = "vanilla",
     formulation: str = "eq10",
     norm: str = "none",
     steps: int = 1,
@@ -31,11 +35,15 @@ def adversarial_batch(
     random_start: bool = False,
     clip_min: Bound = -1.0,
     clip_max: Bound = 1.0,
+    condition_real: Any = None,
+    condition_fake: Any = None,
+    scores: Callable[[Any], Any] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Real and generated images pushed towards the other batch's mean discriminator score.
 
     Args:
-        discriminator: any module that gives one logit per image. Its parameters' .grad and its buffers stay as they are.
+        discriminator: a module, or any callable, that gives scores: one logit per image, a map [n, 1, ...], tokens [n, t], or a
+            list of such (scales). Its parameters' .grad and its buffers stay as they are.
         x_real, x_fake: [m, ...] and [n, ...] images, any float dtype and layout.
         eps: size of the perturbation, in units of x; with several steps the radius of the ball for norm "l2" and "linf".
         objective, formulation, norm, clip_min, clip_max: as in `attack_step`.
@@ -43,20 +51,24 @@ def adversarial_batch(
             ("batch_mean": the moving batches' means).
         alpha: size of each step; default eps for one step, 2.5 eps / steps in a ball, eps / steps for norm "none".
         random_start: begin at a random point of the ball (norm "l2" or "linf").
+        condition_real, condition_fake: what the discriminator takes beside the images: a tensor, a tuple (positional arguments)
+            or a dict (keywords). Tensors in it with one row per image travel with their images; the rest is handed on as it is.
+        scores: callable from the discriminator's output to its scores; default: the output itself.
 
     Returns:
         (adv_real, adv_fake), detached, like the images given.
 
     Raises:
         ValueError: an argument has the wrong value, images lie outside [clip_min, clip_max] (looked at in a discriminator's first
-            attack), or the discriminator does not give one logit per image that depends on the image.
+            attack), or the discriminator does not give scores that depend on the image.
         TypeError: images or numbers are of another kind.
         RuntimeError: inside torch.inference_mode().
 
     Source: Li, Xia, Li (2020), Eq. 9 and 10, Algorithm 1 lines 5-8.
     """
     attack = Attack(eps, objective, formulation, norm, clip_min, clip_max)
-    given = checked("adversarial_batch", discriminator, x_real, x_fake, attack, steps, alpha, random_start)
+    beside = Beside(condition_real, condition_fake, scores)
+    given = checked("adversarial_batch", discriminator, x_real, x_fake, attack, steps, alpha, random_start, beside)
     return adversarial_images(given)
 
 
@@ -68,23 +80,24 @@ def adversarial_images(given: StepArguments) -> Pair:
 
 
 def _attacked(given: StepArguments, start: Pair, merge: bool) -> Pair:
-    discriminator, attack = given.network.module, given.attack
+    attack = given.attack
     # Several steps are projected first and clipped then.
     step = attack if given.single else attack._replace(eps=given.alpha, clip_min=None, clip_max=None)
-    with unchanged_state(discriminator), torch.enable_grad():
+    with unchanged_state(given.network.module), torch.enable_grad():
         batches = Batches(given, merge)
         adv = batches.join(*start)
-        target: Pair | None = None  # the clean batches' logits
+        target: ScoredSides | None = None  # the clean batches' scores
         if given.random_start:
             with torch.no_grad():
-                target = batches.sides([logits_of(discriminator, images.clone()) for images in batches.clean])
+                clean = [batches.scores(k, images.clone()) for k, images in enumerate(batches.clean)]
+                target = batches.scored_sides(clean)
         for _ in range(given.steps):
             x = leaves(adv)
-            passes = [batches.forward(images) for images in x]
-            logits = batches.sides([p.logits.detach() for p in passes])
+            passes = [batches.forward(k, images) for k, images in enumerate(x)]
+            scores = batches.scored_sides([p.scores.detach() for p in passes])
             if target is None or attack.formulation == "batch_mean":  # whose scalar has both batches' means in it
-                target = logits
-            adv = attack_backward(batches, x, logits, passes, step, target)
+                target = scores
+            adv = attack_backward(batches, x, scores, passes, step, target)
             del passes
             if not given.single:
                 adv = [_in_ball(t, clean, attack) for t, clean in zip(adv, batches.clean, strict=True)]
@@ -102,21 +115,22 @@ def leaves(tensors: Sequence[Tensor]) -> list[Tensor]:
 def attack_backward(
     batches: Batches,
     x: list[Tensor],
-    logits: Pair,
+    scores: ScoredSides,
     passes: list[Forward],
     attack: Attack,
-    target: Pair,
+    target: ScoredSides,
     retain_graph: bool = False,
 ) -> list[Tensor]:
     """One attack step by a backward of its own, from the graphs of `passes` to the leaves `x`."""
-    scores = [p.logits for p in passes]
-    if all(p.why_not is None and not p.hooks.hung for p in passes):
+    logits = [p.logits for p in passes]
+    if all(p.why_not is None and not p.hooks.hung and p.scores.single for p in passes):
         # Each image's gradient is its own, so that its coefficient can come later.
-        v = image_gradients(scores, x, [torch.ones_like(t) for t in scores], retain_graph)
+        v = image_gradients(logits, x, [torch.ones_like(t) for t in logits], retain_graph)
         adv = [torch.empty_like(t, requires_grad=False) for t in x]
-        attack_step_into(AttackInputs(batches.sides(x), batches.sides(v), logits, target), attack, batches.sides(adv))
+        own, others = ((a.logits, b.logits) for a, b in (scores, target))
+        attack_step_into(AttackInputs(batches.sides(x), batches.sides(v), own, others), attack, batches.sides(adv))
         return adv
-    gradients = image_gradients(scores, x, batches.join(*coefficients(logits, target, attack)), retain_graph)
+    gradients = image_gradients(logits, x, batches.join(*coefficients(scores, target, attack)), retain_graph)
     return moved(x, gradients, attack)
 
 
@@ -127,7 +141,12 @@ def moved(x: Sequence[Tensor], gradients: Sequence[Tensor], attack: Attack) -> l
     ]
 
 
-def coefficients(logits: Pair, target: Pair, attack: Attack) -> tuple[Tensor, ...]:
-    """The attack loss's gradients with respect to the logits."""
-    _, *found = torch.ops.datgan_fast.attack_loss(*logits, *target, attack.objective, attack.formulation, "")
-    return tuple(c.to(t.dtype) for c, t in zip(found, logits, strict=True))
+def coefficients(scores: ScoredSides, target: ScoredSides, attack: Attack) -> Pair:
+    """The attack loss's gradients with respect to the logits: of an image's mean over its positions, in each scale by itself;
+    batch_mean's one scalar is a mean over them already."""
+    found: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for own, targets, widths in by_scale(scores, target):
+        parts = attack_coefficients(own, targets, attack.objective, attack.formulation)
+        for side, c, t, k in zip(found, parts, own, widths, strict=True):
+            side.append((c if k == 1 or attack.formulation == "batch_mean" else c / k).to(t.dtype))
+    return scores[0].join(found[0]), scores[1].join(found[1])

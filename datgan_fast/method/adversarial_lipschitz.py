@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import softshrink
 
 from .autograd_graph import Graph, next_number
+from .conditions import Beside
 from .formulas import Bound, as_float, clip, image_norm
-from .penalty import Addable, column
-from .step_arguments import check_graph, check_range, images_of, logits_of
+from .penalty import Addable, Discriminator, column
+from .step_arguments import check_graph, check_range, images_of
 
 LEAST = 1e-10  # length that is divided by
+
+Score = Callable[[Tensor], Tensor]  # D: images -> one score for each
 
 
 @dataclass(frozen=True)
@@ -27,34 +32,33 @@ class AdversarialLipschitz(Addable):
     clip_min: Bound
     clip_max: Bound
 
-    def __call__(self, discriminator: nn.Module, x_real: Tensor, x_fake: Tensor) -> Tensor:
-        _, x_real, x_fake = images_of("penalties.adversarial_lipschitz", discriminator, x_real, x_fake)
-        check_range("penalties.adversarial_lipschitz", discriminator, x_real, x_fake, self.clip_min, self.clip_max)
-        x = torch.cat([x_real, x_fake])
-        x_adv = self.neighbours(discriminator, x)
+    def __call__(self, discriminator: Discriminator, x_real: Tensor, x_fake: Tensor, **beside: Any) -> Tensor:
+        name = "penalties.adversarial_lipschitz"
+        calls, x_real, x_fake = images_of(name, discriminator, x_real, x_fake, Beside(**beside))
+        check_range(name, calls.network, x_real, x_fake, self.clip_min, self.clip_max)
+        x, score = torch.cat([x_real, x_fake]), calls.by_image
+        x_adv = self.neighbours(score, x)
         with torch.enable_grad():
-            return self.value(_scores(discriminator, x), _scores(discriminator, x_adv), self.distance(x, x_adv))
+            return self.value(_scores(score, x), _scores(score, x_adv), self.distance(x, x_adv))
 
-    def neighbours(self, discriminator: nn.Module, x: Tensor, logits: Tensor | None = None) -> Tensor:
+    def neighbours(self, score: Score, x: Tensor, logits: Tensor | None = None) -> Tensor:
         """X' of X, constant. `logits`: D(X), [len(x)], where they are known; else they are computed in each iteration."""
         d = torch.empty_like(x).uniform_(-0.5, 0.5)
         length = image_norm(d).clamp(min=LEAST)
         for _ in range(self.power_iterations):
-            d = self._change(
-                discriminator, torch.addcdiv(x, d, column(length, d).to(d.dtype), value=self.xi), x, logits
-            )
+            d = self._change(score, torch.addcdiv(x, d, column(length, d).to(d.dtype), value=self.xi), x, logits)
             length = image_norm(d).clamp(min=LEAST * len(x) / self.xi)
         e = torch.empty(len(x), device=x.device, dtype=torch.float32).uniform_(*self.radius)
         return clip(torch.addcmul(x, column(e / length, x).to(x.dtype), d), self.clip_min, self.clip_max)
 
-    def _change(self, discriminator: nn.Module, moved: Tensor, x: Tensor, logits: Tensor | None) -> Tensor:
+    def _change(self, score: Score, moved: Tensor, x: Tensor, logits: Tensor | None) -> Tensor:
         """The direction in which |D(X) - D(clip(moved))| grows: xi / len(X) of it is the gradient of the mean by d."""
         with torch.no_grad():
-            base = _scores(discriminator, x) if logits is None else logits.detach()
+            base = _scores(score, x) if logits is None else logits.detach()
         clipped = clip(moved, self.clip_min, self.clip_max).requires_grad_()
         with torch.enable_grad():
             begun = next_number()
-            scores = _scores(discriminator, clipped)
+            scores = _scores(score, clipped)
             check_graph(Graph(scores, begun), [clipped])
             (gradient,) = torch.autograd.grad(scores, clipped, (scores.detach() - base).sign_())
         return gradient if clipped is moved else gradient * (moved == clipped)
@@ -82,5 +86,5 @@ class AdversarialLipschitz(Addable):
         return torch.dot(excess, excess) * weight, slope, -slope
 
 
-def _scores(discriminator: nn.Module, x: Tensor) -> Tensor:
-    return as_float(logits_of(discriminator, x.clone()))  # D may change what it is given
+def _scores(score: Score, x: Tensor) -> Tensor:
+    return as_float(score(x.clone()))  # D may change what it is given

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .formulas import FORMULATIONS, NORMS, OBJECTIVES, Bound, check_choice
+from .formulas import FORMULATIONS, NORMS, Bound, check_choice, named, objective_of
+from .objective import Objective
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -33,7 +34,7 @@ class Attack(NamedTuple):
     """How images are attacked; the fields are the arguments of `datgan_fast.attack_step`, in the operation's order."""
 
     eps: float
-    objective: str
+    objective: str | Objective  # a name wherever it has one
     formulation: str
     norm: str
     clip_min: Bound
@@ -56,7 +57,7 @@ class LogitTerms(NamedTuple):
 
     weight: float  # of the loss -(mean g1(r) + mean g2(f)) in the weights
     floor: float  # over a side's number of logits: the least magnitude of a weight; 0: none
-    objective: str
+    objective: str | Objective
     formulation: str  # of the attack loss, where its terms are wanted
 
 
@@ -171,13 +172,13 @@ def check_bound(name: str, bound: Bound, x: Tensor) -> None:
 
 
 def check_attack(attack: Attack) -> None:
-    check_choice("objective", attack.objective, OBJECTIVES)
+    named(attack.objective)
     check_choice("formulation", attack.formulation, FORMULATIONS)
     check_perturbation(attack.perturbation)
 
 
-def check_loss(logits: Logits, objective: str, formulation: str) -> None:
-    check_choice("objective", objective, OBJECTIVES)
+def check_loss(logits: Logits, objective: str | Objective, formulation: str) -> None:
+    named(objective)
     check_choice("formulation", formulation, FORMULATIONS)
     (real, fake), (target_real, target_fake) = logits
     check_float("real_logits", real)  # before its device is asked for
@@ -229,6 +230,10 @@ def loss_dtype(logits: Pair) -> torch.dtype:
 
 def check_terms(logits: Pair, how: LogitTerms, out: TermOutputs) -> None:
     check_loss(Logits(logits, logits), how.objective, how.formulation)
+    if (row := objective_of(how.objective)).loss is not None:
+        raise ValueError(
+            f"objective {row.name!r} compares the scores of both batches, so that no score has a loss of its own"
+        )
     if not math.isfinite(how.weight):
         raise ValueError(f"weight must be a finite number; got {how.weight}")
     if not 0 <= how.floor < math.inf:

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 _KNOWN = re.compile(r"(?:AccumulateGrad|CopySlices|[A-Za-z0-9_]*Backward\d+)")  # torch's own nodes
 _SHAPING = re.compile(
-    r"(?:View|UnsafeView|Reshape|ReshapeAlias|Squeeze|Unsqueeze|Select|Slice|ToCopy|Clone|Expand)Backward\d+"
+    r"(?:View|UnsafeView|Reshape|ReshapeAlias|Squeeze|Unsqueeze|Select|Slice|ToCopy|Clone|Expand|Cat)Backward\d+"
 )
 _PROBABILITIES = re.compile(r"(?:Sigmoid|Softmax)Backward\d+")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, get_args
 
 from torch import Tensor
 
@@ -18,14 +18,15 @@ from .arguments import (
     StepOutputs,
     TermOutputs,
 )
-from .formulas import FormulationName, NormName, ObjectiveName
+from .formulas import OBJECTIVES, FormulationName, NormName, ObjectiveName
 
 BackendName = Literal["reference", "cpu", "cuda", "triton"]
 BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
 
 
 class Backend(Protocol):
-    """Outputs are written into tensors that the caller made; devices, shapes and dtypes have been checked."""
+    """Outputs are written into tensors that the caller made; devices, shapes and dtypes have been checked. An objective that is
+    no name comes to the reference only."""
 
     @property
     def objectives(self) -> Collection[str]: ...
@@ -36,7 +37,7 @@ class Backend(Protocol):
     @property
     def norms(self) -> Collection[str]: ...
 
-    def attack_loss(self, logits: Logits, objective: str, formulation: str, out: LossOutputs) -> None: ...
+    def attack_loss(self, logits: Logits, objective: Any, formulation: str, out: LossOutputs) -> None: ...
 
     def logit_terms(self, logits: Pair, how: LogitTerms, out: TermOutputs) -> None: ...
 
@@ -51,7 +52,7 @@ class Backend(Protocol):
 def missing_kernel(objectives: Collection[str], formulations: Collection[str], norms: Collection[str]) -> str | None:
     """The first of the built-in names that kernels for these do not cover, in words."""
     for kind, built_in, known in (
-        ("objective", get_args(ObjectiveName), objectives),
+        ("objective", [OBJECTIVES[name].kernels for name in get_args(ObjectiveName)], objectives),
         ("formulation", get_args(FormulationName), formulations),
         ("norm", get_args(NormName), norms),
     ):

@@ -47,6 +47,7 @@ class Watch(TorchDispatchMode):
             batch's extent follows it.
         known: with a program, the tensors that the network has by itself; any other that no operation has made may hold what
             another library made of the images.
+        beside: tensors with one row for each image, such as labels, that are the images' too. They are written onto.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Watch(TorchDispatchMode):
         rule_of: Callable[[OpOverload], Rule | None],
         program: list[object] | None = None,
         known: Iterable[Tensor] = (),
+        beside: Sequence[Tensor] = (),
     ) -> None:
         super().__init__()
         self.count = len(images)
@@ -66,12 +68,15 @@ class Watch(TorchDispatchMode):
         self.written: set[int] = set()  # storages of this forward into which images were written
         self._rewritten: set[int] = set()  # ... into which anything was written
         self._known = {_memory(t) for t in known}
-        self._mark(images, Images(0))
+        self._lent = {_memory(t) for t in beside}
+        for t in (images, *beside):
+            self._mark(t, Images(0))
 
     def why_not(self, scores: object) -> str | None:
-        """Why the images are not known to stay apart on their way to `scores`, [N, ...]; None if they are."""
+        """Why the images are not known to stay apart on their way to `scores`, [N, ...] or a list of such; None if they are."""
         found = self._meeting or self._change
-        if not found and not (isinstance(scores, Tensor) and self.state(scores) == Images(0)):
+        every = scores if isinstance(scores, list) else [scores]
+        if not found and not all(isinstance(t, Tensor) and self.state(t) == Images(0) for t in every):
             found = "its output could not be followed"
         return found
 
@@ -130,7 +135,7 @@ class Watch(TorchDispatchMode):
             raise Meeting("the network reads a number back and may go another way with the next one")
         for t in _tensors(map(call.argument, _written(op))):
             self._rewritten.add(_memory(t))
-            if self.state(t) is None:  # and nothing may be written onto it either
+            if self.state(t) is None or _memory(t) in self._lent:  # and nothing may be written onto it either
                 self._change = f"the network changes a tensor that outlives its forward (in {name_of(op)})"
                 return
         if not carriers or name_of(op).startswith("new_"):  # which takes nothing of its operand but device and dtype

@@ -326,17 +326,40 @@ def _joined(watch: Watch, call: Call) -> None:
 
 @_for("index_select", "index")
 def _indexed(watch: Watch, call: Call) -> None:
-    """One list of positions along another dimension than the batch's."""
-    source, images = call.only_carrier_is(0), watch.images_in(call.args[0])
-    assert images is not None
+    """One list of positions along another dimension than the batch's; or positions of the images' own, as labels, in a table."""
+    source = call.args[0]
     if name_of(call.op) == "index_select":
-        chosen = [call.argument("dim") % source.dim()]
+        dim, index = call.argument("dim") % source.dim(), call.argument("index")
     else:
-        chosen = [d for d, index in enumerate(call.args[1]) if index is not None]
-        if len(chosen) != 1 or call.args[1][chosen[0]].dim() != 1 or call.args[1][chosen[0]].dtype == torch.bool:
+        chosen = [(d, index) for d, index in enumerate(call.args[1]) if index is not None]
+        if len(chosen) != 1 or chosen[0][1].dim() != 1 or chosen[0][1].dtype == torch.bool:
             raise Meeting("images may meet")
-    if images.dim in chosen:
+        ((dim, index),) = chosen
+    if not watch.images_in(source):
+        where = watch.images_in(index)
+        assert where is not None
+        return watch.mark_images(call.result, where._replace(dim=dim))
+    call.only_carrier_is(0)
+    images = watch.images_in(source)
+    assert images is not None
+    if images.dim == dim:
         raise Meeting("single images are taken out of the batch")
+    watch.mark_images(call.result, images)
+    return None
+
+
+@_for("gather")
+def _gathered(watch: Watch, call: Call) -> None:
+    """Positions along another dimension than the batch's, of each image's own."""
+    places = {watch.images_in(t) for t in call.carriers}
+    if len(places) > 1:
+        raise Meeting("images are combined with the same images in another order")
+    (images,) = places
+    assert images is not None
+    if call.argument("dim") % call.result.dim() == images.dim:
+        raise Meeting("single images are taken out of the batch")
+    if any(not watch.same_for_each(t, images.dim) for t in call.others):
+        raise Meeting("the batch is combined with a tensor that has an entry for each of its images")
     watch.mark_images(call.result, images)
 
 

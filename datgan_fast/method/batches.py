@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from .arguments import Pair, loss_dtype
+from .conditions import Call
 from .formulas import as_float
 from .independence import HOOKED, Answer, Forward, ask, forget, forward, seen_to_mix
 from .module_state import remember
 from .ops import logit_terms_into
+from .scores import ScoredSides, Scores
 from .step_arguments import StepArguments, check_graph
 
 
@@ -38,8 +40,11 @@ class Batches:
         self._network = given.network
         self._attack = given.attack
         self.merged = merge
+        self._calls: Sequence[Call] = given.calls.sides
         if merge:
-            self._answer: Answer | None = ask(given.network, given.x_real, given.x_fake)
+            self._answer: Answer | None = ask(given.calls, given.x_real, given.x_fake)
+            assert given.calls.together is not None
+            self._calls = [given.calls.together]
         else:
             self._answer = seen_to_mix(given.network)  # without an answer the forward is watched
         self.clean = self.join(given.x_real, given.x_fake)
@@ -49,6 +54,11 @@ class Batches:
 
     def sides(self, tensors: Sequence[Tensor]) -> Pair:
         return (tensors[0][: self.m], tensors[0][self.m :]) if self.merged else (tensors[0], tensors[1])
+
+    def scored_sides(self, scores: Sequence[Scores]) -> ScoredSides:
+        if self.merged:
+            return scores[0].rows(slice(self.m)), scores[0].rows(slice(self.m, None))
+        return scores[0], scores[1]
 
     def places(self, k: int) -> dict[int, slice]:
         """Where in batch k the images of a side are (0: real, 1: generated)."""
@@ -65,9 +75,13 @@ class Batches:
         loss's."""
         return not self._network.compiled or self.why_not is None
 
-    def forward(self, images: Tensor) -> Forward:
-        """D's logits with their graph to the leaf `images`."""
-        result = forward(self._network, images, self._answer)
+    def scores(self, k: int, images: Tensor) -> Scores:
+        """D's on batch k, for a pass that nothing else is wanted of."""
+        return self._calls[k](images)
+
+    def forward(self, k: int, images: Tensor) -> Forward:
+        """D's scores of batch k with their graph to the leaf `images`."""
+        result = forward(self._calls[k], images, self._answer)
         if self.merged:
             if result.why_not or result.hooks.inside:
                 raise ChangedError(result.why_not or HOOKED, lasts=result.hooks.inside)
@@ -75,9 +89,18 @@ class Batches:
         check_graph(result.graph, [images], self._attack.objective)
         return result
 
-    def terms(self, k: int, logits: Tensor, weight: float | Tensor, floor: float = 0.0) -> tuple[Tensor, Tensor]:
+    def terms(self, k: int, scores: Scores, weight: float | Tensor, floor: float = 0.0) -> tuple[Tensor, Tensor]:
         """Of batch k: the weights with which its logits go back, weight times the slopes of the discriminator's loss and like the
-        logits; and its part of the loss and of the Wasserstein estimate, the first two of a few numbers."""
+        logits; and its part of the loss and of the Wasserstein estimate, the first two of a few numbers. Each scale has a loss
+        of its own, over all images and positions."""
+        if scores.single:
+            return self._terms(k, scores.logits, self.m, weight, floor)
+        parts = zip(scores.split(), scores.widths, strict=True)
+        found = [self._terms(k, t, self.m * width, weight, floor) for t, width in parts]
+        return scores.join([weights for weights, _ in found]), torch.stack([sums for _, sums in found]).sum(0)
+
+    def _terms(self, k: int, logits: Tensor, m: int, weight: float | Tensor, floor: float) -> tuple[Tensor, Tensor]:
+        """m: how many of the logits are the real side's, where both are here."""
         scales = isinstance(weight, Tensor)
         t = (
             as_float(logits.detach()) if scales else logits.detach()
@@ -85,8 +108,8 @@ class Batches:
         weights = torch.empty_like(t)
         sums = torch.empty(4, dtype=loss_dtype((t, t)), device=t.device)
         logit_terms_into(
-            self._two(k, t),
-            self._two(k, weights),
+            self._two(k, t, m),
+            self._two(k, weights, m),
             sums,
             weight=1.0 if isinstance(weight, Tensor) else weight,
             floor=floor,
@@ -95,10 +118,10 @@ class Batches:
         )
         return (weights * weight).to(logits.dtype) if scales else weights, sums
 
-    def _two(self, k: int, t: Tensor) -> Pair:
+    def _two(self, k: int, t: Tensor, m: int) -> Pair:
         """Batch k's sides, of which one may be empty."""
         if self.merged:
-            return t[: self.m], t[self.m :]
+            return t[:m], t[m:]
         return (t, t[:0]) if k == 0 else (t[:0], t)
 
 
@@ -117,7 +140,7 @@ def merged_or_apart(given: StepArguments, run: Callable[[bool], Result]) -> Resu
     """run(whether to merge both batches). A network that has changed since it was asked whether that may be shows it in its
     first forward, before anything is kept: then once more with the batches apart."""
     device = given.x_real.device
-    merge = merging_saves_launches(device) and ask(given.network, given.x_real, given.x_fake).why_not is None
+    merge = merging_saves_launches(device) and ask(given.calls, given.x_real, given.x_fake).why_not is None
     if not merge or capturing(device):  # a captured network does what it did in the warm-up
         return run(merge)
     put_back = remember(given.network.module)

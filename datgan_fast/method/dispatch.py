@@ -21,6 +21,7 @@ import torch
 from ..errors import BackendError
 from . import native
 from .backend import BACKENDS, Backend, missing_kernel
+from .objective import Objective
 from .reference_backend import ReferenceBackend
 
 _BEST_FIRST = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
@@ -158,16 +159,22 @@ def _warn_once(about: str, message: str) -> None:
         warnings.warn(message, stacklevel=5)
 
 
-def backend(device: torch.device, impl: str, *, objective: str | None = None, norm: str | None = None) -> Backend:
+def backend(
+    device: torch.device, impl: str, *, objective: str | Objective | None = None, norm: str | None = None
+) -> Backend:
     """The implementation that runs an operation on tensors of this device, with this objective and norm where it has them.
 
     One that was added to the tables at run time has no kernel: it is computed by the reference, unless a backend without it
-    was asked for by name.
+    was asked for by name. So is an objective that is handed over itself, of which nobody expects a kernel.
     """
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():  # whose GPU the question is about
         name, asked_by = _resolve(device, impl)
     chosen = _IMPLEMENTATIONS[name]()
-    if objective is not None and objective not in chosen.objectives:
+    if name == "reference":
+        return chosen
+    if isinstance(objective, Objective):
+        without = f"objective {objective.name!r}"
+    elif objective is not None and objective not in chosen.objectives:
         without = f"objective {objective!r}"
     elif norm is not None and norm not in chosen.norms:
         without = f"norm {norm!r}"
@@ -175,7 +182,8 @@ def backend(device: torch.device, impl: str, *, objective: str | None = None, no
         return chosen
     if asked_by:
         raise BackendError(f"{asked_by}: backend {name!r} has no kernel for {without}; choose 'reference' for it")
-    _warn_once(without, f"datgan_fast runs its slower reference implementation for {without} (no kernel knows it)")
+    if not isinstance(objective, Objective):
+        _warn_once(without, f"datgan_fast runs its slower reference implementation for {without} (no kernel knows it)")
     return _REFERENCE
 
 

@@ -4,7 +4,8 @@ The twin of csrc/formulas.h and kernels/formulas.py: a change to the mathematics
 "Direct Adversarial Training for GANs". r are the logits of real images, f those of generated ones; the discriminator maximises
 E[g1(r)] + E[g2(f)]. Half-precision inputs are computed in float32; float64 stays float64.
 
-A row added to a table is known by name everywhere; without a kernel of its own it runs on the reference backend.
+A row added to a table is known by name everywhere; without a kernel of its own it runs on the reference backend, as an
+objective does that is in no table and is handed over itself.
 """
 
 from __future__ import annotations
@@ -17,84 +18,25 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-Bound = float | Tensor | None  # of the range of valid pixels
-Formula = Callable[[Tensor], Tensor]
+from .objective import LINEAR, Formula, Objective
+from .objective import as_float as as_float
 
-# The built-in names, each with a kernel on every backend.
-ObjectiveName = Literal["vanilla", "fgan", "wasserstein", "hinge", "least_squares"]
+Bound = float | Tensor | None  # of the range of valid pixels
+
+# The built-in names. Each is computed by kernels on every backend; a loss over pairs has those of the scores it compares.
+ObjectiveName = Literal["vanilla", "fgan", "wasserstein", "hinge", "least_squares", "relativistic"]
 FormulationName = Literal["eq10", "alg1", "batch_mean"]
 NormName = Literal["none", "l2", "linf"]
 
 FORMULATIONS: tuple[FormulationName, ...] = get_args(FormulationName)
 
 
-def as_float(t: Tensor) -> Tensor:
-    return t if t.dtype == torch.float64 else t.float()
-
-
 def check_choice(name: str, value: str, choices: Collection[str]) -> None:
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
 
 
 # Objectives
-
-
-@dataclass(frozen=True)
-class Objective:
-    """What discriminator and generator play for. Every formula is computed in float32 at least, whatever it is given.
-
-    Args:
-        name: its key in OBJECTIVES.
-        g1, g2: elementwise, differentiable: the discriminator maximises E[g1(r)] + E[g2(f)].
-        slope1, slope2: g1' and g2', elementwise; default: by autograd.
-        generator_loss: of the logits of generated images, 0-d; default: mean g2(f).
-        generator_side: whose term that is: "real" for -mean g1(f), "fake" for mean g2(f), None for neither.
-        saturating_loss: the variant of it that `--saturating` asks for; None where there is none.
-        linear: whether g1 and g2 have constant slopes, which never vanish.
-        needs_logits: whether a discriminator that ends in a sigmoid or softmax is a mistake.
-    """
-
-    name: str
-    g1: Formula
-    g2: Formula
-    _: KW_ONLY
-    slope1: Formula = None  # type: ignore[assignment]  # here and below __post_init__ puts the default
-    slope2: Formula = None  # type: ignore[assignment]
-    generator_loss: Formula = None  # type: ignore[assignment]
-    generator_side: Literal["real", "fake"] | None = None
-    saturating_loss: Formula | None = None
-    linear: bool = False
-    needs_logits: bool = False
-
-    def __post_init__(self) -> None:
-        g2 = self.g2
-        formulas = {
-            "g1": self.g1,
-            "g2": g2,
-            "slope1": _slope_of(self.g1) if self.slope1 is None else self.slope1,
-            "slope2": _slope_of(g2) if self.slope2 is None else self.slope2,
-            "generator_loss": (lambda f: g2(f).mean()) if self.generator_loss is None else self.generator_loss,
-        }
-        if self.generator_loss is None:
-            object.__setattr__(self, "generator_side", "fake")
-        if self.saturating_loss is not None:
-            formulas["saturating_loss"] = self.saturating_loss
-        for field, formula in formulas.items():
-            object.__setattr__(self, field, _in_float(formula))  # the way into a frozen dataclass
-
-
-def _in_float(formula: Formula) -> Formula:
-    return lambda t: formula(as_float(t))
-
-
-def _slope_of(g: Formula) -> Formula:
-    def slope(t: Tensor) -> Tensor:
-        with torch.enable_grad():
-            t = t.detach().requires_grad_()
-            return torch.autograd.grad(g(t).sum(), t)[0]
-
-    return slope
 
 
 def _fgan_cap(t: Tensor) -> float:
@@ -104,6 +46,16 @@ def _fgan_cap(t: Tensor) -> float:
 
 def _capped_exp(t: Tensor) -> Tensor:
     return torch.exp((-t).clamp(max=_fgan_cap(t)))
+
+
+def _relativistic(real: Tensor, fake: Tensor) -> Tensor:
+    """mean softplus(-(r_i - f_i)): whether each real image is more real than the generated one it is paired with."""
+    if real.shape != fake.shape:
+        raise ValueError(
+            "objective 'relativistic' pairs each real image's score with a generated one's, so that both batches must have the "
+            f"same size; got scores of shape {tuple(real.shape)} and {tuple(fake.shape)}"
+        )
+    return F.softplus(fake - real).mean()
 
 
 OBJECTIVES: dict[str, Objective] = {
@@ -129,7 +81,7 @@ OBJECTIVES: dict[str, Objective] = {
             needs_logits=True,
         ),
         Objective(
-            "wasserstein",
+            LINEAR,
             lambda t: t,
             lambda t: -t,
             slope1=torch.ones_like,
@@ -153,52 +105,95 @@ OBJECTIVES: dict[str, Objective] = {
             generator_loss=lambda f: ((f - 1) ** 2).mean(),
             generator_side="real",
         ),
+        # Jolicoeur-Martineau (2018), RpGAN; R3GAN's (Huang et al. 2024). The generator's loss exchanges the roles.
+        Objective("relativistic", loss=_relativistic, needs_logits=True),
     )
 }
 
 
-def _objective(name: str) -> Objective:
-    check_choice("objective", name, OBJECTIVES)
-    return OBJECTIVES[name]
+def named(objective: str | Objective) -> str | Objective:
+    """An objective as the library hands it on: by name where it is a row of the table. Raises ValueError for neither."""
+    if not isinstance(objective, Objective):
+        check_choice("objective", objective, OBJECTIVES)
+        return objective
+    if objective.name not in OBJECTIVES:
+        return objective
+    if OBJECTIVES[objective.name] is not objective:
+        raise ValueError(
+            f"objective: the name {objective.name!r} is taken by another; give your Objective one of its own"
+        )
+    return objective.name
 
 
-def g1(objective: str, t: Tensor) -> Tensor:
+def objective_of(objective: str | Objective) -> Objective:
+    """The record itself."""
+    name = named(objective)
+    return OBJECTIVES[name] if isinstance(name, str) else name
+
+
+def kernels_of(objective: str | Objective) -> str | None:
+    """The name under which backends compute the scores that an attack compares; None: it is a user's own, which has none."""
+    if isinstance(objective, str):
+        return objective
+    return objective.kernels if objective.kernels in OBJECTIVES else None
+
+
+def weights_are_alike(objective: str | Objective, lambda_clean: float) -> bool:
+    """Whether the weights with which a side's scores go backward are the same for all; without the clean loss they are 1."""
+    row = objective_of(objective)
+    return (row.linear and row.loss is None) or not lambda_clean
+
+
+def g1(objective: str | Objective, t: Tensor) -> Tensor:
     """The objective's term for real images, elementwise (table in docs/method.md).
 
     `fgan` stops growing at exp(80) (float64: exp(700)), so that sums stay finite.
     """
-    return _objective(objective).g1(t)
+    return objective_of(objective).g1(t)
 
 
-def g2(objective: str, t: Tensor) -> Tensor:
+def g2(objective: str | Objective, t: Tensor) -> Tensor:
     """The objective's term for generated images, elementwise."""
-    return _objective(objective).g2(t)
+    return objective_of(objective).g2(t)
 
 
-def slope1(objective: str, t: Tensor) -> Tensor:
+def slope1(objective: str | Objective, t: Tensor) -> Tensor:
     """g1', elementwise."""
-    return _objective(objective).slope1(t)
+    return objective_of(objective).slope1(t)
 
 
-def slope2(objective: str, t: Tensor) -> Tensor:
+def slope2(objective: str | Objective, t: Tensor) -> Tensor:
     """g2', elementwise."""
-    return _objective(objective).slope2(t)
+    return objective_of(objective).slope2(t)
 
 
-def discriminator_loss(real_logits: Tensor, fake_logits: Tensor, objective: str) -> Tensor:
-    """-(mean g1(r) + mean g2(f)), 0-d: what the discriminator minimises (Algorithm 1, line 9)."""
-    return -(g1(objective, real_logits).mean() + g2(objective, fake_logits).mean())
+def discriminator_loss(real_logits: Tensor, fake_logits: Tensor, objective: str | Objective) -> Tensor:
+    """-(mean g1(r) + mean g2(f)), or the objective's loss over pairs, 0-d: what the discriminator minimises (Algorithm 1, line
+    9)."""
+    row = objective_of(objective)
+    if row.loss is not None:
+        return row.loss(real_logits, fake_logits)
+    return -(row.g1(real_logits).mean() + row.g2(fake_logits).mean())
 
 
-def generator_loss(fake_logits: Tensor, objective: str, saturating: bool = False) -> Tensor:
-    """What the generator minimises, 0-d. `saturating` is the original minimax loss of `vanilla`.
+def generator_loss(
+    fake_logits: Tensor, objective: str | Objective, saturating: bool = False, real_logits: Tensor | None = None
+) -> Tensor:
+    """What the generator minimises, 0-d. `saturating` is the original minimax loss of `vanilla`; `real_logits` are for the
+    objectives whose generator sees real scores, such as `relativistic`, and are constants.
 
     Algorithm 1, line 12 prints this update with the wrong sign.
     """
-    row = _objective(objective)
+    row = objective_of(objective)
     if saturating and row.saturating_loss is not None:
         return row.saturating_loss(fake_logits)
-    return row.generator_loss(fake_logits)
+    if not row.generator_compares:
+        return row.generator_loss(fake_logits)
+    if real_logits is None:
+        raise ValueError(
+            f"objective {row.name!r}: its generator's loss compares generated scores with real ones; give real_logits"
+        )
+    return row.generator_loss(fake_logits, real_logits.detach())
 
 
 # Norms

@@ -5,14 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .formulas import OBJECTIVES
+from .formulas import objective_of
+from .objective import Objective
 from .ops import logit_terms_into
 
 
-def generator_terms(logits: Tensor, objective: str) -> tuple[Tensor, Tensor] | None:
+def generator_terms(logits: Tensor, objective: str | Objective) -> tuple[Tensor, Tensor] | None:
     """`generator_loss` of the logits [n] and its derivative with respect to them, for their backward: 0-d, float32 (float64 for
     float64 logits), and [n] in their dtype. None where it is no term of the discriminator's loss."""
-    side = OBJECTIVES[objective].generator_side
+    side = objective_of(objective).generator_side
     if side is None:
         return None
     logits = logits.detach()

@@ -13,20 +13,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import waiting
 from .adversarial_lipschitz import AdversarialLipschitz
 from .arguments import SIDES
 from .batches import Batches
+from .conditions import Calls
 from .formulas import as_float
 from .gradients import GradientSum
 from .independence import Forward, ask
 from .module_state import Network
 from .penalties import ZeroCentred
-from .penalty import Addable, Total, as_written, column
+from .penalty import Addable, Discriminator, Total, applied, as_written, column
 from .sharing import is_narrow
-from .step_arguments import LossTerms, Penalty, StepArguments, check_penalty, check_range, logits_of
+from .step_arguments import LossTerms, Penalty, StepArguments, check_penalty, check_range
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,13 @@ class Within(Addable):
     penalty: Penalty
     context: Callable[[], AbstractContextManager[object]]
 
-    def __call__(self, discriminator: nn.Module, x_real: Tensor, x_fake: Tensor) -> Tensor:
+    def __call__(self, discriminator: Discriminator, x_real: Tensor, x_fake: Tensor, **beside: Any) -> Tensor:
         with self.context():
-            return self.penalty(discriminator, x_real, x_fake)
+            return applied(self.penalty, discriminator, x_real, x_fake, beside)
 
-    def as_written(self, discriminator: nn.Module, x_real: Tensor, x_fake: Tensor) -> Tensor:
+    def as_written(self, discriminator: Discriminator, x_real: Tensor, x_fake: Tensor, **beside: Any) -> Tensor:
         with self.context():
-            return as_written(self.penalty)(discriminator, x_real, x_fake)
+            return applied(as_written(self.penalty), discriminator, x_real, x_fake, beside)
 
 
 def parts_of(penalty: Penalty | None, device: str) -> list[Penalty]:
@@ -70,7 +71,6 @@ class StepPenalties:
 
     def __init__(self, given: StepArguments, terms: LossTerms, batches: Batches, gradients: GradientSum) -> None:
         self._given, self._terms, self._batches, self._gradients = given, terms, batches, gradients
-        self._discriminator = given.network.module
         self._left = parts_of(terms.penalty, given.x_real.device.type)
         self._values: list[Tensor] = []
         self._alone = True  # each image, in all clean forwards that were seen
@@ -79,7 +79,7 @@ class StepPenalties:
     def may_join(self, forward: Forward) -> bool:
         """Whether v / weight of each image is its own score's gradient, and the forward as good as one of the penalty's own."""
         has_backward = bool(self._left) and self._terms.lambda_clean > 0
-        return has_backward and _stays_alone(forward) and not is_narrow(forward.graph)
+        return has_backward and forward.scores.single and _stays_alone(forward) and not is_narrow(forward.graph)
 
     def _take(self, wanted: Callable[[Penalty], bool]) -> list[Any]:
         """Those are left no more."""
@@ -122,8 +122,10 @@ class StepPenalties:
         return isinstance(first, AdversarialLipschitz) and self._go_as_one()
 
     def _go_as_one(self) -> bool:
-        network = Network(self._discriminator)  # as it is now: a penalty's context may exchange its weights
-        return ask(network, self._given.x_real, self._given.x_fake).why_not is None
+        given = self._given
+        network = Network(given.network.call)  # as it is now: a penalty's context may exchange its weights
+        calls = Calls(network, given.calls.beside, len(given.x_real), len(given.x_fake))
+        return ask(calls, given.x_real, given.x_fake).why_not is None
 
     def add_to_weights(self, x: list[Tensor], logits: list[Tensor], weights: list[Tensor]) -> None:
         """Adds the penalties' gradients with respect to the clean scores to the scores' weights, which become new entries of the
@@ -152,11 +154,11 @@ class StepPenalties:
     def _compare(self, penalty: AdversarialLipschitz, x: Tensor, scores: Tensor) -> Tensor:
         """d penalty / d D(X); goes back from D(X')."""
         given, low, high = self._given, penalty.clip_min, penalty.clip_max
-        check_range("penalties.adversarial_lipschitz", self._discriminator, given.x_real, given.x_fake, low, high)
-        x_adv = penalty.neighbours(self._discriminator, x, scores)
+        check_range("penalties.adversarial_lipschitz", given.network, given.x_real, given.x_fake, low, high)
+        x_adv = penalty.neighbours(given.calls.by_image, x, scores)
         distance = penalty.distance(x, x_adv)
         # D may change what it is given.
-        own = logits_of(self._discriminator, x_adv.clone() if self._looks(x) else x_adv)
+        own = given.calls.by_image(x_adv.clone() if self._looks(x) else x_adv)
         value, slope, own_slope = penalty.terms(scores, as_float(own.detach()), distance)
         self._values.append(value)
         self._go_back(x_adv, own, own_slope)
@@ -175,7 +177,9 @@ class StepPenalties:
             self._gradients.add(scores, seed, self.retain_graph)
         elif len(active):  # one more forward of few costs less than a backward of all
             del scores
-            some = logits_of(self._discriminator, x.index_select(0, active))
+            both = self._given.calls.together
+            assert both is not None  # as `_go_as_one` says
+            some = both.rows(active)(x.index_select(0, active)).by_image()
             self._gradients.add(some, seed[active], self.retain_graph)
 
     # What has not joined
@@ -191,7 +195,8 @@ class StepPenalties:
 
     def _run(self, penalty: Penalty) -> None:
         given = self._given
-        value = check_penalty(penalty(self._discriminator, given.x_real, given.x_fake))
+        beside = given.calls.beside.given()
+        value = check_penalty(applied(penalty, given.network.call, given.x_real, given.x_fake, beside))
         if value.requires_grad:
             self._gradients.add(self._scaled(value), retain_graph=self.retain_graph)
         self._values.append(value.detach())
@@ -204,7 +209,7 @@ class StepPenalties:
         """In another precision than the clean pass, or after another penalty's random numbers; D(X) is computed once."""
         clean = self._batches.clean
         x = clean[0] if len(clean) == 1 else torch.cat(clean)
-        scores = logits_of(self._discriminator, x.clone())
+        scores = self._given.calls.by_image(x.clone())
         self._go_back(x, scores, self._compare(penalty, x, as_float(scores.detach())))
 
     def value(self, like: Tensor) -> Tensor:

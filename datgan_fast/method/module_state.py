@@ -10,14 +10,17 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
+
+from .callables import parts_of
 
 
 @contextmanager
@@ -130,14 +133,37 @@ def frozen(module: nn.Module) -> Iterator[None]:
 
 
 class Network:
-    """A module with its parts listed once, for what looks at all of them in every step."""
+    """A discriminator with its parts listed once, for what looks at all of them in every step.
 
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-        self.modules = list(module.modules())
-        self.parameters = list({p: None for m in self.modules for p in m._parameters.values() if p is not None})
+    Attributes:
+        call: the discriminator itself, a module or any callable.
+        module: a module that holds all its modules.
+        anchor: by which the network is known again, also in a wrapper that is made anew in every step.
+        modes: with which it is the same network, as far as its modules go.
+    """
+
+    def __init__(self, discriminator: Callable[..., Any]) -> None:
+        self.call = discriminator
+        self.is_module = isinstance(discriminator, nn.Module)
+        self.loose: list[Tensor] = []  # tensors that no module holds
+        if isinstance(discriminator, nn.Module):
+            self.module: nn.Module = discriminator
+        else:
+            modules, self.loose = parts_of(discriminator)
+            self.module = modules[0] if len(modules) == 1 else nn.ModuleList(modules)
+        self.modules = list(self.module.modules())
+        own = (p for m in self.modules for p in m._parameters.values() if p is not None)
+        self.parameters = list(dict.fromkeys([*own, *(t for t in self.loose if t.is_leaf and t.requires_grad)]))
         self.buffers = [b for m in self.modules for b in m._buffers.values() if b is not None]
-        self.modes = tuple((id(m), m.training) for m in self.modules)
+        holders = [m for m in self.modules if m._parameters or m._buffers]
+        self.anchor: Any = holders[0] if holders else _lasting(discriminator)
+        # A wrapper holds nothing of its own and may be another with every step.
+        self.modes = tuple((id(m) if m._parameters or m._buffers else type(m), m.training) for m in self.modules)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether anything is known of what it works with."""
+        return self.is_module or bool(self.parameters or self.buffers or self.loose)
 
     def backward_hooks(self) -> str | None:
         """What a user hung on its backward, and so wants one backward of the whole loss; None for nothing."""
@@ -154,7 +180,7 @@ class Network:
     def tensors(self) -> list[Tensor]:
         """Parameters, buffers, and tensors among the modules' attributes."""
         own = (value for m in self.modules for value in vars(m).values() if isinstance(value, Tensor))
-        return [*self.parameters, *self.buffers, *own]
+        return [*self.parameters, *self.buffers, *self.loose, *own]
 
     def kept(self) -> list[Tensor]:
         """Tensors of a forward's graph that it left among the attributes or buffers, where the next forward may use them."""
@@ -173,13 +199,17 @@ class Network:
     def hangs_no_hooks(self) -> bool:
         """Whether every forward in it is torch's own, which hangs no hooks on its tensors."""
         every = nn.modules.module
-        return not (every._global_forward_hooks or every._global_forward_pre_hooks) and all(
-            not isinstance(m, torch.jit.ScriptModule)
-            and m.__class__.forward.__module__.startswith("torch.nn.modules")
-            and "forward" not in m.__dict__
-            and not m._forward_hooks
-            and not m._forward_pre_hooks
-            for m in self.modules
+        return (
+            self.is_module
+            and not (every._global_forward_hooks or every._global_forward_pre_hooks)
+            and all(
+                not isinstance(m, torch.jit.ScriptModule)
+                and m.__class__.forward.__module__.startswith("torch.nn.modules")
+                and "forward" not in m.__dict__
+                and not m._forward_hooks
+                and not m._forward_pre_hooks
+                for m in self.modules
+            )
         )
 
     @cached_property
@@ -204,18 +234,32 @@ class Network:
         kinds = tuple(kind for where, name in wrappers if (kind := getattr(sys.modules.get(where), name, None)))
         return any(isinstance(m, kinds) for m in self.modules)
 
-    def initialise_lazy(self, images: Tensor) -> Network:
+    def is_lazy(self) -> bool:
+        return any(map(nn.parameter.is_lazy, (*self.parameters, *self.buffers)))
+
+    def initialise_lazy(self, run: Callable[[], object]) -> None:
         """Lazy layers get their shapes by a forward in evaluation mode, which leaves statistics and random state alone."""
-        if not any(map(nn.parameter.is_lazy, (*self.parameters, *self.buffers))):
-            return self
+        modes = [m.training for m in self.modules]
         self.module.eval()
         try:
             with torch.no_grad():
-                self.module(images.detach().clone())
+                run()
         finally:
-            for m, (_, training) in zip(self.modules, self.modes, strict=True):
+            for m, training in zip(self.modules, modes, strict=True):
                 m.training = training
-        return Network(self.module)
+
+
+def _lasting(function: Any) -> Any:
+    """Of a function that is made anew in every step: what stays."""
+    while isinstance(function, partial):
+        function = function.func
+    function = getattr(function, "__func__", function)
+    function = getattr(function, "__code__", function)
+    try:
+        hash(function), ref(function)
+    except TypeError:
+        return type(function)
+    return function
 
 
 def weights_are_cached() -> bool:

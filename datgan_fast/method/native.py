@@ -149,7 +149,7 @@ class NativeBackend:
         self.norms = _numbers(extension.NORMS)
         self._dtypes = {getattr(torch, name): number for name, number in _numbers(extension.DTYPES).items()}
 
-    def attack_loss(self, logits: Logits, objective: str, formulation: str, out: LossOutputs) -> None:
+    def attack_loss(self, logits: Logits, objective: Any, formulation: str, out: LossOutputs) -> None:
         self._call(
             "attack_loss",
             logits.own[0].device,
@@ -203,11 +203,12 @@ class NativeBackend:
     def _images(self, *tensors: Tensor | None) -> Any:
         return self._new_images(*map(self._tensor, tensors))
 
-    def _logits(self, logits: Logits, objective: str, formulation: str) -> Any:
+    def _logits(self, logits: Logits, objective: Any, formulation: str) -> Any:
         tensors = map(self._tensor, logits.own + logits.targets)
         return self._new_logits(*tensors, *self._numbers(objective, formulation))
 
-    def _numbers(self, objective: str, formulation: str) -> tuple[int, int]:
+    def _numbers(self, objective: Any, formulation: str) -> tuple[int, int]:
+        """Of an objective's name; others do not come here."""
         return self.objectives[objective], self.formulations[formulation]
 
     def _perturbation(self, how: Perturbation) -> Any:

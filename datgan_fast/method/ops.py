@@ -1,5 +1,8 @@
 """The public operations, attack_loss, perturb and attack_step, with their autograd, and those that the library's own step and
-sampler write into their buffers with; registered.py has what torch runs."""
+sampler write into their buffers with; registered.py has what torch runs.
+
+torch's operations know an objective by its name. One that has none goes to the reference directly.
+"""
 
 from __future__ import annotations
 
@@ -8,21 +11,33 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import registered  # noqa: F401  defines torch.ops.datgan_fast
+from . import (
+    dispatch,
+    reference,
+    registered,  # noqa: F401  defines torch.ops.datgan_fast
+)
 from .arguments import (
     Attack,
     AttackInputs,
+    Logits,
+    LogitTerms,
     OptionalPair,
     Pair,
     Perturbation,
+    StepOutputs,
+    TermOutputs,
     check_attack,
     check_bound,
     check_float,
+    check_loss,
     check_perturbation,
+    check_step,
+    check_terms,
     loss_dtype,
     number,
 )
-from .formulas import FORMULATIONS, OBJECTIVES, Bound, check_choice, clip
+from .formulas import FORMULATIONS, Bound, check_choice, clip, kernels_of, named
+from .objective import Objective
 from .reference import AttackStep, logits_with_targets
 from .renamed import targets_renamed
 
@@ -80,7 +95,7 @@ def attack_loss(
     real_logits: Tensor,
     fake_logits: Tensor,
     *,
-    objective: str = "vanilla",
+    objective: str | Objective = "vanilla",
     formulation: str = "eq10",
     target_real_logits: Tensor | None = None,
     target_fake_logits: Tensor | None = None,
@@ -91,15 +106,15 @@ def attack_loss(
     Args:
         real_logits: [m], any float dtype and stride.
         fake_logits: [n].
-        objective: "vanilla", "fgan", "wasserstein", "hinge" or "least_squares".
+        objective: "vanilla", "fgan", "wasserstein", "hinge", "least_squares", "relativistic", or an `Objective` of your own.
         formulation: "eq10" (Li, Xia, Li 2020, Eq. 9 and 10), "alg1" (Algorithm 1, lines 6-7) or "batch_mean" (released code).
         target_real_logits, target_fake_logits: the logits whose means are the targets; default: the batch's own.
             Under data parallelism pass those gathered from every process.
         impl: the backend's name; default: the best usable one.
 
     Returns:
-        Two 0-d tensors, float32 (float64 for float64 logits), differentiable once with respect to the logits; the targets
-        are constants. A side whose own or other batch is empty has loss 0.
+        Two 0-d tensors, float32 (float64 for float64 logits), differentiable once with respect to the logits, with formulas of
+        your own any number of times; the targets are constants. A side whose own or other batch is empty has loss 0.
 
     Raises:
         ValueError, TypeError: an argument has the wrong shape, dtype or value.
@@ -107,21 +122,55 @@ def attack_loss(
     """
     target_real = real_logits if target_real_logits is None else target_real_logits
     target_fake = fake_logits if target_fake_logits is None else target_fake_logits
-    check_choice("objective", objective, OBJECTIVES)
+    objective = named(objective)
     check_choice("formulation", formulation, FORMULATIONS)
     check_float("real_logits", real_logits)  # what is asked of them here; the operation checks everything
     check_float("fake_logits", fake_logits)
     check_float("target_real_logits", target_real)
     check_float("target_fake_logits", target_fake)
+    name = kernels_of(objective)
+    if name is None:
+        return _own_attack_loss((real_logits, fake_logits), (target_real, target_fake), objective, formulation, impl)
     return _AttackLoss.apply(
         real_logits,
         fake_logits,
         target_real.detach(),  # new tensors in any case: the compiler wants no input twice
         target_fake.detach(),
-        objective,
+        name,
         formulation,
         impl or "",
     )
+
+
+def _own_attack_loss(
+    own: Pair, targets: Pair, objective: str | Objective, formulation: str, impl: str | None
+) -> tuple[Tensor, Tensor]:
+    """With formulas of the user's own, through which torch's autograd goes."""
+    logits = Logits(own, targets)
+    check_loss(logits, objective, formulation)
+    _refuse_kernels(own[0].device, impl, objective)
+    given = {"target_real_logits": targets[0], "target_fake_logits": targets[1]}
+    real, fake = reference.attack_loss(*own, objective=objective, formulation=formulation, **given)
+    dtype = loss_dtype(own)
+    return real.to(dtype), fake.to(dtype)
+
+
+def _refuse_kernels(device: torch.device, impl: str | None, objective: str | Objective) -> None:
+    """Raises BackendError where another backend than the reference was asked for by name."""
+    if not torch.compiler.is_compiling():
+        dispatch.backend(device, impl or "", objective=objective)
+
+
+def attack_coefficients(logits: Pair, targets: Pair, objective: str | Objective, formulation: str) -> Pair:
+    """The attack loss's gradients with respect to the logits, [m] and [n], float32 (float64 for float64 logits)."""
+    name = kernels_of(objective)
+    if name is not None:
+        _, *found = torch.ops.datgan_fast.attack_loss(*logits, *targets, name, formulation, "")
+        return found[0], found[1]
+    _refuse_kernels(logits[0].device, None, objective)
+    with torch.no_grad():
+        (_, real), (_, fake) = reference.attack_terms(Logits(logits, targets), objective, formulation)
+    return real, fake
 
 
 def logit_terms_into(
@@ -131,7 +180,7 @@ def logit_terms_into(
     *,
     weight: float,
     floor: float = 0.0,
-    objective: str = "vanilla",
+    objective: str | Objective = "vanilla",
     formulation: str = "eq10",
     coefficients: OptionalPair = (None, None),
     impl: str | None = None,
@@ -154,9 +203,15 @@ def logit_terms_into(
         ValueError, TypeError: an argument has the wrong shape, dtype or value.
         BackendError: `impl` names a backend that cannot be used.
     """
+    own = _detached(logits[0]), _detached(logits[1])
+    if not isinstance(objective, str):
+        how, out = LogitTerms(weight, floor, objective, formulation), TermOutputs(weights, sums, coefficients)
+        check_terms(own, how, out)
+        with torch.no_grad():
+            dispatch.backend(sums.device, impl or "", objective=objective).logit_terms(own, how, out)
+        return
     torch.ops.datgan_fast.logit_terms(
-        _detached(logits[0]),
-        _detached(logits[1]),
+        *own,
         number("weight", weight),
         number("floor", floor),
         objective,
@@ -247,7 +302,7 @@ def attack_step(
     fake_logits: Tensor,
     eps: float,
     *,
-    objective: str = "vanilla",
+    objective: str | Objective = "vanilla",
     formulation: str = "eq10",
     norm: str = "none",
     clip_min: Bound = -1.0,
@@ -288,7 +343,7 @@ def attack_step(
         *logits_with_targets(real_logits, fake_logits, target_real_logits, target_fake_logits),
         (grad_weight_real, grad_weight_fake),
     )
-    attack = Attack(number("eps", eps), objective, formulation, norm, clip_min, clip_max)
+    attack = Attack(number("eps", eps), named(objective), formulation, norm, clip_min, clip_max)
     check_attack(attack)
     check_float("x_real", x_real)  # what is asked of them here; the operation checks everything
     check_float("x_fake", x_fake)
@@ -335,17 +390,34 @@ def _run_step(
     x, v, logits, targets, weights = inputs
     low, high = _kernel_bounds(attack.clip_min, attack.clip_max, *x)
     losses = torch.empty(2, dtype=loss_dtype(logits), device=x[0].device)
-    torch.ops.datgan_fast.attack_step(
-        *([_detached(t) for t in pair] for pair in (x, v, logits, targets)),
-        [None if w is None else _detached(w) for w in weights],
-        *attack._replace(clip_min=low, clip_max=high),
-        impl or "",
-        adv,
-        grads,
-        norms,
-        losses,
-    )
+    name = kernels_of(attack.objective)
+    if name is None:
+        out = StepOutputs(adv, _both(grads), _both(norms), losses)
+        _own_step(inputs, attack._replace(clip_min=low, clip_max=high), impl, out)
+    else:
+        torch.ops.datgan_fast.attack_step(
+            *([_detached(t) for t in pair] for pair in (x, v, logits, targets)),
+            [None if w is None else _detached(w) for w in weights],
+            *attack._replace(objective=name, clip_min=low, clip_max=high),
+            impl or "",
+            adv,
+            grads,
+            norms,
+            losses,
+        )
     if (low, high) != (attack.clip_min, attack.clip_max):
         for t in adv:
             t.copy_(clip(t, attack.clip_min, attack.clip_max))
     return losses
+
+
+def _both(tensors: Sequence[Tensor]) -> OptionalPair:
+    return (tensors[0], tensors[1]) if tensors else (None, None)
+
+
+@torch.no_grad()
+def _own_step(inputs: AttackInputs, attack: Attack, impl: str | None, out: StepOutputs) -> None:
+    """With formulas of the user's own."""
+    check_step(inputs, attack)
+    backend = dispatch.backend(out.losses.device, impl or "", objective=attack.objective, norm=attack.norm)
+    backend.attack_step(inputs, attack, out)

@@ -1,5 +1,8 @@
 """Penalties for any training loop: each function returns a callable (discriminator, x_real, x_fake) -> 0-d tensor.
 
+The callable takes condition_real, condition_fake and scores as keywords, as `adversarial_batch` does. Of maps, tokens and scales
+the gradient is that of an image's scores summed over positions and scales, as the field writes it (StyleGAN-T, PatchGAN with R1).
+
 They differentiate input gradients without work on zeros (`second_pass.py`) and add up: `r1() + r2()`, `r1() + my_own`,
 `total(...)`. Norms are per image, random numbers are drawn per image on the images' device, and square roots have gradient 0
 at 0, so that a penalty at a constant discriminator gives no NaN.
@@ -9,19 +12,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .adversarial_lipschitz import AdversarialLipschitz
+from .arguments import SIDES
 from .autograd_graph import Graph, next_number
-from .formulas import Bound, as_float, image_norm
+from .conditions import Beside, Call
+from .formulas import Bound, as_float, check_choice, image_norm
 from .independence import eager
-from .module_state import Network
-from .penalty import Addable, Total, column, total
+from .penalty import Addable, Discriminator, Total, column, total
 from .second_pass import differentiable
-from .step_arguments import check_graph, images_of, logits_of
+from .step_arguments import check_graph, images_of
 
 __all__ = [
     "AdversarialLipschitz",
@@ -43,13 +47,15 @@ SecondPass = Callable[
 class _OfGradients(Addable):
     """A penalty on input gradients."""
 
-    def __call__(self, discriminator: nn.Module, x_real: Tensor, x_fake: Tensor) -> Tensor:
-        return self._value(discriminator, x_real, x_fake, differentiable)
+    def __call__(self, discriminator: Discriminator, x_real: Tensor, x_fake: Tensor, **beside: Any) -> Tensor:
+        return self._value(discriminator, x_real, x_fake, Beside(**beside), differentiable)
 
-    def as_written(self, discriminator: nn.Module, x_real: Tensor, x_fake: Tensor) -> Tensor:
-        return self._value(discriminator, x_real, x_fake, lambda gradient, x, logits: gradient)
+    def as_written(self, discriminator: Discriminator, x_real: Tensor, x_fake: Tensor, **beside: Any) -> Tensor:
+        return self._value(discriminator, x_real, x_fake, Beside(**beside), lambda gradient, x, logits: gradient)
 
-    def _value(self, discriminator: nn.Module, x_real: Tensor, x_fake: Tensor, second_pass: SecondPass) -> Tensor:
+    def _value(
+        self, discriminator: Discriminator, x_real: Tensor, x_fake: Tensor, beside: Beside, second_pass: SecondPass
+    ) -> Tensor:
         raise NotImplementedError
 
 
@@ -59,14 +65,18 @@ class GradientPenalty(_OfGradients):
 
     weight: float
     one_sided: bool
+    condition: Literal["real", "fake"] = "real"
 
-    def _value(self, discriminator: nn.Module, x_real: Tensor, x_fake: Tensor, second_pass: SecondPass) -> Tensor:
-        network, x_real, x_fake = images_of("penalties.gradient_penalty", discriminator, x_real, x_fake)
+    def _value(
+        self, discriminator: Discriminator, x_real: Tensor, x_fake: Tensor, beside: Beside, second_pass: SecondPass
+    ) -> Tensor:
+        calls, x_real, x_fake = images_of("penalties.gradient_penalty", discriminator, x_real, x_fake, beside)
         pairs = min(len(x_real), len(x_fake))
         alpha = column(torch.rand(pairs, device=x_real.device, dtype=torch.float32), x_real).to(x_real.dtype)
         x_hat = x_fake[:pairs] + alpha * (x_real[:pairs] - x_fake[:pairs])
+        call = calls.sides[SIDES.index(self.condition)].rows(slice(pairs))
         with torch.enable_grad():
-            excess = image_norm(_input_gradient(network, discriminator, x_hat, second_pass)) - 1
+            excess = image_norm(_input_gradient(call, x_hat, second_pass)) - 1
             if self.one_sided:
                 excess = excess.clamp(min=0)
             return self.weight * (excess**2).mean()
@@ -79,12 +89,14 @@ class ZeroCentred(_OfGradients):
     gamma: float
     side: Literal["real", "fake"]
 
-    def _value(self, discriminator: nn.Module, x_real: Tensor, x_fake: Tensor, second_pass: SecondPass) -> Tensor:
+    def _value(
+        self, discriminator: Discriminator, x_real: Tensor, x_fake: Tensor, beside: Beside, second_pass: SecondPass
+    ) -> Tensor:
         name = "r1" if self.side == "real" else "r2"
-        network, x_real, x_fake = images_of(f"penalties.{name}", discriminator, x_real, x_fake)
-        x = x_real if self.side == "real" else x_fake
+        calls, *images = images_of(f"penalties.{name}", discriminator, x_real, x_fake, beside)
+        side = SIDES.index(self.side)
         with torch.enable_grad():
-            return self.value(_input_gradient(network, discriminator, x, second_pass))
+            return self.value(_input_gradient(calls.sides[side], images[side], second_pass))
 
     def value(self, gradient: Tensor) -> Tensor:
         """The penalty, 0-d, of the input gradients of its side's images."""
@@ -93,13 +105,17 @@ class ZeroCentred(_OfGradients):
         )
 
 
-def gradient_penalty(weight: float = 10.0, one_sided: bool = False) -> GradientPenalty:
+def gradient_penalty(
+    weight: float = 10.0, one_sided: bool = False, *, condition: Literal["real", "fake"] = "real"
+) -> GradientPenalty:
     """WGAN-GP, weight * mean (||grad D(x_hat)|| - 1)^2; one_sided: WGAN-LP, weight * mean max(0, ||grad D(x_hat)|| - 1)^2.
 
     x_hat = alpha x_real + (1 - alpha) x_fake with one alpha ~ U[0, 1] per image; of unequal batches the first min(m, n)
-    images of each are paired. Sources: Gulrajani et al. (2017), Eq. 3; Petzka et al. (2018), Eq. 8.
+    images of each are paired. condition: whose condition x_hat is given, where D takes one. Sources: Gulrajani et al. (2017),
+    Eq. 3; Petzka et al. (2018), Eq. 8.
     """
-    return GradientPenalty(weight, one_sided)
+    check_choice("condition", condition, SIDES)
+    return GradientPenalty(weight, one_sided, condition)
 
 
 def adversarial_lipschitz(
@@ -115,7 +131,8 @@ def adversarial_lipschitz(
 
     X is real and generated images together; X' = clip(X + e d), e ~ U[radius] per image, d the direction in which D changes
     most, found by power iteration from random noise with finite difference xi, and constant. The distance is taken after
-    the clip. Source: Terjek (2020), "Adversarial Lipschitz Regularization", Eq. 13-15 and appendix.
+    the clip. Of maps, tokens and scales D is an image's mean over its positions, summed over scales. Source: Terjek (2020),
+    "Adversarial Lipschitz Regularization", Eq. 13-15 and appendix.
     """
     return AdversarialLipschitz(weight, power_iterations, xi, radius, clip_min, clip_max)
 
@@ -130,19 +147,19 @@ def r2(gamma: float = 10.0) -> ZeroCentred:
     return ZeroCentred(gamma, "fake")
 
 
-def _input_gradient(network: Network, discriminator: nn.Module, x: Tensor, second_pass: SecondPass) -> Tensor:
+def _input_gradient(call: Call, x: Tensor, second_pass: SecondPass) -> Tensor:
     """d sum(D(x)) / dx with its graph, to be differentiated again; compiled code, which cannot be, runs as Python."""
     x = x.detach().requires_grad_()
-    logits, graph = _forward(discriminator, x, network.compiled)
+    logits, graph = _forward(call, x, call.network.compiled)
     if graph.is_compiled():  # by a function inside, which the modules do not show
-        logits, graph = _forward(discriminator, x, True)
+        logits, graph = _forward(call, x, True)
     check_graph(graph, [x])
     (gradient,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
     return second_pass(gradient, x, logits)
 
 
-def _forward(discriminator: nn.Module, x: Tensor, compiled: bool) -> tuple[Tensor, Graph]:
+def _forward(call: Call, x: Tensor, compiled: bool) -> tuple[Tensor, Graph]:
     begun = next_number()
     with eager(compiled):
-        logits = logits_of(discriminator, x.clone())  # D may change what it is given
+        logits = call(x.clone()).logits  # D may change what it is given
     return logits, Graph(logits, begun)

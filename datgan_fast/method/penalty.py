@@ -1,25 +1,32 @@
-"""What a penalty is: a callable (discriminator, x_real, x_fake) -> 0-d tensor. Our own add up by `+`, with anybody's too."""
+"""What a penalty is: a callable (discriminator, x_real, x_fake) -> 0-d tensor. Our own add up by `+`, with anybody's too.
+
+What D takes beside the images comes as keywords, condition_real, condition_fake and scores, to those whose signature has them.
+"""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .step_arguments import Penalty
+
+Discriminator = Callable[..., Any]
 
 
 class Addable:
     """A penalty that knows how the field writes it, and can be added to another, or to a user's callable."""
 
-    def __call__(self, discriminator: nn.Module, x_real: Tensor, x_fake: Tensor) -> Tensor:
+    def __call__(self, discriminator: Discriminator, x_real: Tensor, x_fake: Tensor, **beside: Any) -> Tensor:
         raise NotImplementedError
 
-    def as_written(self, discriminator: nn.Module, x_real: Tensor, x_fake: Tensor) -> Tensor:
+    def as_written(self, discriminator: Discriminator, x_real: Tensor, x_fake: Tensor, **beside: Any) -> Tensor:
         """The same value and gradients with the same random draws, by plain autograd: what a user would write."""
-        return self(discriminator, x_real, x_fake)
+        return self(discriminator, x_real, x_fake, **beside)
 
     def __add__(self, other: Penalty) -> Total:
         return Total(self, other) if callable(other) else NotImplemented
@@ -43,11 +50,11 @@ class Total(Addable):
         parts = (q for p in penalties for q in (p.parts if isinstance(p, Total) else (p,)))
         object.__setattr__(self, "parts", tuple(parts))
 
-    def __call__(self, discriminator: nn.Module, x_real: Tensor, x_fake: Tensor) -> Tensor:
-        return torch.stack([p(discriminator, x_real, x_fake) for p in self.parts]).sum()
+    def __call__(self, discriminator: Discriminator, x_real: Tensor, x_fake: Tensor, **beside: Any) -> Tensor:
+        return torch.stack([applied(p, discriminator, x_real, x_fake, beside) for p in self.parts]).sum()
 
-    def as_written(self, discriminator: nn.Module, x_real: Tensor, x_fake: Tensor) -> Tensor:
-        return torch.stack([as_written(p)(discriminator, x_real, x_fake) for p in self.parts]).sum()
+    def as_written(self, discriminator: Discriminator, x_real: Tensor, x_fake: Tensor, **beside: Any) -> Tensor:
+        return torch.stack([applied(as_written(p), discriminator, x_real, x_fake, beside) for p in self.parts]).sum()
 
 
 def total(*penalties: Penalty) -> Total | None:
@@ -58,6 +65,28 @@ def total(*penalties: Penalty) -> Total | None:
 def as_written(penalty: Penalty) -> Penalty:
     """What the reference runs: a built-in penalty by plain autograd, anybody else's as it is."""
     return penalty.as_written if isinstance(penalty, Addable) else penalty
+
+
+def applied(
+    penalty: Penalty, discriminator: Discriminator, x_real: Tensor, x_fake: Tensor, beside: dict[str, Any]
+) -> Tensor:
+    """The penalty's value, with those keywords that its signature takes."""
+    return (
+        penalty(discriminator, x_real, x_fake, **_taken(penalty, beside))
+        if beside
+        else penalty(discriminator, x_real, x_fake)
+    )
+
+
+def _taken(penalty: Penalty, beside: dict[str, Any]) -> dict[str, Any]:
+    try:
+        parameters = inspect.signature(penalty).parameters.values()
+    except (TypeError, ValueError):  # of compiled code
+        return {}
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return beside
+    names = {p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
+    return {name: value for name, value in beside.items() if name in names}
 
 
 def column(values: Tensor, images: Tensor) -> Tensor:

@@ -1,26 +1,27 @@
 """Direct adversarial training in plain differentiable torch: the specification, the tests' oracle, the --no-fused path.
 
 Source: Li, Xia, Li (2020), "Direct Adversarial Training for GANs". A discriminator D gives one logit per image; r are the
-logits of m real images, f those of n generated ones; D maximises E[g1(r)] + E[g2(f)]. Half-precision inputs are computed
-in float32; float64 stays float64.
+logits of m real images, f those of n generated ones; D maximises E[g1(r)] + E[g2(f)]. Of a map or tokens every position counts:
+an image's attack loss is the mean over its positions, every other mean one over images and positions; scales are summed, each
+with targets of its own. Half-precision inputs are computed in float32; float64 stays float64.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .arguments import Attack, AttackInputs, Logits, Pair, Perturbation
 from .autograd_graph import Graph, next_number
+from .conditions import Beside, Call
 from .formulas import (
     FORMULATIONS,
     NORMS,
     OBJECTIVES,
     Bound,
-    Formula,
     as_float,
     check_choice,
     clip,
@@ -31,14 +32,18 @@ from .formulas import (
     generator_loss,
     image_norm,
     normalise,
+    objective_of,
     project,
     random_point,
     slope1,
     slope2,
+    weights_are_alike,
 )
 from .module_state import one_power_iteration, unchanged_state
-from .penalty import as_written
+from .objective import Formula, Objective
+from .penalty import applied, as_written
 from .renamed import targets_renamed
+from .scores import ScoredSides, Scores, by_scale, check_scales
 from .step_arguments import (
     NO_GRADIENT,
     LossTerms,
@@ -100,10 +105,11 @@ class DiscriminatorStep(NamedTuple):
     loss_clean: Tensor  # 0-d: -(mean g1(r) + mean g2(f)) on the clean images
     loss_adv: Tensor  # 0-d: the same on the perturbed images; 0 where lambda_adv is 0
     penalty: Tensor  # 0-d; 0 without a penalty
-    real_logits: Tensor  # [m], clean images
+    real_logits: Tensor  # [m], clean images; of maps the mean over an image's positions, summed over scales
     fake_logits: Tensor  # [n]
     wasserstein: Tensor  # 0-d: mean r - mean f
-    # [m + n]: ||grad_x D(x)||; NaN, in the reference and in float16, for images that have no weight in the loss
+    # [m + n]: ||grad_x D(x)||; NaN, in the reference and in float16, for images that have no weight in the loss, and for maps
+    # with an objective whose slope is not the same everywhere
     input_grad_norm: Tensor
     path: str  # "shared", "separate" or "reference"
     reason: str = ""  # why it is not "shared"
@@ -114,7 +120,7 @@ def attack_loss(
     real_logits: Tensor,
     fake_logits: Tensor,
     *,
-    objective: str = "vanilla",
+    objective: str | Objective = "vanilla",
     formulation: str = "eq10",
     target_real_logits: Tensor | None = None,
     target_fake_logits: Tensor | None = None,
@@ -138,7 +144,7 @@ def logits_with_targets(
     )
 
 
-def attack_terms(logits: Logits, objective: str, formulation: str) -> list[tuple[Tensor, Tensor]]:
+def attack_terms(logits: Logits, objective: str | Objective, formulation: str) -> list[tuple[Tensor, Tensor]]:
     """(loss, its gradient with respect to the side's logits in closed form) of the real and of the generated side."""
     real, fake = logits.own
     sides = _differences(logits._replace(own=(real.detach(), fake.detach())), objective, formulation)
@@ -148,9 +154,9 @@ def attack_terms(logits: Logits, objective: str, formulation: str) -> list[tuple
 Difference = tuple[Tensor, Callable[[], Tensor]]  # (score - target, the score's slope)
 
 
-def _differences(logits: Logits, objective: str, formulation: str) -> tuple[Difference, Difference]:
+def _differences(logits: Logits, objective: str | Objective, formulation: str) -> tuple[Difference, Difference]:
     """Of each side: [m] and [m], or, where the batch has one score, [1] and [m]."""
-    check_choice("objective", objective, OBJECTIVES)
+    row = objective_of(objective)
     check_choice("formulation", formulation, FORMULATIONS)
     real, fake = map(as_float, logits.own)
     target_real, target_fake = (as_float(t).detach() for t in logits.targets)
@@ -158,7 +164,6 @@ def _differences(logits: Logits, objective: str, formulation: str) -> tuple[Diff
         return _no_difference(real), _no_difference(fake)
     if formulation == "batch_mean":
         return _mean_difference(real, target_real, target_fake), _mean_difference(fake, target_fake, target_real)
-    row = OBJECTIVES[objective]
     first, second = (row.g1, row.slope1), (row.g2, row.slope2)
     if formulation == "alg1":
         return _mean_score_difference(real, target_fake, *second), _mean_score_difference(fake, target_real, *first)
@@ -217,7 +222,7 @@ def attack_step(
     fake_logits: Tensor,
     eps: float,
     *,
-    objective: str = "vanilla",
+    objective: str | Objective = "vanilla",
     formulation: str = "eq10",
     norm: str = "none",
     clip_min: Bound = -1.0,
@@ -252,12 +257,12 @@ def attack_step_of(inputs: AttackInputs, attack: Attack) -> AttackStep:
 
 
 def adversarial_batch(
-    discriminator: nn.Module,
+    discriminator: Callable[..., Any],
     x_real: Tensor,
     x_fake: Tensor,
     *,
     eps: float,
-    objective: str = "vanilla",
+    objective: str | Objective = "vanilla",
     formulation: str = "eq10",
     norm: str = "none",
     steps: int = 1,
@@ -265,28 +270,32 @@ def adversarial_batch(
     random_start: bool = False,
     clip_min: Bound = -1.0,
     clip_max: Bound = 1.0,
+    condition_real: Any = None,
+    condition_fake: Any = None,
+    scores: Callable[[Any], Any] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Perturbed real and generated images, with autograd through the whole attack loss; see `datgan_fast.adversarial_batch`."""
     attack = Attack(eps, objective, formulation, norm, clip_min, clip_max)
+    beside = Beside(condition_real, condition_fake, scores)
     return _adversarial_batch(
-        discriminator, checked("adversarial_batch", discriminator, x_real, x_fake, attack, steps, alpha, random_start)
+        checked("adversarial_batch", discriminator, x_real, x_fake, attack, steps, alpha, random_start, beside)
     )
 
 
-def _adversarial_batch(discriminator: nn.Module, given: StepArguments) -> Pair:
-    attack, clean = given.attack, (given.x_real, given.x_fake)
+def _adversarial_batch(given: StepArguments) -> Pair:
+    attack, clean, (real, fake) = given.attack, (given.x_real, given.x_fake), given.calls.sides
     adv = random_points(clean, attack) if given.random_start else clean  # outside, where the random state moves on
-    target: Pair | None = None  # the clean batches' logits
-    with unchanged_state(discriminator), torch.enable_grad():
+    target: ScoredSides | None = None  # the clean batches' scores
+    with unchanged_state(given.network.module), torch.enable_grad():
         if given.random_start:
             with torch.no_grad():
-                target = logits_of(discriminator, clean[0].clone()), logits_of(discriminator, clean[1].clone())
+                target = real(clean[0].clone()), fake(clean[1].clone())
         for _ in range(given.steps):
             adv = adv[0].detach().requires_grad_(), adv[1].detach().requires_grad_()
-            scores = _scores(discriminator, adv[0], attack.objective), _scores(discriminator, adv[1], attack.objective)
+            scores = _scores(real, adv[0], attack.objective), _scores(fake, adv[1], attack.objective)
             if target is None or attack.formulation == "batch_mean":  # whose scalar has both batches' means in it
                 target = scores[0].detach(), scores[1].detach()
-            grads = _attack_gradients(adv, Logits(scores, target), attack)
+            grads = _attack_gradients(adv, scores, target, attack)
             adv = _moved(given, adv[0], grads[0], clean[0]), _moved(given, adv[1], grads[1], clean[1])
     return adv
 
@@ -297,9 +306,14 @@ def random_points(clean: Pair, attack: Attack) -> Pair:
     return clip(real, attack.clip_min, attack.clip_max), clip(fake, attack.clip_min, attack.clip_max)
 
 
-def _attack_gradients(x: Pair, logits: Logits, attack: Attack) -> list[Tensor]:
-    real, fake = _differences(logits, attack.objective, attack.formulation)
-    loss = real[0].abs().sum() + fake[0].abs().sum()
+def _attack_gradients(x: Pair, scores: ScoredSides, target: ScoredSides, attack: Attack) -> list[Tensor]:
+    """Of each scale's attack loss, in which an image counts by the mean over its positions (batch_mean: one mean over all)."""
+    losses = []
+    for own, targets, widths in by_scale(scores, target):
+        sides = _differences(Logits(own, targets), attack.objective, attack.formulation)
+        for (difference, _), k in zip(sides, widths, strict=True):
+            losses.append(difference.abs().sum() / (1 if attack.formulation == "batch_mean" else k))
+    loss = torch.stack(losses).sum()
     return image_gradients([loss], x, [torch.ones_like(loss)])
 
 
@@ -312,21 +326,28 @@ def _moved(given: StepArguments, x: Tensor, grad: Tensor, clean: Tensor) -> Tens
     return clip(adv, attack.clip_min, attack.clip_max)
 
 
-def _scores(discriminator: nn.Module, images: Tensor, objective: str) -> Tensor:
+def _scores(call: Call, images: Tensor, objective: str | Objective) -> Scores:
     """D(images) with the graph to the leaf `images`; D is given a copy, which it may change."""
     begun = next_number()
-    logits = logits_of(discriminator, images.clone())
-    check_graph(Graph(logits, begun), [images], objective)
-    return logits
+    scores = call(images.clone())
+    check_graph(Graph(scores.logits, begun), [images], objective)
+    return scores
+
+
+def _loss(scores: ScoredSides, objective: str | Objective) -> Tensor:
+    """-(mean g1(r) + mean g2(f)), the means over images and positions, or the objective's loss; summed over the scales."""
+    check_scales(*scores)
+    real, fake = (t.scales() for t in scores)
+    return torch.stack([discriminator_loss(r, f, objective) for r, f in zip(real, fake, strict=True)]).sum()
 
 
 def discriminator_step(
-    discriminator: nn.Module,
+    discriminator: Callable[..., Any],
     x_real: Tensor,
     x_fake: Tensor,
     *,
     eps: float,
-    objective: str = "vanilla",
+    objective: str | Objective = "vanilla",
     formulation: str = "eq10",
     norm: str = "none",
     lambda_clean: float = 1.0,
@@ -338,6 +359,9 @@ def discriminator_step(
     clip_min: Bound = -1.0,
     clip_max: Bound = 1.0,
     grad_scale: float | Tensor = 1.0,
+    condition_real: Any = None,
+    condition_fake: Any = None,
+    scores: Callable[[Any], Any] | None = None,
 ) -> DiscriminatorStep:
     """Algorithm 1, lines 5-10, as the paper writes it; accumulates into the parameters' .grad.
 
@@ -345,55 +369,64 @@ def discriminator_step(
     state as it found them, so that the clean pass is the one the attack saw.
     """
     attack = Attack(eps, objective, formulation, norm, clip_min, clip_max)
-    given = checked("discriminator_step", discriminator, x_real, x_fake, attack, steps, alpha, random_start)
+    beside = Beside(condition_real, condition_fake, scores)
+    given = checked("discriminator_step", discriminator, x_real, x_fake, attack, steps, alpha, random_start, beside)
     check_trainable(given.network)
     terms = checked_terms(lambda_clean, lambda_adv, penalty, grad_scale)
-    return discriminator_step_checked(discriminator, given, terms)
+    return discriminator_step_checked(given, terms)
 
 
 def discriminator_step_checked(
-    discriminator: nn.Module, given: StepArguments, terms: LossTerms, reason: str = "fused=False"
+    given: StepArguments, terms: LossTerms, reason: str = "fused=False"
 ) -> DiscriminatorStep:
-    objective = given.attack.objective
-    with one_power_iteration(discriminator), torch.enable_grad():
+    objective, discriminator, sides = given.attack.objective, given.network.call, given.calls.sides
+    with one_power_iteration(given.network.module), torch.enable_grad():
         if terms.lambda_adv:
-            adv_real, adv_fake = _adversarial_batch(discriminator, given)  # lines 6 to 8
+            adv = _adversarial_batch(given)  # lines 6 to 8
         clean = [x.detach().requires_grad_() for x in (given.x_real, given.x_fake)]
-        r, f = (_scores(discriminator, x, objective) for x in clean)
-        r.retain_grad()
-        f.retain_grad()
-        loss_clean = discriminator_loss(r, f, objective)
+        scores = _scores(sides[0], clean[0], objective), _scores(sides[1], clean[1], objective)
+        logits = [t.logits for t in scores]
+        for t in logits:
+            t.retain_grad()
+        loss_clean = _loss(scores, objective)
         loss, loss_adv, penalty = (torch.zeros_like(loss_clean) for _ in range(3))
         if terms.lambda_adv:
-            scores = logits_of(discriminator, adv_real), logits_of(discriminator, adv_fake)
-            loss_adv = discriminator_loss(*scores, objective)
+            loss_adv = _loss((sides[0](adv[0]), sides[1](adv[1])), objective)
         if terms.penalty is not None:
-            penalty = check_penalty(as_written(terms.penalty)(discriminator, given.x_real, given.x_fake))
+            written = as_written(terms.penalty)
+            penalty = check_penalty(
+                applied(written, discriminator, given.x_real, given.x_fake, given.calls.beside.given())
+            )
         if terms.lambda_clean:
             loss = terms.lambda_clean * loss_clean
         loss = loss + terms.lambda_adv * loss_adv + penalty
         if not terms.lambda_clean:  # the clean images' gradients are wanted for their norms alone
-            torch.autograd.backward([r, f], [torch.ones_like(r), torch.ones_like(f)], inputs=[r, f, *clean])
+            torch.autograd.backward(logits, [t.shares() for t in scores], inputs=[*logits, *clean])
         if loss.requires_grad:
             (loss * terms.grad_scale).backward()  # line 10
+    r, f = (t.detach().by_image() for t in scores)
+    alike = weights_are_alike(objective, terms.lambda_clean)
     return DiscriminatorStep(
         loss=loss.detach(),
         loss_clean=loss_clean.detach(),
         loss_adv=loss_adv.detach(),
         penalty=penalty.detach(),
-        real_logits=r.detach(),
-        fake_logits=f.detach(),
-        wasserstein=(r.detach().mean(dtype=loss.dtype) - f.detach().mean(dtype=loss.dtype)),
-        input_grad_norm=torch.cat([_input_grad_norm(x, t) for x, t in zip(clean, (r, f), strict=True)]),
+        real_logits=r,
+        fake_logits=f,
+        wasserstein=(r.mean(dtype=loss.dtype) - f.mean(dtype=loss.dtype)),
+        input_grad_norm=torch.cat([_input_grad_norm(x, t, alike) for x, t in zip(clean, scores, strict=True)]),
         path="reference",
         reason=reason,
     )
 
 
-def _input_grad_norm(x: Tensor, logits: Tensor) -> Tensor:
+def _input_grad_norm(x: Tensor, scores: Scores, alike: bool) -> Tensor:
     """||grad_x D(x)|| of each image, from what the backward of a loss left in both gradients."""
+    gradient = scores.logits.grad
+    if gradient is None:  # a loss that leaves this side out
+        return torch.full((len(x),), torch.nan, dtype=as_float(scores.logits).dtype, device=x.device)
     if x.grad is None:
         raise ValueError(NO_GRADIENT)
-    assert logits.grad is not None  # retained
+    weights = scores.weights_by_image(as_float(gradient), alike)
     # Divided first: the squares of a saturated objective's small gradients would underflow.
-    return image_norm(as_float(x.grad) / as_float(logits.grad).view(-1, *[1] * (x.dim() - 1)))
+    return image_norm(as_float(x.grad) / weights.view(-1, *[1] * (x.dim() - 1)))

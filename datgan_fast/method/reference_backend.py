@@ -1,4 +1,5 @@
-"""datgan_fast.reference as a backend: plain torch on any device, for every objective and norm in the tables."""
+"""datgan_fast.reference as a backend: plain torch on any device, for every objective and norm in the tables, and any other
+objective."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ from .arguments import (
     TermOutputs,
     check_index,
 )
-from .formulas import FORMULATIONS, NORMS, OBJECTIVES, as_float, image_norm
+from .formulas import FORMULATIONS, NORMS, OBJECTIVES, as_float, image_norm, objective_of
+from .objective import Objective
 
 
 class ReferenceBackend:
@@ -29,14 +31,14 @@ class ReferenceBackend:
     formulations: Collection[str] = FORMULATIONS
     norms: Collection[str] = NORMS
 
-    def attack_loss(self, logits: Logits, objective: str, formulation: str, out: LossOutputs) -> None:
+    def attack_loss(self, logits: Logits, objective: str | Objective, formulation: str, out: LossOutputs) -> None:
         terms = reference.attack_terms(logits, objective, formulation)
         for k, (loss, coefficient) in enumerate(terms):
             out.losses[k] = loss
             out.coefficients[k].copy_(coefficient)
 
     def logit_terms(self, logits: Pair, how: LogitTerms, out: TermOutputs) -> None:
-        row, sums = OBJECTIVES[how.objective], out.sums
+        row, sums = objective_of(how.objective), out.sums
         sums.zero_()
         scores = logits[0].to(sums.dtype), logits[1].to(sums.dtype)
         sides = zip(scores, out.weights, (row.g1, row.g2), (row.slope1, row.slope2), (1, -1), strict=True)

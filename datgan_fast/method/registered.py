@@ -35,6 +35,7 @@ from .arguments import (
     check_terms,
     loss_dtype,
 )
+from .formulas import objective_of
 
 # attack_step's lists hold the real side's tensor and then the generated side's; of results that nobody wants they are empty.
 # The others have few tensors, and each list costs a call about two microseconds.
@@ -74,6 +75,7 @@ def _loss_arguments(
 def _attack_loss(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     logits, out = _loss_arguments(*arguments[:-1])
     objective, formulation, impl = arguments[-3:]
+    objective = objective_of(objective).kernels
     dispatch.backend(out.losses.device, impl, objective=objective).attack_loss(logits, objective, formulation, out)
     return out.losses, *out.coefficients
 
@@ -185,6 +187,7 @@ def _step_arguments(
 
 def _attack_step(*arguments: Any) -> None:
     inputs, attack, impl, out = _step_arguments(*arguments)
+    attack = attack._replace(objective=objective_of(attack.objective).kernels)
     backend = dispatch.backend(inputs.x[0].device, impl, objective=attack.objective, norm=attack.norm)
     backend.attack_step(inputs, attack, out)
 

@@ -7,23 +7,28 @@ clean graph is freed before the adversarial one is built. docs/method.md has the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .adversarial import adversarial_images, attack_backward, coefficients, leaves, moved
 from .arguments import Attack, AttackInputs, Pair
 from .batches import Batches, merged_or_apart
-from .formulas import Bound, as_float, image_norm
+from .conditions import Beside
+from .formulas import Bound, as_float, image_norm, objective_of, weights_are_alike
 from .gradients import GradientSum
 from .independence import HOOKED, Forward, note_mixing
 from .joined_penalties import StepPenalties
 from .memory import keep_freed_memory
 from .module_state import one_power_iteration, weights_are_cached
+from .objective import Objective
 from .ops import attack_step_into
+from .pair_loss import pair_terms
 from .reference import DiscriminatorStep, Penalty, discriminator_step_checked
-from .sharing import FLOOR, Sharing, common_factor, is_narrow
+from .scores import ScoredSides, Scores
+from .sharing import FLOOR, Sharing, is_narrow
 from .step_arguments import (
     LossTerms,
     StepArguments,
@@ -31,18 +36,17 @@ from .step_arguments import (
     checked,
     checked_terms,
     image_gradients,
-    logits_of,
 )
 
 
 # Long: its arguments, and what is said of them.
 def discriminator_step(
-    discriminator: nn.Module,
+    discriminator: Callable[..., Any],
     x_real: Tensor,
     x_fake: Tensor,
     *,
     eps: float,
-    objective: str = "vanilla",
+    objective: str | Objective = "vanilla",
     formulation: str = "eq10",
     norm: str = "none",
     lambda_clean: float = 1.0,
@@ -55,31 +59,39 @@ def discriminator_step(
     clip_min: Bound = -1.0,
     clip_max: Bound = 1.0,
     grad_scale: float | Tensor = 1.0,
+    condition_real: Any = None,
+    condition_fake: Any = None,
+    scores: Callable[[Any], Any] | None = None,
 ) -> DiscriminatorStep:
     """One discriminator update's gradients, added to the parameters' .grad; the optimiser's step stays yours.
 
     Minimises lambda_clean * loss_clean + lambda_adv * loss_adv + penalty, where loss_clean is -(mean g1(D(x_real)) + mean
-    g2(D(x_fake))) and loss_adv the same on the perturbed images.
+    g2(D(x_fake))), or the objective's own loss of both batches' scores, and loss_adv the same on the perturbed images. Of scores
+    that are maps the means are over images and positions; scales are summed.
 
     Args:
-        discriminator: any module that gives one logit per image ([m], [m, 1], ...).
+        discriminator: a module, or any callable, that gives scores: one logit per image ([m], [m, 1], ...), a map [m, 1, ...],
+            tokens [m, t], or a list of such (scales).
         x_real, x_fake: [m, ...] and [n, ...] images, any float dtype and layout; no gradient flows into them.
         eps, objective, formulation, norm, steps, alpha, random_start, clip_min, clip_max: as in `adversarial_batch`.
         lambda_clean, lambda_adv: weights of the two losses; lambda_adv 0 is training without DAT.
         penalty: callable (discriminator, x_real, x_fake) -> 0-d tensor, added to the loss; see `datgan_fast.penalties`, of which
-            r1, r2 and adversarial_lipschitz, also in a sum, join the clean pass where images are independent.
+            r1, r2 and adversarial_lipschitz, also in a sum, join the clean pass where images are independent and have one logit.
+            Of condition_real, condition_fake and scores it is given, as keywords, those that its signature takes.
         grad_scale: factor on every gradient (not on what is returned), for a loss scaler in float16.
+        condition_real, condition_fake, scores: as in `adversarial_batch`.
         fused: True computes the same numbers with fewer passes; False is `datgan_fast.reference.discriminator_step`.
 
     Returns:
         DiscriminatorStep, everything detached; `path` says what ran: "shared" (one backward for weights and inputs),
-        "separate" (a backward of its own for the attack, where images depend on each other or float16 cannot hold what
-        would be shared) or "reference" (asked for, or where hooks on parameters or on a module's backward
-        want one backward of the whole loss); `reason` says why it is not "shared".
+        "separate" (a backward of its own for the attack, where images depend on each other, an image's positions are not all
+        pushed the same way, or float16 cannot hold what would be shared) or "reference" (asked for, or where hooks on parameters
+        or on a module's backward want one backward of the whole loss, or nothing is known of a function that holds no
+        module); `reason` says why it is not "shared".
 
     Raises:
         ValueError: an argument has the wrong value, images lie outside [clip_min, clip_max] (looked at in a discriminator's first
-            step), or the discriminator does not give one logit per image that depends on the image.
+            step), or the discriminator does not give scores that depend on the image.
         TypeError: images or numbers are of another kind.
         RuntimeError: inside torch.inference_mode().
 
@@ -89,7 +101,8 @@ def discriminator_step(
     Source: Li, Xia, Li (2020), Algorithm 1, lines 5-10.
     """
     attack = Attack(eps, objective, formulation, norm, clip_min, clip_max)
-    given = checked("discriminator_step", discriminator, x_real, x_fake, attack, steps, alpha, random_start)
+    beside = Beside(condition_real, condition_fake, scores)
+    given = checked("discriminator_step", discriminator, x_real, x_fake, attack, steps, alpha, random_start, beside)
     check_trainable(given.network)
     terms = checked_terms(lambda_clean, lambda_adv, penalty, grad_scale)
     if given.x_real.device.type == "cpu":
@@ -97,9 +110,14 @@ def discriminator_step(
     reason = "fused=False" if not fused else given.network.backward_hooks()
     if weights_are_cached() and given.network.compiled:
         reason = reason or "compiled code gives one backward, and cached weights want several"
+    if not given.network.is_known:
+        reason = reason or "nothing is known of a function that holds no module and no weights"
     if reason:
-        return discriminator_step_checked(discriminator, given, terms, reason)
+        return discriminator_step_checked(given, terms, reason)
     return merged_or_apart(given, lambda merge: _Step(given, terms, merge).run())
+
+
+SEVERAL = "an image has several scores, which are not known to be all pushed the same way"
 
 
 class _Step:
@@ -111,14 +129,14 @@ class _Step:
 
     def __init__(self, given: StepArguments, terms: LossTerms, merge: bool) -> None:
         self.given, self.attack, self.terms = given, given.attack, terms
-        self.discriminator = given.network.module
+        self.objective = objective_of(given.attack.objective)
         self.merge = merge
         self.sharing = Sharing(given.attack, terms.lambda_clean)
         self.gradients = GradientSum(given.network)
         self.reasons: list[str] = []  # why the step is not shared
 
     def run(self) -> DiscriminatorStep:
-        with one_power_iteration(self.discriminator), torch.enable_grad():
+        with one_power_iteration(self.given.network.module), torch.enable_grad():
             self.batches = Batches(self.given, self.merge)
             self.penalties = StepPenalties(self.given, self.terms, self.batches, self.gradients)
             self.adv = self.early_attack()
@@ -142,46 +160,78 @@ class _Step:
 
     def clean_pass(self) -> None:
         """Line 6, and the clean half of line 10: the scores, and each batch's backward unless the attack needs its graph."""
-        attack_is_early = bool(self.adv)
         self.x = leaves(self.batches.clean)
-        self.logits: list[Tensor] = []
+        self.scores: list[Scores] = []
         self.sums: list[Tensor] = []
         self.weights: list[Tensor] = []
         self.v: dict[int, Tensor] = {}
         self.waiting: dict[int, Forward] = {}
         self.held: dict[int, Forward] = {}  # for a penalty that compares both batches' scores
         self.borrowed = weights_are_cached()  # a part of these graphs is wanted by later backwards
-        compares = self.penalties.compares_scores()
+        self.compares = self.penalties.compares_scores()
+        pairs: dict[int, Forward] = {}  # for a loss that compares both batches' scores
         for k, images in enumerate(self.x):
-            result = self.batches.forward(images)
+            result = self.batches.forward(k, images)
             self.borrowed |= result.lends
-            self.clean_loss(k, result)
-            if self.waits(result):
-                self.waiting[k] = result
+            self.scores.append(result.scores.detach())
+            if self.objective.loss is None:
+                self.clean_loss(k, result)
+                self.go_back_or_wait(k, result)
             else:
-                if not attack_is_early and not self.attacks:
-                    self.because(result.why_not)
-                compares = compares and self.penalties.may_join(result)
-                if compares:
-                    self.held[k] = result
-                else:
-                    self.clean_backward(k, result)
+                pairs[k] = result
             del result  # before the next one is built
+        if pairs:
+            self.clean_pair_loss(pairs)
+        for k in sorted(pairs):
+            self.go_back_or_wait(k, pairs.pop(k))
         if len(self.held) == len(self.x):
             self.penalties.retain_graph = self.borrowed
-            self.penalties.add_to_weights(self.x, self.logits, self.weights)
+            self.penalties.add_to_weights(self.x, [t.logits for t in self.scores], self.weights)
         for k in sorted(self.held):
             self.clean_backward(k, self.held.pop(k))
 
     def clean_loss(self, k: int, result: Forward) -> None:
         """The objective on batch k, and the weights with which its logits go backward."""
         lambda_clean = self.terms.lambda_clean
-        floors = lambda_clean > 0 and result.why_not is None and not is_narrow(result.graph)
-        weights, sums = self.batches.terms(k, result.logits, self.scaled(lambda_clean or 1.0), FLOOR if floors else 0.0)
-        self.logits.append(result.logits.detach())
+        scores = result.scores
+        weights, sums = self.batches.terms(k, scores, self.scaled(lambda_clean or 1.0), self.floor(result))
         self.sums.append(sums)
         # Without the clean loss only the images' gradients are wanted.
-        self.weights.append(weights if lambda_clean else torch.ones_like(weights))
+        self.weights.append(weights if lambda_clean else scores.shares())
+
+    def floor(self, result: Forward) -> float:
+        """Of the weights of its logits."""
+        alone = result.why_not is None and result.scores.single
+        floors = self.terms.lambda_clean > 0 and alone and not is_narrow(result.graph)
+        return FLOOR if floors else 0.0
+
+    def clean_pair_loss(self, pairs: dict[int, Forward]) -> None:
+        """`clean_loss` of both batches at once."""
+        lambda_clean = self.terms.lambda_clean
+        floors = [self.floor(pairs[k]) for k in sorted(pairs)]
+        weights = self.pair_loss(self.scores, lambda_clean or 1.0, (floors[0], floors[-1]), self.sums)
+        self.weights += weights if lambda_clean else [t.shares() for t in self.scores]
+
+    def pair_loss(
+        self, scores: list[Scores], weight: float, floors: tuple[float, float], sums: list[Tensor]
+    ) -> list[Tensor]:
+        """The weights with which each batch's logits go backward; the loss goes to the sums."""
+        weights, found = pair_terms(self.objective, self.batches.scored_sides(scores), self.scaled(weight), floors)
+        sums.append(found)
+        return self.batches.join(*weights)
+
+    def go_back_or_wait(self, k: int, result: Forward) -> None:
+        """The clean backward of batch k, now or, where another result is needed for it, later."""
+        if self.waits(result):
+            self.waiting[k] = result
+            return
+        if not self.adv and not self.attacks:
+            self.because(result.why_not)
+        self.compares = self.compares and self.penalties.may_join(result)
+        if self.compares:
+            self.held[k] = result
+        else:
+            self.clean_backward(k, result)
 
     def scaled(self, weight: float) -> float | Tensor:
         return self.terms.grad_scale * weight
@@ -195,7 +245,7 @@ class _Step:
         return self.attacks and not shares
 
     def why_separate(self, result: Forward) -> str:
-        return result.why_not or self.sharing.why_not
+        return result.why_not or ("" if result.scores.single else SEVERAL) or self.sharing.why_not
 
     def clean_backward(self, k: int, result: Forward) -> None:
         """Of the weighted logits, to the images and to the parameters' .grad."""
@@ -217,7 +267,7 @@ class _Step:
     def attack_pass(self) -> None:
         """Lines 7 and 8: the perturbed images, from the clean backward or by a backward of the attack's own."""
         self.norms: list[Tensor] = []
-        scores = self.batches.sides(self.logits)
+        scores = self.batches.scored_sides(self.scores)
         if self.attacks and self.waiting:
             self.adv = self.attack_of_waiting(scores)
         for k in sorted(self.waiting):
@@ -226,9 +276,9 @@ class _Step:
             self.adv = self.batches.join(*adversarial_images(self.given))
         self.x = [t.detach() for t in self.x]
         if self.attacks and not self.adv:
-            self.single_pass(scores)
+            self.single_pass(self.batches.sides([t.logits for t in self.scores]))
 
-    def attack_of_waiting(self, scores: Pair) -> list[Tensor]:
+    def attack_of_waiting(self, scores: ScoredSides) -> list[Tensor]:
         """The perturbed images where not all clean backwards could go at once. Those whose coefficients turn out to be multiples
         of the weights go now, the others after the attack's own."""
         passes = list(self.waiting.values())
@@ -258,15 +308,15 @@ class _Step:
         weights = self.weights[k]
         if k not in self.waiting:
             return torch.where(weights == 0, 0.0, coefficients / weights)
-        return common_factor(coefficients, weights) if self.sharing.by_a_look(self.waiting[k]) else None
+        return self.sharing.factor(self.waiting[k], coefficients, weights)
 
-    def single_pass(self, scores: Pair) -> None:
+    def single_pass(self, logits: Pair) -> None:
         """The perturbed images from the clean backward's gradients, and the norms of D's on the way."""
         batches, v = self.batches, [self.v[k] for k in range(len(self.x))]
         self.norms = [torch.empty(len(t), dtype=self.sums[0].dtype, device=t.device) for t in self.x]
         self.adv = [torch.empty_like(t) for t in self.x]
         attack_step_into(
-            AttackInputs(batches.sides(self.x), batches.sides(v), scores, scores, batches.sides(self.weights)),
+            AttackInputs(batches.sides(self.x), batches.sides(v), logits, logits, batches.sides(self.weights)),
             self.attack,
             batches.sides(self.adv),
             norms=batches.sides(self.norms),
@@ -275,7 +325,9 @@ class _Step:
     def input_gradient_norms(self) -> None:
         """||v / weight|| of each image, divided first: the squares of a saturated objective's gradients would underflow."""
         if not self.norms:  # the single pass has measured them on its way
-            pairs = [(as_float(self.v[k]), w) for k, w in enumerate(self.weights)]
+            alike = weights_are_alike(self.attack.objective, self.terms.lambda_clean)
+            by_image = [t.weights_by_image(w, alike) for t, w in zip(self.scores, self.weights, strict=True)]
+            pairs = [(as_float(self.v[k]), w) for k, w in enumerate(by_image)]
             self.norms = [
                 image_norm(v / w.view(-1, *[1] * (v.dim() - 1))) for v, w in pairs
             ]  # in the wider of both dtypes
@@ -284,15 +336,24 @@ class _Step:
     def adversarial_pass(self) -> None:
         """Lines 9 and 10 for the perturbed images: their loss and its backward, batch by batch."""
         self.sums_adv: list[Tensor] = []
+        if self.adv and self.objective.loss is not None:
+            return self.adversarial_pair_pass()
         for k, images in enumerate(self.adv):
-            logits = logits_of(self.discriminator, images)
-            weights, sums = self.batches.terms(k, logits, self.scaled(self.terms.lambda_adv))
+            scores = self.batches.scores(k, images)
+            weights, sums = self.batches.terms(k, scores, self.scaled(self.terms.lambda_adv))
             self.sums_adv.append(sums)
-            self.gradients.add(logits, weights, self.borrowed)
-            del logits
+            self.gradients.add(scores.logits, weights, self.borrowed)
+            del scores
+
+    def adversarial_pair_pass(self) -> None:
+        """The same for a loss that compares both batches' scores."""
+        scores = [self.batches.scores(k, images) for k, images in enumerate(self.adv)]
+        weights = self.pair_loss(scores, self.terms.lambda_adv, (0.0, 0.0), self.sums_adv)
+        while scores:
+            self.gradients.add(scores.pop(0).logits, weights.pop(0), self.borrowed)
 
     def record(self) -> DiscriminatorStep:
-        r, f = self.batches.sides(self.logits)
+        r, f = self.batches.sides([t.by_image() for t in self.scores])
         loss_clean, wasserstein = _added(self.sums)[:2].unbind()
         terms, penalty = self.terms, self.penalties.value(loss_clean)
         loss = loss_clean if terms.lambda_clean == 1 else terms.lambda_clean * loss_clean

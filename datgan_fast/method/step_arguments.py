@@ -12,12 +12,15 @@ from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .arguments import Attack, check_attack, check_bound, check_float, number
+from .arguments import SIDES, Attack, check_attack, check_bound, check_float, number
 from .autograd_graph import Graph
-from .formulas import NORMS, OBJECTIVES, Bound, default_alpha, norms_with_random_start
+from .conditions import Beside, Calls, check_condition
+from .formulas import NORMS, Bound, default_alpha, named, norms_with_random_start, objective_of
 from .module_state import Network
+from .objective import Objective
+from .scores import scores_in
 
 LOOKS = 1  # first calls in which values are looked at: an iteration must be free of it when it is captured
 
@@ -27,7 +30,7 @@ _looks: WeakKeyDictionary[Any, Counter[str]] = WeakKeyDictionary()
 class StepArguments(NamedTuple):
     """The arguments of an attack of one or several steps, checked."""
 
-    network: Network
+    calls: Calls  # D with what belongs to the images
     x_real: Tensor  # plain tensors without history
     x_fake: Tensor
     attack: Attack
@@ -36,12 +39,16 @@ class StepArguments(NamedTuple):
     random_start: bool
 
     @property
+    def network(self) -> Network:
+        return self.calls.network
+
+    @property
     def single(self) -> bool:
         """Whether this is the paper's attack: one step of size eps from the images themselves."""
         return self.steps == 1 and not self.random_start and self.alpha == self.attack.eps
 
 
-Penalty = Callable[[nn.Module, Tensor, Tensor], Tensor]  # (discriminator, x_real, x_fake) -> 0-d
+Penalty = Callable[..., Tensor]  # (discriminator, x_real, x_fake) -> 0-d; perhaps with the keywords of `Beside`
 
 
 class LossTerms(NamedTuple):
@@ -64,18 +71,17 @@ def checked_terms(
 
 def checked(
     function: str,
-    discriminator: nn.Module,
+    discriminator: Any,
     x_real: Tensor,
     x_fake: Tensor,
     attack: Attack,
     steps: int,
     alpha: float | None,
     random_start: bool,
+    beside: Beside,
 ) -> StepArguments:
     """Raises TypeError, ValueError or RuntimeError, in one sentence that names the argument."""
-    if not isinstance(discriminator, nn.Module):
-        raise TypeError(f"discriminator must be an nn.Module; got {type(discriminator).__name__}")
-    attack = attack._replace(eps=number("eps", attack.eps))
+    attack = attack._replace(eps=number("eps", attack.eps), objective=named(attack.objective))
     check_attack(attack)
     if steps < 1:
         raise ValueError(f"steps must be at least 1; got {steps}")
@@ -83,7 +89,12 @@ def checked(
         raise ValueError(f"random_start needs an eps-ball; use {norms_with_random_start()} instead of {attack.norm!r}")
     if alpha is not None and not math.isfinite(alpha := number("alpha", alpha)):
         raise ValueError(f"alpha must be a finite number; got {alpha}")
-    network, x_real, x_fake = images_of(function, discriminator, x_real, x_fake)
+    if (beside.condition_real is None) != (beside.condition_fake is None):
+        missing, given = SIDES if beside.condition_real is None else reversed(SIDES)
+        raise ValueError(
+            f"condition_{missing} must be given beside condition_{given}; an empty tuple stands for a side without a condition"
+        )
+    calls, x_real, x_fake = images_of(function, discriminator, x_real, x_fake, beside)
     for name, bound in (("clip_min", attack.clip_min), ("clip_max", attack.clip_max)):
         for x in (x_real, x_fake):
             check_bound(name, bound, x)
@@ -91,18 +102,27 @@ def checked(
                 raise ValueError(
                     f"{name} must be the same for all images, such as [channels, 1, 1]; got {tuple(bound.shape)}"
                 )
-    check_range(function, discriminator, x_real, x_fake, attack.clip_min, attack.clip_max)
+    check_range(function, calls.network, x_real, x_fake, attack.clip_min, attack.clip_max)
     if alpha is None:
         alpha = default_alpha(attack.eps, steps, attack.norm)
-    return StepArguments(network, x_real, x_fake, attack, steps, alpha, random_start)
+    return StepArguments(calls, x_real, x_fake, attack, steps, alpha, random_start)
 
 
-def images_of(function: str, discriminator: Any, x_real: Tensor, x_fake: Tensor) -> tuple[Network, Tensor, Tensor]:
-    """Both batches as plain tensors without history, for a discriminator that can be differentiated and is on their device."""
+def images_of(
+    function: str, discriminator: Any, x_real: Tensor, x_fake: Tensor, beside: Beside
+) -> tuple[Calls, Tensor, Tensor]:
+    """D on both batches, for a discriminator that can be differentiated and is on their device; and the batches as plain
+    tensors without history."""
     if torch.is_inference_mode_enabled():
         raise RuntimeError(
             f"datgan_fast.{function} computes gradients, which torch.inference_mode() rules out; use torch.no_grad() instead"
         )
+    if not callable(discriminator):
+        raise TypeError(f"discriminator must be an nn.Module or another callable; got {type(discriminator).__name__}")
+    if beside.scores is not None and not callable(beside.scores):
+        raise TypeError(f"scores must be a callable from D's output to its scores; got {type(beside.scores).__name__}")
+    check_condition("condition_real", beside.condition_real)
+    check_condition("condition_fake", beside.condition_fake)
     for name, x in (("x_real", x_real), ("x_fake", x_fake)):
         check_float(name, x)
         if x.dim() == 0:
@@ -112,8 +132,10 @@ def images_of(function: str, discriminator: Any, x_real: Tensor, x_fake: Tensor)
     if x_real.device != x_fake.device:
         raise ValueError(f"x_real and x_fake must be on one device; got {x_real.device} and {x_fake.device}")
     x_real, x_fake = _plain(x_real), _plain(x_fake)
-    # Penalties take any callable.
-    network = Network(discriminator if isinstance(discriminator, nn.Module) else nn.Module()).initialise_lazy(x_real)
+    calls = Calls(network := Network(discriminator), beside, len(x_real), len(x_fake))
+    if network.is_lazy():
+        network.initialise_lazy(lambda: calls.sides[0].output(x_real.detach().clone()))
+        calls = Calls(network := Network(discriminator), beside, len(x_real), len(x_fake))
     tensors = (*network.parameters, *network.buffers)
     if any(t.is_inference() for t in tensors):
         raise RuntimeError(
@@ -121,7 +143,7 @@ def images_of(function: str, discriminator: Any, x_real: Tensor, x_fake: Tensor)
         )
     if tensors and all(t.device != x_real.device for t in tensors):
         raise ValueError(f"the images must be on the discriminator's device, {tensors[0].device}; got {x_real.device}")
-    return network, x_real, x_fake
+    return calls, x_real, x_fake
 
 
 def _plain(x: Tensor) -> Tensor:
@@ -131,7 +153,7 @@ def _plain(x: Tensor) -> Tensor:
 
 
 def check_trainable(network: Network) -> None:
-    if not any(p.requires_grad for p in network.parameters):
+    if network.is_known and not any(p.requires_grad for p in network.parameters):
         raise ValueError(
             "the discriminator has no parameter with requires_grad=True, so that a step has nothing to train; "
             "datgan_fast.adversarial_batch perturbs images without training"
@@ -140,7 +162,7 @@ def check_trainable(network: Network) -> None:
 
 def check_range(
     function: str,
-    discriminator: Any,
+    network: Network,
     x_real: Tensor,
     x_fake: Tensor,
     clip_min: Bound,
@@ -149,7 +171,7 @@ def check_range(
     """Clean images outside the range to which perturbed ones are clipped would be moved by more than the attack."""
     if x_real.is_meta or (x_real.is_cuda and torch.cuda.is_current_stream_capturing()):
         return
-    looks = _looks.setdefault(discriminator, Counter())
+    looks = _looks.setdefault(network.anchor, Counter())
     if looks[function] >= LOOKS:
         return
     looks[function] += 1
@@ -207,7 +229,7 @@ def check_penalty(value: Any) -> Tensor:
     return value
 
 
-def check_graph(graph: Graph, images: list[Tensor], objective: str | None = None) -> None:
+def check_graph(graph: Graph, images: list[Tensor], objective: str | Objective | None = None) -> None:
     """Of a forward on `images`, leaves that require gradients."""
     if graph.is_reentrant():
         raise ValueError(
@@ -216,24 +238,20 @@ def check_graph(graph: Graph, images: list[Tensor], objective: str | None = None
         )
     if not graph.reaches(images):
         raise ValueError(NO_GRADIENT)
-    if objective is not None and OBJECTIVES[objective].needs_logits and graph.ends_in_probabilities():
+    if objective is not None and (row := objective_of(objective)).needs_logits and graph.ends_in_probabilities():
         raise ValueError(
-            f"the discriminator ends in a sigmoid or softmax, but objective {objective!r} takes logits, not probabilities; "
+            f"the discriminator ends in a sigmoid or softmax, but objective {row.name!r} takes logits, not probabilities; "
             "leave that last layer out"
         )
 
 
-def logits_of(discriminator: nn.Module, images: Tensor) -> Tensor:
+def logits_of(discriminator: Callable[[Tensor], Any], images: Tensor) -> Tensor:
     """D(images) as [m]; a ValueError says so if D does not give one logit per image."""
-    return as_logits(discriminator(images), len(images))
-
-
-def as_logits(output: Any, count: int) -> Tensor:
-    """What D gave for `count` images as [count]."""
-    if not isinstance(output, Tensor) or output.numel() != count:
-        got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise ValueError(f"the discriminator must give one logit per image: {count} images gave {got}")
-    return output.reshape(-1)
+    output = discriminator(images)
+    scores = scores_in(output, len(images))
+    if not scores.single:
+        raise ValueError(f"the discriminator must give one logit per image: {len(images)} images gave several each")
+    return scores.logits
 
 
 def check_lambda(name: str, value: float) -> float:

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from ..data.sampler import ImageSampler
 from ..method import penalties
-from ..method.formulas import generator_loss
+from ..method.formulas import generator_loss, objective_of
 from ..method.generator_terms import generator_terms
 from ..method.joined_penalties import Within
 from ..method.module_state import frozen
 from ..method.ops import sample_images
-from ..method.penalty import Addable
+from ..method.penalty import Addable, Discriminator
 from ..method.reference import Penalty
 from ..method.step import discriminator_step
 from ..method.torch_defaults import plain_defaults
@@ -46,11 +46,11 @@ class OfNetwork(Addable):
     penalty: Addable
     network: nn.Module
 
-    def __call__(self, discriminator: nn.Module, x_real: Tensor, x_fake: Tensor) -> Tensor:
-        return self.penalty(self.network, x_real, x_fake)
+    def __call__(self, discriminator: Discriminator, x_real: Tensor, x_fake: Tensor, **beside: Any) -> Tensor:
+        return self.penalty(self.network, x_real, x_fake, **beside)
 
-    def as_written(self, discriminator: nn.Module, x_real: Tensor, x_fake: Tensor) -> Tensor:
-        return self.penalty.as_written(self.network, x_real, x_fake)
+    def as_written(self, discriminator: Discriminator, x_real: Tensor, x_fake: Tensor, **beside: Any) -> Tensor:
+        return self.penalty.as_written(self.network, x_real, x_fake, **beside)
 
 
 class Iteration:
@@ -129,17 +129,19 @@ class Iteration:
             left = 1 - (self.step - 1) / c.steps
             self.lr_g.copy_(c.lr_g * left)
             self.lr_d.copy_(c.lr_d * left)
-        x_fake = None
+        x_real: Tensor | None = None
+        x_fake: Tensor | None = None
         counted = () if c.compile else (self.generator, self.discriminator)
         with counted_on_the_host(counted), self._half_g.copies(), self._half_d.copies():
             for k in range(c.n_dis):
-                x_fake = self._update_discriminator(k)
-            self._update_generator(x_fake if c.reuse_fakes else None)
+                x_real, x_fake = self._update_discriminator(k)
+            self._update_generator(x_real, x_fake if c.reuse_fakes else None)
         self._update_average()
         self.statistics.watch(self.step)
 
-    def _update_discriminator(self, k: int) -> Tensor:
-        """The iteration's discriminator update number k; returns its generated images, with their graph if that is used again."""
+    def _update_discriminator(self, k: int) -> tuple[Tensor, Tensor]:
+        """The iteration's discriminator update number k; returns its real and its generated images, these with their graph if
+        that is used again."""
         c = self.config
         low, high = c.range
         x_real = self.data.sample()
@@ -184,18 +186,21 @@ class Iteration:
                 torch._foreach_clamp_min_(self._weights_d, -c.clamp)
                 torch._foreach_clamp_max_(self._weights_d, c.clamp)
         self._half_d.refresh()
-        return x_fake
+        return x_real, x_fake
 
-    def _update_generator(self, x_fake: Tensor | None) -> None:
+    def _update_generator(self, x_real: Tensor | None, x_fake: Tensor | None) -> None:
+        """On new latents, or on those images. The real ones are for a loss that compares generated images with real ones."""
         c = self.config
         self.optimizer_g.zero_grad(set_to_none=True)
         with frozen(self.discriminator):
             with self._autocast():
+                compares = x_real is not None and objective_of(c.objective).generator_compares
+                real_logits = self._discriminator(x_real).reshape(-1) if compares else None
                 logits = self._discriminator(self._generator(self._latents()) if x_fake is None else x_fake)
             logits = logits.reshape(-1)
             terms = generator_terms(logits, c.objective) if c.fused and not c.saturating else None
             if terms is None:
-                loss = generator_loss(logits, c.objective, c.saturating)
+                loss = generator_loss(logits, c.objective, c.saturating, real_logits)
                 root, slope = loss, torch.ones_like(loss)
             else:
                 root, (loss, slope) = logits, terms

@@ -36,7 +36,7 @@ def nothing_warned(monkeypatch):
 
 
 def test_the_literal_names_are_the_built_in_rows():
-    assert get_args(ObjectiveName) == tuple(OBJECTIVES) == oracle.OBJECTIVES
+    assert get_args(ObjectiveName) == tuple(OBJECTIVES) == (*oracle.OBJECTIVES, "relativistic")
     assert get_args(FormulationName) == FORMULATIONS == oracle.FORMULATIONS
     assert get_args(NormName) == tuple(NORMS) == oracle.NORMS
     assert get_args(BackendName) == tuple(dat.backends())
@@ -57,7 +57,8 @@ def test_slopes_are_those_of_autograd(name):
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_formulas_of_half_precision_are_computed_in_float32(name):
     row, half = OBJECTIVES[name], T.bfloat16()
-    for formula in (row.g1, row.g2, row.slope1, row.slope2, row.generator_loss):
+    generator = (lambda t: row.generator_loss(t, 2 * t)) if row.generator_compares else row.generator_loss
+    for formula in (row.g1, row.g2, row.slope1, row.slope2, generator):
         assert formula(half).dtype == torch.float32
         assert torch.equal(formula(half), formula(half.float()))
         assert formula(T.double()).dtype == torch.float64
@@ -77,7 +78,8 @@ def test_the_default_generator_loss_is_mean_g2():
 
 def test_only_vanilla_has_a_saturating_loss():
     for name in OBJECTIVES:
-        differs = not torch.equal(generator_loss(T, name, saturating=True), generator_loss(T, name))
+        losses = [generator_loss(T, name, saturating=variant, real_logits=2 * T) for variant in (True, False)]
+        differs = not torch.equal(*losses)
         assert differs == (name == "vanilla")
 
 
@@ -99,7 +101,7 @@ def test_built_in_norms():
 
 @pytest.mark.parametrize("function", ["g1", "g2", "slope1", "slope2"])
 def test_unknown_objectives_are_refused_with_the_names(function):
-    with pytest.raises(ValueError, match=r"objective must be one of vanilla, .*, least_squares; got 'wgan'"):
+    with pytest.raises(ValueError, match=r"objective must be one of vanilla, .*, relativistic; got 'wgan'"):
         getattr(dat.reference, function)("wgan", T)
 
 

@@ -45,4 +45,4 @@ def test_sides_are_those_of_the_losses():
         terms = {"real": -row.g1(f).mean(), "fake": row.g2(f).mean()}
         if row.generator_side is not None:
             torch.testing.assert_close(row.generator_loss(f), terms[row.generator_side], rtol=1e-12, atol=0)
-    assert {row.name for row in rows if row.generator_side is None} == {"hinge"}
+    assert {row.name for row in rows if row.generator_side is None} == {"hinge", "relativistic"}

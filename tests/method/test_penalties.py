@@ -274,7 +274,7 @@ def test_total():
     assert math.isclose(both.item(), 160 + 25, rel_tol=1e-12)
     assert total() is None
     with pytest.raises(ValueError, match="one logit per image"):
-        total(r1())(nn.Linear(2, 3).double(), x, y)
+        total(r1())(nn.Sequential(nn.Linear(2, 3), nn.Unflatten(1, (3, 1, 1))).double(), x, y)
 
 
 @pytest.mark.parametrize(

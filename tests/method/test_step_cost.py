@@ -10,6 +10,7 @@ from networks import build, images
 
 pytestmark = pytest.mark.usefixtures("one_thread", "merging")
 
+AVERAGE = dat.Objective("average", loss=lambda r, f: (f.mean() - r).exp().mean() + (f - r.mean()).exp().mean())
 BOTH = ["both"]  # real and generated images, as one batch where merging pays
 
 
@@ -36,7 +37,9 @@ def passes(discriminator, **options):
         ("conv", {"lambda_clean": 0.0}, BOTH * 2, BOTH * 2),
         ("conv", {"lambda_adv": 0.0}, BOTH, BOTH),
         ("conv", {"formulation": "alg1", "objective": "least_squares"}, BOTH * 2, BOTH * 2),
+        ("conv", {"objective": AVERAGE}, BOTH * 2, BOTH * 2),
         ("BatchNorm", {}, [M, N] * 2, [M, N] * 3),
+        ("BatchNorm", {"objective": AVERAGE}, [M, N] * 2, [M, N] * 3),
         ("BatchNorm", {"lambda_adv": 0.0}, [M, N], [M, N]),
         ("conv", {"fused": False}, [M, N] * 3, [M, N] * 3),
     ],

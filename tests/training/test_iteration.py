@@ -36,6 +36,9 @@ OPTIONS = [
     {"reuse_fakes": True, "baseline": "wgan"},
     {"flip": True, "image_size": 32, "channels": 3},
     {"fused": False},
+    {"objective": "relativistic"},
+    {"objective": "relativistic", "r1": 1.0, "r2": 1.0, "batch_norm": False, "precision": "bf16"},
+    {"objective": "relativistic", "fused": False, "baseline": "wgan-alp"},
 ]
 
 
