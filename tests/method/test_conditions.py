@@ -431,6 +431,32 @@ def test_conditions_that_learn(fused):
     assert relative_error(*gradients[::-1]) < 1e-10
 
 
+class Meets(nn.Module):
+    """Images meet in what belongs to them."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.body, self.how = conv(), how
+
+    def forward(self, x, c):
+        if self.how == "mean":
+            return self.body(x) * (1 + c.mean())
+        if self.how == "neighbour":
+            return self.body(x) * (1 + c.roll(1, 0))
+        return self.body(x) * c.mul_(1.0)  # what the user has is changed
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [("mean", "one statistic"), ("neighbour", "one sum or order"), ("in place", "outlives its forward")],
+)
+def test_images_that_meet_in_a_condition(how, reason):
+    c = torch.rand(M, 1, dtype=torch.float64), torch.rand(N, 1, dtype=torch.float64)
+    record = compare(lambda: Meets(how), lambda d, k: lambda x: d(x, c[k]), True, c)
+    assert record.path == "separate"
+    assert reason in record.reason
+
+
 def test_users_conditions_stay_as_they_are():
     y = LABELS[0].clone(), LABELS[1].clone()
     dat.discriminator_step(
