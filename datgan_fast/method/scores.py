@@ -50,8 +50,9 @@ class Scores(NamedTuple):
         """Of each logit in its image's score."""
         if self.single:
             return torch.ones_like(self.logits)
-        row = [1 / width for width in self.widths for _ in range(width)]
-        return torch.tensor(row, dtype=self.logits.dtype, device=self.logits.device).expand_as(self.logits)
+        t = self.logits
+        parts = [torch.full((width,), 1 / width, dtype=t.dtype, device=t.device) for width in self.widths]
+        return torch.cat(parts).expand_as(t)
 
     def by_image(self) -> Tensor:
         """[n]: the mean over an image's positions, summed over the scales."""

@@ -307,11 +307,9 @@ def test_loose_weights():
         record = dat.discriminator_step(score, *batches(), eps=0.1, fused=fused)
         gradients.append(WEIGHT.grad)
     assert relative_error(*gradients) < 1e-12
-    hidden = {"function": functools.lru_cache(None)(lambda: WEIGHT)}
-    WEIGHT.grad = None
-    record = dat.discriminator_step(
-        eval("lambda x: (x.flatten(1) * 3).tanh() @ f()", {"f": hidden["function"]}), *batches(), eps=0.1
-    )
+    hidden = functools.lru_cache(None)(lambda: WEIGHT)
+    WEIGHT.grad, three = None, torch.tensor(3.0)
+    record = dat.discriminator_step(lambda x: (x.flatten(1) * three).tanh() @ hidden(), *batches(), eps=0.1)
     assert record.path == "reference"
     assert "nothing is known of a function" in record.reason
     assert relative_error(WEIGHT.grad, gradients[0]) < 1e-12
@@ -431,6 +429,32 @@ def test_conditions_that_learn(fused):
             )  # fmt: skip
         gradients.append(torch.cat([gradient_of(network), gradient_of(source)]))
     assert relative_error(*gradients[::-1]) < 1e-10
+
+
+class Meets(nn.Module):
+    """Images meet in what belongs to them."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.body, self.how = conv(), how
+
+    def forward(self, x, c):
+        if self.how == "mean":
+            return self.body(x) * (1 + c.mean())
+        if self.how == "neighbour":
+            return self.body(x) * (1 + c.roll(1, 0))
+        return self.body(x) * c.mul_(1.0)  # what the user has is changed
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [("mean", "one statistic"), ("neighbour", "one sum or order"), ("in place", "outlives its forward")],
+)
+def test_images_that_meet_in_a_condition(how, reason):
+    c = torch.rand(M, 1, dtype=torch.float64), torch.rand(N, 1, dtype=torch.float64)
+    record = compare(lambda: Meets(how), lambda d, k: lambda x: d(x, c[k]), True, c)
+    assert record.path == "separate"
+    assert reason in record.reason
 
 
 def test_users_conditions_stay_as_they_are():
