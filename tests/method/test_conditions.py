@@ -484,6 +484,16 @@ def test_what_is_no_condition(given, kind, message, fused):
         dat.adversarial_batch(judge(), *batches(), eps=0.5, **given)
 
 
+@pytest.mark.parametrize("penalty", [penalties.r1(), penalties.gradient_penalty(), penalties.adversarial_lipschitz()])
+def test_what_a_penalty_does_not_take(penalty):
+    with pytest.raises(
+        TypeError, match="takes condition_real, condition_fake, scores beside the images; got condition"
+    ):
+        penalty(judge(), *batches(), condition=LABELS[0])
+    with pytest.raises(ValueError, match="condition must be one of real, fake; got 'both'"):
+        penalties.gradient_penalty(condition="both")
+
+
 # Penalties of a user's own
 
 

@@ -348,7 +348,7 @@ def test_scales_lie_one_behind_the_other():
 @pytest.mark.parametrize(
     ("output", "message"),
     [
-        (torch.zeros(3, 1), r"4 images gave \(3, 1\)"),
+        (torch.zeros(3, 1), r"4 images gave \(3, 1\); scores may also be a map .* or a list of such$"),
         (torch.zeros(()), r"4 images gave \(\)"),
         (torch.zeros(4, 8, 2, 2), r"gave \(4, 8, 2, 2\).*scores=lambda out: out.flatten\(1\)"),
         (torch.zeros(4, 0), r"gave \(4, 0\)"),
