@@ -288,6 +288,10 @@ def test_what_callables_work_with():
     assert parts_of(module.scored) == ([module.critic], [])
     assert parts_of(module.critic.forward) == ([module.critic], [])
     assert parts_of(lambda x: GLOBAL(x)) == ([GLOBAL], [])
+    both = {"critic": module.critic, "generator": module.generator}
+    assert parts_of(lambda x: both["critic"](x)) == ([module.critic], [])
+    assert parts_of(lambda x: nn.Sequential(*both.values())(x)) == ([module.critic, module.generator], [])
+    assert parts_of(lambda x: getattr(owner, "critic")(x)) == ([owner.critic], [])  # noqa: B009
     assert parts_of(lambda x: F.relu(x).mean(1)) == ([], [])
     assert parts_of(len) == ([], [])
     modules, tensors = parts_of(functools.partial(lambda d, x, y: d(x, y), module.critic, y=y))
