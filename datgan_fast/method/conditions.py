@@ -24,6 +24,13 @@ class Beside(NamedTuple):
     condition_fake: Any = None
     scores: Extraction | None = None
 
+    @classmethod
+    def of(cls, keywords: dict[str, Any]) -> Beside:
+        """A penalty's keywords."""
+        for name in keywords.keys() - set(cls._fields):
+            raise TypeError(f"a penalty takes {', '.join(cls._fields)} beside the images; got {name}")
+        return cls(**keywords)
+
     def given(self) -> dict[str, Any]:
         return {name: value for name, value in self._asdict().items() if value is not None}
 

@@ -288,6 +288,10 @@ def test_what_callables_work_with():
     assert parts_of(module.scored) == ([module.critic], [])
     assert parts_of(module.critic.forward) == ([module.critic], [])
     assert parts_of(lambda x: GLOBAL(x)) == ([GLOBAL], [])
+    both = {"critic": module.critic, "generator": module.generator}
+    assert parts_of(lambda x: both["critic"](x)) == ([module.critic], [])
+    assert parts_of(lambda x: nn.Sequential(*both.values())(x)) == ([module.critic, module.generator], [])
+    assert parts_of(lambda x: getattr(owner, "critic")(x)) == ([owner.critic], [])  # noqa: B009
     assert parts_of(lambda x: F.relu(x).mean(1)) == ([], [])
     assert parts_of(len) == ([], [])
     modules, tensors = parts_of(functools.partial(lambda d, x, y: d(x, y), module.critic, y=y))
@@ -443,7 +447,8 @@ class Meets(nn.Module):
             return self.body(x) * (1 + c.mean())
         if self.how == "neighbour":
             return self.body(x) * (1 + c.roll(1, 0))
-        return self.body(x) * c.mul_(1.0)  # what the user has is changed
+        c.mul_(1.0)  # the user's own
+        return self.body(x)
 
 
 @pytest.mark.parametrize(
@@ -481,6 +486,16 @@ def test_what_is_no_condition(given, kind, message, fused):
         dat.discriminator_step(judge(), *batches(), eps=0.5, fused=fused, **given)
     with pytest.raises(kind, match=message):
         dat.adversarial_batch(judge(), *batches(), eps=0.5, **given)
+
+
+@pytest.mark.parametrize("penalty", [penalties.r1(), penalties.gradient_penalty(), penalties.adversarial_lipschitz()])
+def test_what_a_penalty_does_not_take(penalty):
+    with pytest.raises(
+        TypeError, match="takes condition_real, condition_fake, scores beside the images; got condition"
+    ):
+        penalty(judge(), *batches(), condition=LABELS[0])
+    with pytest.raises(ValueError, match="condition must be one of real, fake; got 'both'"):
+        penalties.gradient_penalty(condition="both")
 
 
 # Penalties of a user's own

@@ -1,5 +1,7 @@
 """Maps, tokens and scales, with and without conditions: steps and attacks against float64 autograd from the formulas."""
 
+import contextlib
+
 import pytest
 import torch
 from torch import nn
@@ -10,6 +12,7 @@ from counting import Convolutions
 from datgan_fast import penalties
 from datgan_fast.method.scores import Scores, scores_in
 from datgan_fast.method.sharing import factors_by_image
+from host_reads import NoHostReads
 from networks import images
 from oracle import FORMULATIONS, NORMS, OBJECTIVES
 from scored_step import OUTPUTS, by_image, judge, scales_of, scored_step
@@ -185,6 +188,34 @@ def test_other_dtypes_and_gradient_scales(dtype, scale):
     assert relative_error(gradient_of(network) / float(factor), expected.gradient) < bound
 
 
+@pytest.mark.parametrize("output", OUTPUTS)
+@pytest.mark.parametrize("lambda_clean", [1.0, 0.0])
+def test_nothing_is_read_where_it_would_wait(output, lambda_clean, monkeypatch):
+    """Signs are not looked at: the attack has a backward of its own."""
+    monkeypatch.setattr("datgan_fast.method.waiting.looking_waits", lambda device: True)
+    network, double = judge(output), judge(output)
+    options = {"objective": "wasserstein", "eps": 0.5, "lambda_clean": lambda_clean}
+    for k in range(3):
+        network.zero_grad()
+        with NoHostReads() if k else contextlib.nullcontext():
+            record = dat.discriminator_step(network, *batches(), **arguments("labels"), **options)
+    assert record.path == ("shared" if output == "logit" else "separate")
+    agree(record, network, expected_step(double, "labels", batches(), **options))
+
+
+@pytest.mark.compiles
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_compiled_networks(output):
+    torch.compiler.reset()
+    network, double = judge(output), judge(output)
+    compiled = torch.compile(network)
+    for _ in range(3):
+        network.zero_grad()
+        double.zero_grad()
+        record = dat.discriminator_step(compiled, *batches(), eps=0.5, **arguments("labels"))
+        agree(record, network, expected_step(double, "labels", batches(), eps=0.5))
+
+
 # Penalties
 
 
@@ -317,7 +348,7 @@ def test_scales_lie_one_behind_the_other():
 @pytest.mark.parametrize(
     ("output", "message"),
     [
-        (torch.zeros(3, 1), r"4 images gave \(3, 1\)"),
+        (torch.zeros(3, 1), r"4 images gave \(3, 1\); scores may also be a map .* or a list of such$"),
         (torch.zeros(()), r"4 images gave \(\)"),
         (torch.zeros(4, 8, 2, 2), r"gave \(4, 8, 2, 2\).*scores=lambda out: out.flatten\(1\)"),
         (torch.zeros(4, 0), r"gave \(4, 0\)"),
