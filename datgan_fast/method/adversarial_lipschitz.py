@@ -34,7 +34,7 @@ class AdversarialLipschitz(Addable):
 
     def __call__(self, discriminator: Discriminator, x_real: Tensor, x_fake: Tensor, **beside: Any) -> Tensor:
         name = "penalties.adversarial_lipschitz"
-        calls, x_real, x_fake = images_of(name, discriminator, x_real, x_fake, Beside(**beside))
+        calls, x_real, x_fake = images_of(name, discriminator, x_real, x_fake, Beside.of(beside))
         check_range(name, calls.network, x_real, x_fake, self.clip_min, self.clip_max)
         x, score = torch.cat([x_real, x_fake]), calls.by_image
         x_adv = self.neighbours(score, x)

@@ -43,7 +43,8 @@ def _look(thing: Any, names: frozenset[str], found: Parts, seen: set[int]) -> No
     elif isinstance(thing, (list, tuple, set)):
         _look_at_each(thing, names, found, seen)
     elif isinstance(thing, dict):
-        _look_at_each(thing.values(), names, found, seen)
+        used_values = [value for key, value in thing.items() if isinstance(key, str) and key in names]
+        _look_at_each(used_values or thing.values(), names, found, seen)
     elif not isinstance(thing, type) and hasattr(thing, "__dict__"):
         used = names | _names(type(thing).__call__) if callable(thing) else names
         used = _reached(type(thing), used)
@@ -89,7 +90,10 @@ def _names(function: Any) -> frozenset[str]:
 
 
 def _names_in(code: CodeType) -> Iterable[str]:
+    """Attributes and globals, and strings, which may be keys."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from _names_in(constant)
+        elif isinstance(constant, str):
+            yield constant

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .arguments import SIDES
 from .module_state import Network
 from .scores import Scores, scores_in
 
@@ -22,6 +23,13 @@ class Beside(NamedTuple):
     condition_real: Any = None  # a tensor, a tuple (positional) or a dict (keywords)
     condition_fake: Any = None
     scores: Extraction | None = None
+
+    @classmethod
+    def of(cls, keywords: dict[str, Any]) -> Beside:
+        """A penalty's keywords."""
+        for name in keywords.keys() - set(cls._fields):
+            raise TypeError(f"a penalty takes {', '.join(cls._fields)} beside the images; got {name}")
+        return cls(**keywords)
 
     def given(self) -> dict[str, Any]:
         return {name: value for name, value in self._asdict().items() if value is not None}
@@ -106,10 +114,25 @@ class Calls:
         return torch.cat([side(x).by_image() for side, x in zip(self.sides, parts, strict=True)])
 
 
-def check_condition(name: str, condition: Any) -> None:
-    if condition is not None and not isinstance(condition, (Tensor, tuple, dict)):
-        raise TypeError(
-            f"{name} must be a tensor, a tuple of positional arguments or a dict of keywords; got {type(condition).__name__}"
+def check_beside(discriminator: Any, beside: Beside) -> None:
+    if not callable(discriminator):
+        raise TypeError(f"discriminator must be an nn.Module or another callable; got {type(discriminator).__name__}")
+    if beside.scores is not None and not callable(beside.scores):
+        raise TypeError(f"scores must be a callable from D's output to its scores; got {type(beside.scores).__name__}")
+    for side, condition in zip(SIDES, beside[:2], strict=True):
+        if condition is not None and not isinstance(condition, (Tensor, tuple, dict)):
+            raise TypeError(
+                f"condition_{side} must be a tensor, a tuple of positional arguments or a dict of keywords; "
+                f"got {type(condition).__name__}"
+            )
+
+
+def check_both_conditions(beside: Beside) -> None:
+    """Of what goes through D on both sides."""
+    if (beside.condition_real is None) != (beside.condition_fake is None):
+        missing, given = SIDES if beside.condition_real is None else reversed(SIDES)
+        raise ValueError(
+            f"condition_{missing} must be given beside condition_{given}; an empty tuple stands for a side without a condition"
         )
 
 

@@ -1,8 +1,9 @@
 """Does a discriminator treat each image by itself? Then one backward serves its weights and its images alike.
 
 Answered from the operations of a forward (batch_flow.py) and from its autograd graph, never from the values of weights or images,
-by watching the very forward that is used. Only whether two batches may go through D as one must be known before that forward:
-it is found out once, and remembered with the program it was found for. A forward that does anything else has no answer.
+by watching the very forward that is used. What D takes beside the images and has a row for each is the images' too. Only whether
+two batches may go through D as one must be known before that forward: it is found out once, and remembered with the program it
+was found for. A forward that does anything else has no answer.
 """
 
 from __future__ import annotations

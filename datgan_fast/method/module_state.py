@@ -163,7 +163,7 @@ class Network:
     @property
     def is_known(self) -> bool:
         """Whether anything is known of what it works with."""
-        return self.is_module or bool(self.parameters or self.buffers or self.loose)
+        return self.is_module or bool(self.parameters)
 
     def backward_hooks(self) -> str | None:
         """What a user hung on its backward, and so wants one backward of the whole loss; None for nothing."""

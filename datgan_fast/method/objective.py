@@ -19,7 +19,7 @@ def as_float(t: Tensor) -> Tensor:
     return t if t.dtype == torch.float64 else t.float()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Objective:
     """What discriminator and generator play for. Wherever `objective=` takes a name it takes one of these too.
 
@@ -79,6 +79,9 @@ class Objective:
         self._put_generator_loss()
         if self.saturating_loss is not None:
             self._put(saturating_loss=self._scalar("saturating_loss"))
+
+    def __repr__(self) -> str:
+        return f"Objective({self.name!r})"
 
     def _check(self) -> None:
         if not isinstance(self.name, str) or not self.name:
@@ -146,7 +149,9 @@ def _shown(value: Any) -> str:
 def _arguments(formula: Callable[..., Any]) -> int:
     """How many it must be given."""
     try:
-        parameters = inspect.signature(formula).parameters.values()
+        parameters = inspect.signature(
+            getattr(formula, "forward", formula)
+        ).parameters.values()  # a module's are its forward's
     except (TypeError, ValueError):  # of a function that is not Python's
         return 1
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)

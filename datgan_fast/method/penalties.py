@@ -48,10 +48,10 @@ class _OfGradients(Addable):
     """A penalty on input gradients."""
 
     def __call__(self, discriminator: Discriminator, x_real: Tensor, x_fake: Tensor, **beside: Any) -> Tensor:
-        return self._value(discriminator, x_real, x_fake, Beside(**beside), differentiable)
+        return self._value(discriminator, x_real, x_fake, Beside.of(beside), differentiable)
 
     def as_written(self, discriminator: Discriminator, x_real: Tensor, x_fake: Tensor, **beside: Any) -> Tensor:
-        return self._value(discriminator, x_real, x_fake, Beside(**beside), lambda gradient, x, logits: gradient)
+        return self._value(discriminator, x_real, x_fake, Beside.of(beside), lambda gradient, x, logits: gradient)
 
     def _value(
         self, discriminator: Discriminator, x_real: Tensor, x_fake: Tensor, beside: Beside, second_pass: SecondPass

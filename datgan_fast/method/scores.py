@@ -50,8 +50,9 @@ class Scores(NamedTuple):
         """Of each logit in its image's score."""
         if self.single:
             return torch.ones_like(self.logits)
-        row = [1 / width for width in self.widths for _ in range(width)]
-        return torch.tensor(row, dtype=self.logits.dtype, device=self.logits.device).expand_as(self.logits)
+        t = self.logits
+        parts = [torch.full((width,), 1 / width, dtype=t.dtype, device=t.device) for width in self.widths]
+        return torch.cat(parts).expand_as(t)
 
     def by_image(self) -> Tensor:
         """[n]: the mean over an image's positions, summed over the scales."""
@@ -92,8 +93,7 @@ def scores_in(output: Any, count: int) -> Scores:
     scales = output if isinstance(output, list) else [output]
     if not scales or not all(_fits(t, count) for t in scales):
         raise ValueError(
-            f"the discriminator must give one logit per image: {count} images gave {_shown(output)}; scores may also be a map "
-            f"[{count}, 1, ...], tokens [{count}, t] or a list of such, and scores={_example(output)} would take them out of that"
+            f"the discriminator must give one logit per image: {count} images gave {_shown(output)}; {_hint(output, count)}"
         )
     if len(scales) == 1 and scales[0].numel() == count:
         return Scores(scales[0].reshape(-1))
@@ -119,9 +119,15 @@ def _shown(output: Any) -> str:
     return f"{name} with {', '.join(map(str, output))}" if isinstance(output, dict) else name
 
 
-def _example(output: Any) -> str:
+def _hint(output: Any, count: int) -> str:
+    """What could be done about it."""
+    kinds = f"scores may also be a map [{count}, 1, ...], tokens [{count}, t] or a list of such"
     if isinstance(output, dict) and output:
-        return f"lambda out: out[{next(iter(output))!r}]"
-    if isinstance(output, Tensor):
-        return "lambda out: out.flatten(1)" if output.dim() > 2 else "lambda out: ..."
-    return "lambda out: out[0]"
+        out = f"out[{next(iter(output))!r}]"
+    elif isinstance(output, (list, tuple)) and output:
+        out = "out[0]"
+    elif isinstance(output, Tensor) and output.dim() > 2 and len(output) == count:
+        out = "out.flatten(1)"
+    else:
+        return kinds
+    return f"{kinds}, and scores=lambda out: {out} would take them out of that"

@@ -14,9 +14,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from .arguments import SIDES, Attack, check_attack, check_bound, check_float, number
+from .arguments import Attack, check_attack, check_bound, check_float, number
 from .autograd_graph import Graph
-from .conditions import Beside, Calls, check_condition
+from .conditions import Beside, Calls, check_beside, check_both_conditions
 from .formulas import NORMS, Bound, default_alpha, named, norms_with_random_start, objective_of
 from .module_state import Network
 from .objective import Objective
@@ -89,11 +89,7 @@ def checked(
         raise ValueError(f"random_start needs an eps-ball; use {norms_with_random_start()} instead of {attack.norm!r}")
     if alpha is not None and not math.isfinite(alpha := number("alpha", alpha)):
         raise ValueError(f"alpha must be a finite number; got {alpha}")
-    if (beside.condition_real is None) != (beside.condition_fake is None):
-        missing, given = SIDES if beside.condition_real is None else reversed(SIDES)
-        raise ValueError(
-            f"condition_{missing} must be given beside condition_{given}; an empty tuple stands for a side without a condition"
-        )
+    check_both_conditions(beside)
     calls, x_real, x_fake = images_of(function, discriminator, x_real, x_fake, beside)
     for name, bound in (("clip_min", attack.clip_min), ("clip_max", attack.clip_max)):
         for x in (x_real, x_fake):
@@ -117,12 +113,7 @@ def images_of(
         raise RuntimeError(
             f"datgan_fast.{function} computes gradients, which torch.inference_mode() rules out; use torch.no_grad() instead"
         )
-    if not callable(discriminator):
-        raise TypeError(f"discriminator must be an nn.Module or another callable; got {type(discriminator).__name__}")
-    if beside.scores is not None and not callable(beside.scores):
-        raise TypeError(f"scores must be a callable from D's output to its scores; got {type(beside.scores).__name__}")
-    check_condition("condition_real", beside.condition_real)
-    check_condition("condition_fake", beside.condition_fake)
+    check_beside(discriminator, beside)
     for name, x in (("x_real", x_real), ("x_fake", x_fake)):
         check_float(name, x)
         if x.dim() == 0:

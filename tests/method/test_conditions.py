@@ -288,6 +288,10 @@ def test_what_callables_work_with():
     assert parts_of(module.scored) == ([module.critic], [])
     assert parts_of(module.critic.forward) == ([module.critic], [])
     assert parts_of(lambda x: GLOBAL(x)) == ([GLOBAL], [])
+    both = {"critic": module.critic, "generator": module.generator}
+    assert parts_of(lambda x: both["critic"](x)) == ([module.critic], [])
+    assert parts_of(lambda x: nn.Sequential(*both.values())(x)) == ([module.critic, module.generator], [])
+    assert parts_of(lambda x: getattr(owner, "critic")(x)) == ([owner.critic], [])  # noqa: B009
     assert parts_of(lambda x: F.relu(x).mean(1)) == ([], [])
     assert parts_of(len) == ([], [])
     modules, tensors = parts_of(functools.partial(lambda d, x, y: d(x, y), module.critic, y=y))
@@ -307,11 +311,9 @@ def test_loose_weights():
         record = dat.discriminator_step(score, *batches(), eps=0.1, fused=fused)
         gradients.append(WEIGHT.grad)
     assert relative_error(*gradients) < 1e-12
-    hidden = {"function": functools.lru_cache(None)(lambda: WEIGHT)}
-    WEIGHT.grad = None
-    record = dat.discriminator_step(
-        eval("lambda x: (x.flatten(1) * 3).tanh() @ f()", {"f": hidden["function"]}), *batches(), eps=0.1
-    )
+    hidden = functools.lru_cache(None)(lambda: WEIGHT)
+    WEIGHT.grad, three = None, torch.tensor(3.0)
+    record = dat.discriminator_step(lambda x: (x.flatten(1) * three).tanh() @ hidden(), *batches(), eps=0.1)
     assert record.path == "reference"
     assert "nothing is known of a function" in record.reason
     assert relative_error(WEIGHT.grad, gradients[0]) < 1e-12
@@ -433,6 +435,33 @@ def test_conditions_that_learn(fused):
     assert relative_error(*gradients[::-1]) < 1e-10
 
 
+class Meets(nn.Module):
+    """Images meet in what belongs to them."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.body, self.how = conv(), how
+
+    def forward(self, x, c):
+        if self.how == "mean":
+            return self.body(x) * (1 + c.mean())
+        if self.how == "neighbour":
+            return self.body(x) * (1 + c.roll(1, 0))
+        c.mul_(1.0)  # the user's own
+        return self.body(x)
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [("mean", "one statistic"), ("neighbour", "one sum or order"), ("in place", "outlives its forward")],
+)
+def test_images_that_meet_in_a_condition(how, reason):
+    c = torch.rand(M, 1, dtype=torch.float64), torch.rand(N, 1, dtype=torch.float64)
+    record = compare(lambda: Meets(how), lambda d, k: lambda x: d(x, c[k]), True, c)
+    assert record.path == "separate"
+    assert reason in record.reason
+
+
 def test_users_conditions_stay_as_they_are():
     y = LABELS[0].clone(), LABELS[1].clone()
     dat.discriminator_step(
@@ -457,6 +486,16 @@ def test_what_is_no_condition(given, kind, message, fused):
         dat.discriminator_step(judge(), *batches(), eps=0.5, fused=fused, **given)
     with pytest.raises(kind, match=message):
         dat.adversarial_batch(judge(), *batches(), eps=0.5, **given)
+
+
+@pytest.mark.parametrize("penalty", [penalties.r1(), penalties.gradient_penalty(), penalties.adversarial_lipschitz()])
+def test_what_a_penalty_does_not_take(penalty):
+    with pytest.raises(
+        TypeError, match="takes condition_real, condition_fake, scores beside the images; got condition"
+    ):
+        penalty(judge(), *batches(), condition=LABELS[0])
+    with pytest.raises(ValueError, match="condition must be one of real, fake; got 'both'"):
+        penalties.gradient_penalty(condition="both")
 
 
 # Penalties of a user's own

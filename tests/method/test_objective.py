@@ -415,6 +415,12 @@ def test_attack_losses_of_ones_own_can_be_differentiated_twice():
     assert torch.autograd.gradcheck(loss, logits) and torch.autograd.gradgradcheck(loss, logits)
 
 
+def test_an_objective_is_itself():
+    one, other = (dat.Objective("mine", exponential, lambda t: exponential(-t)) for _ in range(2))
+    assert one != other and len({one, other, one}) == 2
+    assert repr(one) == "Objective('mine')"
+
+
 def test_a_row_is_its_name(monkeypatch):
     monkeypatch.setattr(dispatch, "_warned", set())
     assert dispatch.backend(torch.device("cpu"), "", objective="hinge") is cpu_backend()
@@ -464,6 +470,8 @@ def test_generator_losses_of_ones_own():
     torch.testing.assert_close(loss(f, of_one), (1 - f).mean())
     of_two = dat.Objective("two", torch.tanh, torch.sin, generator_loss=lambda f, r: (r - f).mean())
     torch.testing.assert_close(loss(f, of_two, real_logits=r), (r - f).mean())
+    of_module = dat.Objective("module", loss=average, generator_loss=torch.nn.MSELoss())
+    torch.testing.assert_close(loss(f, of_module, real_logits=r), (r - f).square().mean())
     terms = generator_terms(f, OWN["exponential"][0])
     torch.testing.assert_close(terms[0], -(f / 2).exp().mean())
     torch.testing.assert_close(terms[1], -(f / 2).exp() / 6)
@@ -538,3 +546,15 @@ def test_a_discriminator_that_ends_in_probabilities_is_refused():
     with pytest.raises(ValueError, match="objective 'relativistic' takes logits"):
         dat.discriminator_step(network, images(M, 1), images(M, 2), eps=0.1, objective="relativistic")
     dat.discriminator_step(network, images(M, 1), images(M, 2), eps=0.1, objective=OWN["average"][0])
+
+
+@pytest.mark.compiles
+@each_own
+def test_attack_losses_compile(own):
+    def loss(r, f):
+        return sum(dat.attack_loss(r, f, objective=OWN[own][0]))
+
+    logits = [t.clone().requires_grad_() for t in LOGITS]
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")(*logits)
+    torch.testing.assert_close(compiled, loss(*logits))
+    torch.testing.assert_close(torch.autograd.grad(compiled, logits), torch.autograd.grad(loss(*logits), logits))

@@ -1,14 +1,18 @@
 """Maps, tokens and scales, with and without conditions: steps and attacks against float64 autograd from the formulas."""
 
+import contextlib
+
 import pytest
 import torch
 from torch import nn
 
 import datgan_fast as dat
 from algorithm1 import M, N, each_path, gradient_of, relative_error
+from counting import Convolutions
 from datgan_fast import penalties
 from datgan_fast.method.scores import Scores, scores_in
 from datgan_fast.method.sharing import factors_by_image
+from host_reads import NoHostReads
 from networks import images
 from oracle import FORMULATIONS, NORMS, OBJECTIVES
 from scored_step import OUTPUTS, by_image, judge, scales_of, scored_step
@@ -63,19 +67,19 @@ def agree(record, network, expected):
 @pytest.mark.parametrize("kind", CONDITIONS)
 @pytest.mark.parametrize("formulation", FORMULATIONS)
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_every_combination(output, kind, formulation, objective):
-    for norm in NORMS:
-        options = {"objective": objective, "formulation": formulation, "norm": norm, "eps": EPS[norm]}
-        double = judge(output)
-        expected = expected_step(double, kind, batches(), **options)
-        for fused in (True, False):
-            network = judge(output)
-            record = dat.discriminator_step(network, *batches(), fused=fused, **arguments(kind), **options)
-            known = agree(record, network, expected)
-            assert known or output != "logit" or (objective == "hinge" and not fused)
-            assert known or objective != "wasserstein"
-        adv = dat.adversarial_batch(judge(output), *batches(), **arguments(kind), **options)
-        torch.testing.assert_close(adv, tuple(expected.adv), rtol=1e-9, atol=1e-11)
+@pytest.mark.parametrize("norm", [NORMS[0], *(pytest.param(norm, marks=pytest.mark.slow) for norm in NORMS[1:])])
+def test_every_combination(output, kind, formulation, objective, norm):
+    options = {"objective": objective, "formulation": formulation, "norm": norm, "eps": EPS[norm]}
+    double = judge(output)
+    expected = expected_step(double, kind, batches(), **options)
+    for fused in (True, False):
+        network = judge(output)
+        record = dat.discriminator_step(network, *batches(), fused=fused, **arguments(kind), **options)
+        known = agree(record, network, expected)
+        assert known or output != "logit" or (objective == "hinge" and not fused)
+        assert known or objective != "wasserstein"
+    adv = dat.adversarial_batch(judge(output), *batches(), **arguments(kind), **options)
+    torch.testing.assert_close(adv, tuple(expected.adv), rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("output", OUTPUTS)
@@ -104,6 +108,21 @@ def test_positions_that_agree_share_one_backward(output, objective, formulation)
     signs = formulation == "eq10" or objective == "wasserstein"
     assert record.path == ("shared" if not several or signs else "separate")
     assert ("several scores" in record.reason) == (record.path == "separate")
+
+
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_what_scores_cost(output, merging):
+    """One backward to the images more than the minimum, where their positions disagree."""
+    network = judge(output)
+    dat.discriminator_step(network, *batches(), eps=0.5)
+    with Convolutions() as counted:
+        record = dat.discriminator_step(network, *batches(), eps=0.5)
+    passes, layers = 1 if merging else 2, 3 if output == "scales" else 2
+    assert record.path == ("shared" if output == "logit" else "separate")
+    assert counted.calls["forward"] == passes * 2 * layers
+    assert counted.calls["weight"] == passes * 2 * layers
+    # the perturbed images' own gradient is not wanted
+    assert counted.calls["input"] == passes * (2 * layers - 1 + (layers if record.path == "separate" else 0))
 
 
 @pytest.mark.parametrize("output", ["map", "scales"])
@@ -167,6 +186,34 @@ def test_other_dtypes_and_gradient_scales(dtype, scale):
     expected = scored_step(double, double, double, [t.double() for t in x], norm="l2")
     bound = 5e-6 if dtype == torch.float32 else 0.1
     assert relative_error(gradient_of(network) / float(factor), expected.gradient) < bound
+
+
+@pytest.mark.parametrize("output", OUTPUTS)
+@pytest.mark.parametrize("lambda_clean", [1.0, 0.0])
+def test_nothing_is_read_where_it_would_wait(output, lambda_clean, monkeypatch):
+    """Signs are not looked at: the attack has a backward of its own."""
+    monkeypatch.setattr("datgan_fast.method.waiting.looking_waits", lambda device: True)
+    network, double = judge(output), judge(output)
+    options = {"objective": "wasserstein", "eps": 0.5, "lambda_clean": lambda_clean}
+    for k in range(3):
+        network.zero_grad()
+        with NoHostReads() if k else contextlib.nullcontext():
+            record = dat.discriminator_step(network, *batches(), **arguments("labels"), **options)
+    assert record.path == ("shared" if output == "logit" else "separate")
+    agree(record, network, expected_step(double, "labels", batches(), **options))
+
+
+@pytest.mark.compiles
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_compiled_networks(output):
+    torch.compiler.reset()
+    network, double = judge(output), judge(output)
+    compiled = torch.compile(network)
+    for _ in range(3):
+        network.zero_grad()
+        double.zero_grad()
+        record = dat.discriminator_step(compiled, *batches(), eps=0.5, **arguments("labels"))
+        agree(record, network, expected_step(double, "labels", batches(), eps=0.5))
 
 
 # Penalties
@@ -301,7 +348,7 @@ def test_scales_lie_one_behind_the_other():
 @pytest.mark.parametrize(
     ("output", "message"),
     [
-        (torch.zeros(3, 1), r"4 images gave \(3, 1\)"),
+        (torch.zeros(3, 1), r"4 images gave \(3, 1\); scores may also be a map .* or a list of such$"),
         (torch.zeros(()), r"4 images gave \(\)"),
         (torch.zeros(4, 8, 2, 2), r"gave \(4, 8, 2, 2\).*scores=lambda out: out.flatten\(1\)"),
         (torch.zeros(4, 0), r"gave \(4, 0\)"),

@@ -7,12 +7,13 @@ import torch
 from torch.nn import functional as F
 
 import datgan_fast as dat
+from datgan_fast.method.formulas import OBJECTIVES
 from run_states import assert_same
 
 pytestmark = pytest.mark.trains
 
 
-def trainer(**options):
+def trainer(objective="relativistic", **options):
     options = {
         "batch_size": 6,
         "z_dim": 8,
@@ -22,7 +23,7 @@ def trainer(**options):
         "batch_norm": False,
         **options,
     }
-    return dat.Trainer(dat.TrainConfig(objective="relativistic", **options))
+    return dat.Trainer(dat.TrainConfig(objective=objective, **options))
 
 
 def weights(made):
@@ -80,3 +81,15 @@ def test_a_run_goes_on_as_it_was():
     for _ in range(3):
         second.train_step()
     assert_same(whole.state(), second.state())
+
+
+def test_a_row_with_a_loss_is_trained_with(monkeypatch):
+    """By its name alone; the same formula in two rows makes the same run."""
+    row = dat.Objective("mine", loss=lambda r, f: F.softplus(f - r).mean())
+    monkeypatch.setitem(OBJECTIVES, "mine", row)
+    runs = [trainer(objective) for objective in ("mine", "relativistic")]
+    for made in runs:
+        torch.manual_seed(3)
+        for _ in range(2):
+            made.train_step()
+    assert_same(*(made.iteration.state() for made in runs))
