@@ -15,9 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from .adversarial_lipschitz import AdversarialLipschitz
+from .approximate_penalties import ApproximateZeroCentred, r1_approximate, r2_approximate
 from .autograd_graph import Graph, next_number
 from .formulas import Bound, as_float, image_norm
 from .independence import eager
+from .lazy_penalty import Lazily, lazily
 from .module_state import Network
 from .penalty import Addable, Total, column, total
 from .second_pass import differentiable
@@ -25,13 +27,18 @@ from .step_arguments import check_graph, images_of, logits_of
 
 __all__ = [
     "AdversarialLipschitz",
+    "ApproximateZeroCentred",
     "GradientPenalty",
+    "Lazily",
     "Total",
     "ZeroCentred",
     "adversarial_lipschitz",
     "gradient_penalty",
+    "lazily",
     "r1",
+    "r1_approximate",
     "r2",
+    "r2_approximate",
     "total",
 ]
 
