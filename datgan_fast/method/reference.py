@@ -40,7 +40,9 @@ from .module_state import one_power_iteration, unchanged_state
 from .penalty import as_written
 from .renamed import targets_renamed
 from .step_arguments import (
+    NO_BACKWARD,
     NO_GRADIENT,
+    Backward,
     LossTerms,
     Penalty,
     StepArguments,
@@ -338,16 +340,19 @@ def discriminator_step(
     clip_min: Bound = -1.0,
     clip_max: Bound = 1.0,
     grad_scale: float | Tensor = 1.0,
+    backward: Backward | None = None,
 ) -> DiscriminatorStep:
     """Algorithm 1, lines 5-10, as the paper writes it; accumulates into the parameters' .grad.
 
     Spectral normalisation makes one power iteration, at the beginning; the attack leaves running statistics and the random
     state as it found them, so that the clean pass is the one the attack saw.
+
+    backward: called once, with the whole loss times grad_scale, in place of the loss's own `.backward()`.
     """
     attack = Attack(eps, objective, formulation, norm, clip_min, clip_max)
     given = checked("discriminator_step", discriminator, x_real, x_fake, attack, steps, alpha, random_start)
     check_trainable(given.network)
-    terms = checked_terms(lambda_clean, lambda_adv, penalty, grad_scale)
+    terms = checked_terms(lambda_clean, lambda_adv, penalty, grad_scale, backward)
     return discriminator_step_checked(discriminator, given, terms)
 
 
@@ -375,7 +380,9 @@ def discriminator_step_checked(
         if not terms.lambda_clean:  # the clean images' gradients are wanted for their norms alone
             torch.autograd.backward([r, f], [torch.ones_like(r), torch.ones_like(f)], inputs=[r, f, *clean])
         if loss.requires_grad:
-            (loss * terms.grad_scale).backward()  # line 10
+            (terms.backward or Tensor.backward)(loss * terms.grad_scale)  # line 10
+        if r.grad is None:
+            raise ValueError(NO_BACKWARD)
     return DiscriminatorStep(
         loss=loss.detach(),
         loss_clean=loss_clean.detach(),

@@ -25,6 +25,7 @@ from .ops import attack_step_into
 from .reference import DiscriminatorStep, Penalty, discriminator_step_checked
 from .sharing import FLOOR, Sharing, common_factor, is_narrow
 from .step_arguments import (
+    Backward,
     LossTerms,
     StepArguments,
     check_trainable,
@@ -55,6 +56,7 @@ def discriminator_step(
     clip_min: Bound = -1.0,
     clip_max: Bound = 1.0,
     grad_scale: float | Tensor = 1.0,
+    backward: Backward | None = None,
 ) -> DiscriminatorStep:
     """One discriminator update's gradients, added to the parameters' .grad; the optimiser's step stays yours.
 
@@ -69,6 +71,11 @@ def discriminator_step(
         penalty: callable (discriminator, x_real, x_fake) -> 0-d tensor, added to the loss; see `datgan_fast.penalties`, of which
             r1, r2 and adversarial_lipschitz, also in a sum, join the clean pass where images are independent.
         grad_scale: factor on every gradient (not on what is returned), for a loss scaler in float16.
+        backward: called in place of a loss's own `.backward()`, for launchers that want theirs: `fabric.backward`,
+            `accelerator.backward`, a DeepSpeed engine's, or a function that scales. It is called as backward(loss) several times
+            in a step, with a 0-d tensor whose gradients, not its value, are the step's; and with retain_graph=True as well where
+            forwards share a graph (weights that are cached or were made before the step). A factor that it puts on gradients
+            stays in .grad and is taken out of the attack. Zero-centred penalties do not join the clean pass then.
         fused: True computes the same numbers with fewer passes; False is `datgan_fast.reference.discriminator_step`.
 
     Returns:
@@ -79,7 +86,7 @@ def discriminator_step(
 
     Raises:
         ValueError: an argument has the wrong value, images lie outside [clip_min, clip_max] (looked at in a discriminator's first
-            step), or the discriminator does not give one logit per image that depends on the image.
+            step), the discriminator does not give one logit per image that depends on the image, or `backward` runs none.
         TypeError: images or numbers are of another kind.
         RuntimeError: inside torch.inference_mode().
 
@@ -91,7 +98,7 @@ def discriminator_step(
     attack = Attack(eps, objective, formulation, norm, clip_min, clip_max)
     given = checked("discriminator_step", discriminator, x_real, x_fake, attack, steps, alpha, random_start)
     check_trainable(given.network)
-    terms = checked_terms(lambda_clean, lambda_adv, penalty, grad_scale)
+    terms = checked_terms(lambda_clean, lambda_adv, penalty, grad_scale, backward)
     if given.x_real.device.type == "cpu":
         keep_freed_memory()
     reason = "fused=False" if not fused else given.network.backward_hooks()
@@ -114,7 +121,7 @@ class _Step:
         self.discriminator = given.network.module
         self.merge = merge
         self.sharing = Sharing(given.attack, terms.lambda_clean)
-        self.gradients = GradientSum(given.network)
+        self.gradients = GradientSum(given.network, terms.backward)
         self.reasons: list[str] = []  # why the step is not shared
 
     def run(self) -> DiscriminatorStep:
@@ -154,6 +161,7 @@ class _Step:
         compares = self.penalties.compares_scores()
         for k, images in enumerate(self.x):
             result = self.batches.forward(images)
+            result = result._replace(logits=self.gradients.wide(result.logits))
             self.borrowed |= result.lends
             self.clean_loss(k, result)
             if self.waits(result):
@@ -285,7 +293,7 @@ class _Step:
         """Lines 9 and 10 for the perturbed images: their loss and its backward, batch by batch."""
         self.sums_adv: list[Tensor] = []
         for k, images in enumerate(self.adv):
-            logits = logits_of(self.discriminator, images)
+            logits = self.gradients.wide(logits_of(self.discriminator, images))
             weights, sums = self.batches.terms(k, logits, self.scaled(self.terms.lambda_adv))
             self.sums_adv.append(sums)
             self.gradients.add(logits, weights, self.borrowed)

@@ -42,6 +42,7 @@ class StepArguments(NamedTuple):
 
 
 Penalty = Callable[[nn.Module, Tensor, Tensor], Tensor]  # (discriminator, x_real, x_fake) -> 0-d
+Backward = Callable[..., object]  # (loss) -> what it likes: the backward of a 0-d loss, by whoever runs the training
 
 
 class LossTerms(NamedTuple):
@@ -52,14 +53,20 @@ class LossTerms(NamedTuple):
     lambda_adv: float
     penalty: Penalty | None
     grad_scale: float | Tensor
+    backward: Backward | None  # in place of a loss's own
 
 
 def checked_terms(
-    lambda_clean: float, lambda_adv: float, penalty: Penalty | None, grad_scale: float | Tensor
+    lambda_clean: float,
+    lambda_adv: float,
+    penalty: Penalty | None,
+    grad_scale: float | Tensor,
+    backward: Backward | None = None,
 ) -> LossTerms:
-    return LossTerms(
-        check_lambda("lambda_clean", lambda_clean), check_lambda("lambda_adv", lambda_adv), penalty, grad_scale
-    )
+    if backward is not None and not callable(backward):
+        raise TypeError(f"backward must be a callable that takes a loss, such as fabric.backward; got {backward!r}")
+    weights = check_lambda("lambda_clean", lambda_clean), check_lambda("lambda_adv", lambda_adv)
+    return LossTerms(*weights, penalty, grad_scale, backward)
 
 
 def checked(
@@ -184,6 +191,9 @@ def _shown(bound: Bound) -> str:
 NO_GRADIENT = (
     "the discriminator's logits do not depend on its images, so that there is no gradient to follow; a detach(), "
     "torch.no_grad() or a Function without a gradient inside it would do that"
+)
+NO_BACKWARD = (
+    "backward must run the backward of the loss that it is given, as loss.backward() does; nothing has gone through it"
 )
 
 
