@@ -7,31 +7,37 @@ launcher with a backward of its own (Fabric, Accelerate, DeepSpeed) makes each o
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
 from .autograd_graph import Graph
 from .formulas import as_float
+from .launchers import Launcher
 from .module_state import Network
 from .second_pass import differentiable
-from .step_arguments import NO_BACKWARD, NO_GRADIENT, Backward
+from .step_arguments import NO_GRADIENT
 
 
 class GradientSum:
     """Backwards through a network's graphs; each leaves what it finds in the .grad of the weights at once.
 
-    backward: what is called with a loss in place of its own `.backward()`; where gradients land is its business.
+    launcher: makes them in place of autograd; where gradients land is its business.
     """
 
-    def __init__(self, network: Network, backward: Backward | None = None) -> None:
+    def __init__(self, network: Network, launcher: Launcher | None = None) -> None:
         # DDP and FSDP reduce gradients in the nodes that accumulate them.
-        self._by_torch = network.distributed or backward is not None
-        self._launcher = backward
+        self._by_torch = network.distributed or launcher is not None
+        self._network, self._launcher = network, launcher
 
     def wide(self, logits: Tensor) -> Tensor:
         """The logits in a dtype that can hold their weights: a launcher scales them before they go back through float16."""
         return logits if self._launcher is None else as_float(logits)
+
+    def beside_others(self) -> AbstractContextManager[None]:
+        """For other backwards than these."""
+        return nullcontext() if self._launcher is None else self._launcher.beside_others(self._network)
 
     def add(self, output: Tensor, seed: Tensor | None = None, retain_graph: bool = False) -> None:
         """output.backward(seed)"""
@@ -78,7 +84,7 @@ class GradientSum:
         self, output: Tensor, images: Tensor | None, seed: Tensor | None, retain_graph: bool
     ) -> Tensor | None:
         if self._launcher is not None:
-            return _by_launcher(self._launcher, output, images, seed, retain_graph)
+            return self._launcher.of_scores(output, images, seed, retain_graph)
         weights = weights_below(output, images)
         if self._by_torch or not all(map(_is_plain, weights)):
             output.backward(seed, retain_graph=retain_graph)
@@ -88,21 +94,6 @@ class GradientSum:
         gradient = None if images is None else found.pop()
         add_gradients(weights, found, [t for t in (seed, gradient) if t is not None])
         return gradient
-
-
-def _by_launcher(
-    backward: Backward, output: Tensor, images: Tensor | None, seed: Tensor | None, retain_graph: bool
-) -> Tensor | None:
-    """output.backward(seed) as the backward of a loss. A factor that the launcher puts on gradients (a loss scale, a part of an
-    accumulation) is the gradient of a number that is added to the loss, and so is taken off the images' part again."""
-    loss = output if seed is None else (as_float(output) * as_float(seed)).sum()
-    factor = torch.zeros_like(loss, requires_grad=True)
-    backward(loss + factor, **({"retain_graph": True} if retain_graph else {}))
-    if factor.grad is None:
-        raise ValueError(NO_BACKWARD)
-    if images is None or images.grad is None:
-        return None
-    return as_float(images.grad) / factor.grad  # in float16 it might be nothing without the factor
 
 
 def weights_below(output: Tensor, images: Tensor | None = None) -> list[Tensor]:

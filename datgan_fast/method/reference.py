@@ -8,6 +8,7 @@ in float32; float64 stays float64.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -36,13 +37,12 @@ from .formulas import (
     slope1,
     slope2,
 )
+from .launchers import NO_BACKWARD, Backward
 from .module_state import one_power_iteration, unchanged_state
 from .penalty import as_written
 from .renamed import targets_renamed
 from .step_arguments import (
-    NO_BACKWARD,
     NO_GRADIENT,
-    Backward,
     LossTerms,
     Penalty,
     StepArguments,
@@ -360,7 +360,8 @@ def discriminator_step_checked(
     discriminator: nn.Module, given: StepArguments, terms: LossTerms, reason: str = "fused=False"
 ) -> DiscriminatorStep:
     objective = given.attack.objective
-    with one_power_iteration(discriminator), torch.enable_grad():
+    passing = nullcontext() if terms.launcher is None else terms.launcher.beside_others(given.network)
+    with passing, one_power_iteration(discriminator), torch.enable_grad():
         if terms.lambda_adv:
             adv_real, adv_fake = _adversarial_batch(discriminator, given)  # lines 6 to 8
         clean = [x.detach().requires_grad_() for x in (given.x_real, given.x_fake)]
@@ -380,7 +381,7 @@ def discriminator_step_checked(
         if not terms.lambda_clean:  # the clean images' gradients are wanted for their norms alone
             torch.autograd.backward([r, f], [torch.ones_like(r), torch.ones_like(f)], inputs=[r, f, *clean])
         if loss.requires_grad:
-            (terms.backward or Tensor.backward)(loss * terms.grad_scale)  # line 10
+            (terms.launcher or Tensor.backward)(loss * terms.grad_scale)  # line 10
         if r.grad is None:
             raise ValueError(NO_BACKWARD)
     return DiscriminatorStep(

@@ -19,13 +19,13 @@ from .formulas import Bound, as_float, image_norm
 from .gradients import GradientSum
 from .independence import HOOKED, Forward, note_mixing
 from .joined_penalties import StepPenalties
+from .launchers import Backward
 from .memory import keep_freed_memory
 from .module_state import one_power_iteration, weights_are_cached
 from .ops import attack_step_into
 from .reference import DiscriminatorStep, Penalty, discriminator_step_checked
 from .sharing import FLOOR, Sharing, common_factor, is_narrow
 from .step_arguments import (
-    Backward,
     LossTerms,
     StepArguments,
     check_trainable,
@@ -121,11 +121,11 @@ class _Step:
         self.discriminator = given.network.module
         self.merge = merge
         self.sharing = Sharing(given.attack, terms.lambda_clean)
-        self.gradients = GradientSum(given.network, terms.backward)
+        self.gradients = GradientSum(given.network, terms.launcher)
         self.reasons: list[str] = []  # why the step is not shared
 
     def run(self) -> DiscriminatorStep:
-        with one_power_iteration(self.discriminator), torch.enable_grad():
+        with self.gradients.beside_others(), one_power_iteration(self.discriminator), torch.enable_grad():
             self.batches = Batches(self.given, self.merge)
             self.penalties = StepPenalties(self.given, self.terms, self.batches, self.gradients)
             self.adv = self.early_attack()

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .arguments import Attack, check_attack, check_bound, check_float, number
 from .autograd_graph import Graph
 from .formulas import NORMS, OBJECTIVES, Bound, default_alpha, norms_with_random_start
+from .launchers import Backward, Launcher
 from .module_state import Network
 
 LOOKS = 1  # first calls in which values are looked at: an iteration must be free of it when it is captured
@@ -42,7 +43,6 @@ class StepArguments(NamedTuple):
 
 
 Penalty = Callable[[nn.Module, Tensor, Tensor], Tensor]  # (discriminator, x_real, x_fake) -> 0-d
-Backward = Callable[..., object]  # (loss) -> what it likes: the backward of a 0-d loss, by whoever runs the training
 
 
 class LossTerms(NamedTuple):
@@ -53,7 +53,7 @@ class LossTerms(NamedTuple):
     lambda_adv: float
     penalty: Penalty | None
     grad_scale: float | Tensor
-    backward: Backward | None  # in place of a loss's own
+    launcher: Launcher | None  # makes the backwards
 
 
 def checked_terms(
@@ -63,10 +63,8 @@ def checked_terms(
     grad_scale: float | Tensor,
     backward: Backward | None = None,
 ) -> LossTerms:
-    if backward is not None and not callable(backward):
-        raise TypeError(f"backward must be a callable that takes a loss, such as fabric.backward; got {backward!r}")
     weights = check_lambda("lambda_clean", lambda_clean), check_lambda("lambda_adv", lambda_adv)
-    return LossTerms(*weights, penalty, grad_scale, backward)
+    return LossTerms(*weights, penalty, grad_scale, None if backward is None else Launcher(backward))
 
 
 def checked(
@@ -191,9 +189,6 @@ def _shown(bound: Bound) -> str:
 NO_GRADIENT = (
     "the discriminator's logits do not depend on its images, so that there is no gradient to follow; a detach(), "
     "torch.no_grad() or a Function without a gradient inside it would do that"
-)
-NO_BACKWARD = (
-    "backward must run the backward of the loss that it is given, as loss.backward() does; nothing has gone through it"
 )
 
 

@@ -184,6 +184,139 @@ def test_graphs_that_are_shared_are_kept(fused):
     assert asked == ([{"retain_graph": True}] * len(asked) if fused else [{}])
 
 
+class Guarded(nn.Module):
+    """As Fabric wraps networks in mixed precision: what it gives refuses a gradient that does not come from its launcher."""
+
+    def __init__(self, network, engine):
+        super().__init__()
+        self.network, self.engine = network, engine
+
+    def forward(self, x):
+        output = self.network(x)
+        if output.requires_grad:
+            output.register_hook(self.look)
+        return output
+
+    def look(self, gradient):
+        if not self.engine.running:
+            raise RuntimeError("call fabric.backward(loss)")
+
+
+class Fabric(Engine):
+    running = False
+
+    def backward(self, loss, **more):
+        self.running = True
+        (loss * self.factor).backward(**more)
+        self.running = False
+
+
+@pytest.mark.parametrize("penalty", PENALTIES.values(), ids=PENALTIES)
+@pytest.mark.parametrize("options", [{}, {"norm": "l2", "steps": 2}, {"lambda_clean": 0.0}], ids=str)
+@pytest.mark.parametrize("name", ["conv", "BatchNorm"])
+@each_path
+def test_outputs_that_want_their_launcher(name, options, penalty, fused):
+    """The attack's and the penalties' own gradients train nothing, and are let through."""
+    gradients, fabric = [], Fabric(8.0)
+    for wrapped in (False, True):
+        network = steep(name)
+        used = Guarded(network, fabric) if wrapped else network
+        torch.manual_seed(3)
+        dat.discriminator_step(
+            used,
+            *batches(torch.float64),
+            **{"eps": 0.5, "penalty": penalty, "fused": fused, **options},
+            **({"backward": fabric.backward} if wrapped else {}),
+        )
+        gradients.append(gradient_of(network))
+    assert relative_error(gradients[1], 8 * gradients[0]) < 1e-12
+    assert not used._forward_hooks
+    with pytest.raises(RuntimeError, match="call fabric"):
+        dat.discriminator_step(used, *batches(torch.float64), eps=0.5)
+
+
+def test_hooks_that_change_a_gradient_still_do():
+    """A network's own hook on its output, beside a launcher: the same as without one."""
+
+    class Halved(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = build("conv", torch.float64)
+
+        def forward(self, x):
+            output = self.network(x)
+            if output.requires_grad:
+                output.register_hook(lambda gradient: gradient / 2)
+            return output
+
+    gradients = []
+    for more in ({}, {"backward": Engine().backward}):
+        network = Halved()
+        dat.discriminator_step(network, *batches(torch.float64), eps=0.5, **more)
+        gradients.append(gradient_of(network))
+    assert relative_error(gradients[1], gradients[0]) < 1e-12
+
+
+def test_what_fails_inside_the_launcher_fails():
+    class Failing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = build("conv")
+
+        def forward(self, x):
+            output = self.network(x)
+            if output.requires_grad:
+                output.register_hook(self.fail)
+            return output
+
+        def fail(self, gradient):
+            raise RuntimeError("my own reason")
+
+    with pytest.raises(RuntimeError, match="my own reason"):
+        dat.discriminator_step(Failing(), *batches(), eps=0.5, backward=Engine().backward)
+
+
+# The launchers themselves, where they are installed
+
+
+@pytest.mark.needs("lightning_fabric")
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("penalty", ["none", "gp", "r1"])
+@pytest.mark.parametrize("name", ["conv", "BatchNorm"])
+def test_fabric(name, penalty, precision):
+    from lightning_fabric import Fabric
+
+    fabric, network, plain = Fabric(accelerator="cpu", devices=1, precision=precision), build(name), build(name)
+    wrapped, _ = fabric.setup(network, torch.optim.SGD(network.parameters(), 0.1))
+    options = {"eps": 0.5, "penalty": PENALTIES[penalty]}
+    torch.manual_seed(3)
+    dat.discriminator_step(wrapped, *batches(), **options, backward=fabric.backward)
+    torch.manual_seed(3)
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
+        dat.discriminator_step(plain, *batches(), **options)
+    assert relative_error(gradient_of(network), gradient_of(plain)) < (1e-6 if precision == "32-true" else 0.02)
+
+
+@pytest.mark.needs("accelerate")
+@pytest.mark.parametrize("accumulated", [1, 4])
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("name", ["conv", "BatchNorm"])
+def test_accelerate(name, precision, accumulated):
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = Accelerator(cpu=True, mixed_precision=precision, gradient_accumulation_steps=accumulated)
+    network, plain = build(name), build(name)
+    prepared, _ = accelerator.prepare(network, torch.optim.SGD(network.parameters(), 0.1))
+    options = {"eps": 0.5, "penalty": PENALTIES["r1 + r2"]}
+    dat.discriminator_step(prepared, *batches(), **options, backward=accelerator.backward)
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        dat.discriminator_step(plain, *batches(), **options)
+    expected = gradient_of(plain) / accumulated
+    assert relative_error(gradient_of(network), expected) < (1e-6 if precision == "no" else 0.02)
+
+
 @pytest.fixture
 def one_process():
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
