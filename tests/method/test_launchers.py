@@ -157,10 +157,11 @@ def test_a_loss_scale_reaches_what_float16_cannot_hold():
     double.load_state_dict(network.state_dict())
     scale = 2.0**30
     options = {"eps": 0.5, "objective": "wasserstein", "lambda_clean": 1e-9, "lambda_adv": 1e-9}
-    dat.discriminator_step(network, *batches(torch.float16), **options, backward=lambda loss: (loss * scale).backward())
-    x = [t.double() for t in batches(torch.float16)]
-    dat.discriminator_step(double, *x, **options, grad_scale=scale)
+    half = batches(torch.float16)
+    record = dat.discriminator_step(network, *half, **options, backward=lambda loss: (loss * scale).backward())
+    expected = dat.discriminator_step(double, *(t.double() for t in half), **options, grad_scale=scale)
     assert relative_error(gradient_of(network), gradient_of(double)) < 0.01
+    assert relative_error(record.input_grad_norm, expected.input_grad_norm) < 0.01
 
 
 @each_path
