@@ -258,6 +258,21 @@ def test_under_ddp(one_process):
     torch.testing.assert_close(gradient_of(wrapped), gradient_of(network))
 
 
+def test_under_hooks_on_parameters():
+    """Which want one backward of the whole loss, as a reducer's do."""
+    seen, gradients = [], []
+    for hooked in (False, True):
+        network = build("conv", torch.float64)
+        if hooked:
+            network[0].weight.register_post_accumulate_grad_hook(lambda p: seen.append(p.grad.clone()))
+        torch.manual_seed(3)
+        record = dat.discriminator_step(network, *batches(torch.float64), eps=0.5, penalty=r1_approximate())
+        gradients.append(gradient_of(network))
+    assert record.path == "reference"
+    assert len(seen) == 1 and torch.equal(seen[0], network[0].weight.grad)
+    assert relative_error(*gradients) < ROUNDING[torch.float64]
+
+
 # What is refused
 
 
