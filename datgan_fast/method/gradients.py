@@ -7,7 +7,6 @@ launcher with a backward of its own (Fabric, Accelerate, DeepSpeed) makes each o
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -29,15 +28,11 @@ class GradientSum:
     def __init__(self, network: Network, launcher: Launcher | None = None) -> None:
         # DDP and FSDP reduce gradients in the nodes that accumulate them.
         self._by_torch = network.distributed or launcher is not None
-        self._network, self._launcher = network, launcher
+        self._launcher = launcher
 
     def wide(self, logits: Tensor) -> Tensor:
         """The logits in a dtype that can hold their weights: a launcher scales them before they go back through float16."""
         return logits if self._launcher is None else as_float(logits)
-
-    def beside_others(self) -> AbstractContextManager[None]:
-        """For other backwards than these."""
-        return nullcontext() if self._launcher is None else self._launcher.beside_others(self._network)
 
     def add(self, output: Tensor, seed: Tensor | None = None, retain_graph: bool = False) -> None:
         """output.backward(seed)"""

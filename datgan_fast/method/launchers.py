@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -33,22 +33,23 @@ class Launcher:
         finally:
             self._running = False
 
-    def of_scores(
-        self, output: Tensor, images: Tensor | None, seed: Tensor | None, retain_graph: bool
-    ) -> Tensor | None:
-        """output.backward(seed) as the backward of a loss, and the part of `images`, a leaf.
-
-        A factor that the launcher puts on gradients (a loss scale, one over the batches to accumulate) is the gradient of a
-        number that is added to the loss, and so is taken off the images' part again.
-        """
-        loss = output if seed is None else (as_float(output) * as_float(seed)).sum()
+    def of_loss(self, loss: Tensor, retain_graph: bool = False) -> Tensor:
+        """loss.backward(), and the factor that the launcher has put on gradients (a loss scale, one over the batches to
+        accumulate): it is the gradient of a number that is added to the loss."""
         factor = torch.zeros_like(loss, requires_grad=True)
         self(loss + factor, **({"retain_graph": True} if retain_graph else {}))
         if factor.grad is None:
             raise ValueError(NO_BACKWARD)
+        return factor.grad
+
+    def of_scores(
+        self, output: Tensor, images: Tensor | None, seed: Tensor | None, retain_graph: bool
+    ) -> Tensor | None:
+        """output.backward(seed) as the backward of a loss, and the part of `images`, a leaf, without the launcher's factor."""
+        factor = self.of_loss(output if seed is None else (as_float(output) * as_float(seed)).sum(), retain_graph)
         if images is None or images.grad is None:
             return None
-        return as_float(images.grad) / factor.grad  # in float16 it might be nothing without the factor
+        return as_float(images.grad) / factor  # in float16 it might be nothing without the factor
 
     @contextmanager
     def beside_others(self, network: Network) -> Iterator[None]:
@@ -84,3 +85,15 @@ class Launcher:
                 return None
 
         return permissive
+
+
+def run_backward(loss: Tensor, launcher: Launcher | None) -> None:
+    if launcher is None:
+        loss.backward()
+    else:
+        launcher.of_loss(loss)
+
+
+def beside(launcher: Launcher | None, network: Network) -> AbstractContextManager[None]:
+    """`Launcher.beside_others`, where there is a launcher."""
+    return nullcontext() if launcher is None else launcher.beside_others(network)

@@ -8,7 +8,6 @@ in float32; float64 stays float64.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -37,7 +36,7 @@ from .formulas import (
     slope1,
     slope2,
 )
-from .launchers import NO_BACKWARD, Backward
+from .launchers import Backward, beside, run_backward
 from .module_state import one_power_iteration, unchanged_state
 from .penalty import as_written
 from .renamed import targets_renamed
@@ -360,8 +359,7 @@ def discriminator_step_checked(
     discriminator: nn.Module, given: StepArguments, terms: LossTerms, reason: str = "fused=False"
 ) -> DiscriminatorStep:
     objective = given.attack.objective
-    passing = nullcontext() if terms.launcher is None else terms.launcher.beside_others(given.network)
-    with passing, one_power_iteration(discriminator), torch.enable_grad():
+    with beside(terms.launcher, given.network), one_power_iteration(discriminator), torch.enable_grad():
         if terms.lambda_adv:
             adv_real, adv_fake = _adversarial_batch(discriminator, given)  # lines 6 to 8
         clean = [x.detach().requires_grad_() for x in (given.x_real, given.x_fake)]
@@ -381,9 +379,7 @@ def discriminator_step_checked(
         if not terms.lambda_clean:  # the clean images' gradients are wanted for their norms alone
             torch.autograd.backward([r, f], [torch.ones_like(r), torch.ones_like(f)], inputs=[r, f, *clean])
         if loss.requires_grad:
-            (terms.launcher or Tensor.backward)(loss * terms.grad_scale)  # line 10
-        if r.grad is None:
-            raise ValueError(NO_BACKWARD)
+            run_backward(loss * terms.grad_scale, terms.launcher)  # line 10
     return DiscriminatorStep(
         loss=loss.detach(),
         loss_clean=loss_clean.detach(),

@@ -19,7 +19,7 @@ from .formulas import Bound, as_float, image_norm
 from .gradients import GradientSum
 from .independence import HOOKED, Forward, note_mixing
 from .joined_penalties import StepPenalties
-from .launchers import Backward
+from .launchers import Backward, beside
 from .memory import keep_freed_memory
 from .module_state import one_power_iteration, weights_are_cached
 from .ops import attack_step_into
@@ -125,7 +125,11 @@ class _Step:
         self.reasons: list[str] = []  # why the step is not shared
 
     def run(self) -> DiscriminatorStep:
-        with self.gradients.beside_others(), one_power_iteration(self.discriminator), torch.enable_grad():
+        with (
+            beside(self.terms.launcher, self.given.network),
+            one_power_iteration(self.discriminator),
+            torch.enable_grad(),
+        ):
             self.batches = Batches(self.given, self.merge)
             self.penalties = StepPenalties(self.given, self.terms, self.batches, self.gradients)
             self.adv = self.early_attack()
