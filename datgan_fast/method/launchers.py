@@ -52,7 +52,7 @@ class Launcher:
         return as_float(images.grad) / factor  # in float16 it might be nothing without the factor
 
     @contextmanager
-    def beside_others(self, network: Network) -> Iterator[None]:
+    def past_refusals(self, network: Network) -> Iterator[None]:
         """Inside, what is no training backward (an attack's, a penalty's gradient) may pass hooks on the network's output that
         refuse all but the launcher's, as Fabric's do in mixed precision."""
         module = network.module
@@ -94,6 +94,6 @@ def run_backward(loss: Tensor, launcher: Launcher | None) -> None:
         launcher.of_loss(loss)
 
 
-def beside(launcher: Launcher | None, network: Network) -> AbstractContextManager[None]:
-    """`Launcher.beside_others`, where there is a launcher."""
-    return nullcontext() if launcher is None else launcher.beside_others(network)
+def past_refusals(launcher: Launcher | None, network: Network) -> AbstractContextManager[None]:
+    """`Launcher.past_refusals`, where there is a launcher."""
+    return nullcontext() if launcher is None else launcher.past_refusals(network)

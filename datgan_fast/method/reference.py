@@ -36,7 +36,7 @@ from .formulas import (
     slope1,
     slope2,
 )
-from .launchers import Backward, beside, run_backward
+from .launchers import Backward, past_refusals, run_backward
 from .module_state import one_power_iteration, unchanged_state
 from .penalty import as_written
 from .renamed import targets_renamed
@@ -359,7 +359,7 @@ def discriminator_step_checked(
     discriminator: nn.Module, given: StepArguments, terms: LossTerms, reason: str = "fused=False"
 ) -> DiscriminatorStep:
     objective = given.attack.objective
-    with beside(terms.launcher, given.network), one_power_iteration(discriminator), torch.enable_grad():
+    with past_refusals(terms.launcher, given.network), one_power_iteration(discriminator), torch.enable_grad():
         if terms.lambda_adv:
             adv_real, adv_fake = _adversarial_batch(discriminator, given)  # lines 6 to 8
         clean = [x.detach().requires_grad_() for x in (given.x_real, given.x_fake)]

@@ -19,7 +19,7 @@ from .formulas import Bound, as_float, image_norm
 from .gradients import GradientSum
 from .independence import HOOKED, Forward, note_mixing
 from .joined_penalties import StepPenalties
-from .launchers import Backward, beside
+from .launchers import Backward, past_refusals
 from .memory import keep_freed_memory
 from .module_state import one_power_iteration, weights_are_cached
 from .ops import attack_step_into
@@ -126,7 +126,7 @@ class _Step:
 
     def run(self) -> DiscriminatorStep:
         with (
-            beside(self.terms.launcher, self.given.network),
+            past_refusals(self.terms.launcher, self.given.network),
             one_power_iteration(self.discriminator),
             torch.enable_grad(),
         ):
