@@ -18,7 +18,7 @@ for archive in map(Path, sys.argv[1:]):
     if archive.name.endswith(".tar.gz"):
         with tarfile.open(archive) as file:
             held = {name.partition("/")[2] for name in file.getnames()}
-        wanted = sources("csrc", "kernels", "datgan_fast") | {
+        wanted = sources("csrc", "kernels", "datgan_fast", "examples") | {
             "CMakeLists.txt",
             "setup.py",
             "pyproject.toml",

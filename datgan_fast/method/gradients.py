@@ -1,6 +1,7 @@
 """The weight gradients of a step's several backwards, added to .grad by one multi-tensor operation per backward.
 
-torch's own accumulation adds parameter by parameter: on a GPU a launch for each. What is in .grad afterwards is the same.
+torch's own accumulation adds parameter by parameter: on a GPU a launch for each. What is in .grad afterwards is the same. A
+launcher with a backward of its own (Fabric, Accelerate, DeepSpeed) makes each of them itself, of a loss with the same gradients.
 """
 
 from __future__ import annotations
@@ -11,17 +12,28 @@ import torch
 from torch import Tensor, nn
 
 from .autograd_graph import Graph
+from .formulas import as_float
+from .launchers import Launcher
 from .module_state import Network
+from .scores import Scores
 from .second_pass import differentiable
 from .step_arguments import NO_GRADIENT
 
 
 class GradientSum:
-    """Backwards through a network's graphs; each leaves what it finds in the .grad of the weights at once."""
+    """Backwards through a network's graphs; each leaves what it finds in the .grad of the weights at once.
 
-    def __init__(self, network: Network) -> None:
+    launcher: makes them in place of autograd; where gradients land is its business.
+    """
+
+    def __init__(self, network: Network, launcher: Launcher | None = None) -> None:
         # DDP and FSDP reduce gradients in the nodes that accumulate them.
-        self._by_torch = network.distributed
+        self._by_torch = network.distributed or launcher is not None
+        self._launcher = launcher
+
+    def wide(self, scores: Scores) -> Scores:
+        """The logits in a dtype that can hold their weights: a launcher scales them before they go back through float16."""
+        return scores if self._launcher is None else scores._replace(logits=as_float(scores.logits))
 
     def add(self, output: Tensor, seed: Tensor | None = None, retain_graph: bool = False) -> None:
         """output.backward(seed)"""
@@ -67,6 +79,8 @@ class GradientSum:
     def _backward(
         self, output: Tensor, images: Tensor | None, seed: Tensor | None, retain_graph: bool
     ) -> Tensor | None:
+        if self._launcher is not None:
+            return self._launcher.of_scores(output, images, seed, retain_graph)
         weights = weights_below(output, images)
         if self._by_torch or not all(map(_is_plain, weights)):
             output.backward(seed, retain_graph=retain_graph)

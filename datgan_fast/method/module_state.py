@@ -98,7 +98,7 @@ def unchanged_state(module: nn.Module) -> Iterator[None]:
     put_back = remember(module)
     cached = dict(parametrize._cache)  # of weights, in parametrize.cached(): one made here may be another in the step
     try:
-        with _unchanged_random_state(module), _resting_spectral_norms(module):
+        with unchanged_random_state(module), _resting_spectral_norms(module):
             yield
     finally:
         put_back()
@@ -106,15 +106,17 @@ def unchanged_state(module: nn.Module) -> Iterator[None]:
         parametrize._cache.update(cached)
 
 
-def _unchanged_random_state(module: nn.Module) -> AbstractContextManager[None]:
-    devices = {t.device.index for t in [*module.parameters(), *module.buffers()] if t.device.type == "cuda"}
+def unchanged_random_state(module: nn.Module, *places: torch.device) -> AbstractContextManager[None]:
+    """torch's random state comes out as it went in, on the CPU and on the devices of the module and of `places`."""
+    tensors = (*module.parameters(), *module.buffers())
+    devices = {d.index for d in (*places, *(t.device for t in tensors)) if d.type == "cuda"}
     if not (devices and torch.cuda.is_current_stream_capturing()):
         return torch.random.fork_rng(devices=sorted(d for d in devices if d is not None))
     for m in module.modules():
         if isinstance(m, nn.modules.dropout._DropoutNd) and m.training and m.p > 0:
             raise RuntimeError(
-                "an attack through dropout cannot be captured in a CUDA graph: its masks would have to be drawn twice; "
-                "run it without a graph or set the dropout to evaluation mode"
+                "an attack through dropout cannot be captured in a CUDA graph, nor can an approximate penalty: its masks would "
+                "have to be drawn twice; run it without a graph or set the dropout to evaluation mode"
             )
     return nullcontext()
 
@@ -204,7 +206,7 @@ class Network:
             and not (every._global_forward_hooks or every._global_forward_pre_hooks)
             and all(
                 not isinstance(m, torch.jit.ScriptModule)
-                and m.__class__.forward.__module__.startswith("torch.nn.modules")
+                and (m.__class__.forward.__module__ or "").startswith("torch.nn.modules")  # None of what exec has made
                 and "forward" not in m.__dict__
                 and not m._forward_hooks
                 and not m._forward_pre_hooks

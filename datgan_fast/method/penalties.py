@@ -18,24 +18,31 @@ import torch
 from torch import Tensor
 
 from .adversarial_lipschitz import AdversarialLipschitz
+from .approximate_penalties import ApproximateZeroCentred, r1_approximate, r2_approximate
 from .arguments import SIDES
 from .autograd_graph import Graph, next_number
 from .conditions import Beside, Call
 from .formulas import Bound, as_float, check_choice, image_norm
 from .independence import eager
+from .lazy_penalty import Lazily, lazily
 from .penalty import Addable, Discriminator, Total, column, total
 from .second_pass import differentiable
 from .step_arguments import check_graph, images_of
 
 __all__ = [
     "AdversarialLipschitz",
+    "ApproximateZeroCentred",
     "GradientPenalty",
+    "Lazily",
     "Total",
     "ZeroCentred",
     "adversarial_lipschitz",
     "gradient_penalty",
+    "lazily",
     "r1",
+    "r1_approximate",
     "r2",
+    "r2_approximate",
     "total",
 ]
 

@@ -39,6 +39,7 @@ from .formulas import (
     slope2,
     weights_are_alike,
 )
+from .launchers import Backward, past_refusals, run_backward
 from .module_state import one_power_iteration, unchanged_state
 from .objective import Formula, Objective
 from .penalty import applied, as_written
@@ -362,17 +363,20 @@ def discriminator_step(
     condition_real: Any = None,
     condition_fake: Any = None,
     scores: Callable[[Any], Any] | None = None,
+    backward: Backward | None = None,
 ) -> DiscriminatorStep:
     """Algorithm 1, lines 5-10, as the paper writes it; accumulates into the parameters' .grad.
 
     Spectral normalisation makes one power iteration, at the beginning; the attack leaves running statistics and the random
     state as it found them, so that the clean pass is the one the attack saw.
+
+    backward: called once, with the whole loss times grad_scale, in place of the loss's own `.backward()`.
     """
     attack = Attack(eps, objective, formulation, norm, clip_min, clip_max)
     beside = Beside(condition_real, condition_fake, scores)
     given = checked("discriminator_step", discriminator, x_real, x_fake, attack, steps, alpha, random_start, beside)
     check_trainable(given.network)
-    terms = checked_terms(lambda_clean, lambda_adv, penalty, grad_scale)
+    terms = checked_terms(lambda_clean, lambda_adv, penalty, grad_scale, backward)
     return discriminator_step_checked(given, terms)
 
 
@@ -380,7 +384,8 @@ def discriminator_step_checked(
     given: StepArguments, terms: LossTerms, reason: str = "fused=False"
 ) -> DiscriminatorStep:
     objective, discriminator, sides = given.attack.objective, given.network.call, given.calls.sides
-    with one_power_iteration(given.network.module), torch.enable_grad():
+    launcher, module = terms.launcher, given.network.module
+    with past_refusals(launcher, given.network), one_power_iteration(module), torch.enable_grad():
         if terms.lambda_adv:
             adv = _adversarial_batch(given)  # lines 6 to 8
         clean = [x.detach().requires_grad_() for x in (given.x_real, given.x_fake)]
@@ -403,7 +408,7 @@ def discriminator_step_checked(
         if not terms.lambda_clean:  # the clean images' gradients are wanted for their norms alone
             torch.autograd.backward(logits, [t.shares() for t in scores], inputs=[*logits, *clean])
         if loss.requires_grad:
-            (loss * terms.grad_scale).backward()  # line 10
+            run_backward(loss * terms.grad_scale, launcher)  # line 10
     r, f = (t.detach().by_image() for t in scores)
     alike = weights_are_alike(objective, terms.lambda_clean)
     return DiscriminatorStep(

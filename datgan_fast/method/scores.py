@@ -60,6 +60,10 @@ class Scores(NamedTuple):
             return self.logits
         return torch.stack([part.mean(1) for part in self.logits.split(self.widths, 1)]).sum(0)
 
+    def summed(self) -> Tensor:
+        """[n]: the sum of an image's logits at all positions and scales, whose gradient zero-centred penalties take."""
+        return self.logits if self.single else self.logits.sum(1)
+
     def weights_by_image(self, weights: Tensor, alike: bool) -> Tensor:
         """[n]: by which factor the gradient of the weighted logits is that of each image's score. NaN where there is none, unless
         an objective's weights are alike at all positions of a scale."""

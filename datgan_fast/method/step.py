@@ -21,6 +21,7 @@ from .formulas import Bound, as_float, image_norm, objective_of, weights_are_ali
 from .gradients import GradientSum
 from .independence import HOOKED, Forward, note_mixing
 from .joined_penalties import StepPenalties
+from .launchers import Backward, past_refusals
 from .memory import keep_freed_memory
 from .module_state import one_power_iteration, weights_are_cached
 from .objective import Objective
@@ -62,6 +63,7 @@ def discriminator_step(
     condition_real: Any = None,
     condition_fake: Any = None,
     scores: Callable[[Any], Any] | None = None,
+    backward: Backward | None = None,
 ) -> DiscriminatorStep:
     """One discriminator update's gradients, added to the parameters' .grad; the optimiser's step stays yours.
 
@@ -80,6 +82,11 @@ def discriminator_step(
             Of condition_real, condition_fake and scores it is given, as keywords, those that its signature takes.
         grad_scale: factor on every gradient (not on what is returned), for a loss scaler in float16.
         condition_real, condition_fake, scores: as in `adversarial_batch`.
+        backward: called in place of a loss's own `.backward()`, for launchers that want theirs: `fabric.backward`,
+            `accelerator.backward`, a DeepSpeed engine's, or a function that scales. It is called as backward(loss) several times
+            in a step, with a 0-d tensor whose gradients, not its value, are the step's; and with retain_graph=True as well where
+            forwards share a graph (weights that are cached or were made before the step). A factor that it puts on gradients
+            stays in .grad and is taken out of the attack. Zero-centred penalties do not join the clean pass then.
         fused: True computes the same numbers with fewer passes; False is `datgan_fast.reference.discriminator_step`.
 
     Returns:
@@ -91,7 +98,7 @@ def discriminator_step(
 
     Raises:
         ValueError: an argument has the wrong value, images lie outside [clip_min, clip_max] (looked at in a discriminator's first
-            step), or the discriminator does not give scores that depend on the image.
+            step), the discriminator does not give scores that depend on the image, or `backward` runs none.
         TypeError: images or numbers are of another kind.
         RuntimeError: inside torch.inference_mode().
 
@@ -104,7 +111,7 @@ def discriminator_step(
     beside = Beside(condition_real, condition_fake, scores)
     given = checked("discriminator_step", discriminator, x_real, x_fake, attack, steps, alpha, random_start, beside)
     check_trainable(given.network)
-    terms = checked_terms(lambda_clean, lambda_adv, penalty, grad_scale)
+    terms = checked_terms(lambda_clean, lambda_adv, penalty, grad_scale, backward)
     if given.x_real.device.type == "cpu":
         keep_freed_memory()
     reason = "fused=False" if not fused else given.network.backward_hooks()
@@ -132,11 +139,15 @@ class _Step:
         self.objective = objective_of(given.attack.objective)
         self.merge = merge
         self.sharing = Sharing(given.attack, terms.lambda_clean)
-        self.gradients = GradientSum(given.network)
+        self.gradients = GradientSum(given.network, terms.launcher)
         self.reasons: list[str] = []  # why the step is not shared
 
     def run(self) -> DiscriminatorStep:
-        with one_power_iteration(self.given.network.module), torch.enable_grad():
+        with (
+            past_refusals(self.terms.launcher, self.given.network),
+            one_power_iteration(self.given.network.module),
+            torch.enable_grad(),
+        ):
             self.batches = Batches(self.given, self.merge)
             self.penalties = StepPenalties(self.given, self.terms, self.batches, self.gradients)
             self.adv = self.early_attack()
@@ -172,6 +183,7 @@ class _Step:
         pairs: dict[int, Forward] = {}  # for a loss that compares both batches' scores
         for k, images in enumerate(self.x):
             result = self.batches.forward(k, images)
+            result = result._replace(scores=self.gradients.wide(result.scores))
             self.borrowed |= result.lends
             self.scores.append(result.scores.detach())
             if self.objective.loss is None:
@@ -339,7 +351,7 @@ class _Step:
         if self.adv and self.objective.loss is not None:
             return self.adversarial_pair_pass()
         for k, images in enumerate(self.adv):
-            scores = self.batches.scores(k, images)
+            scores = self.gradients.wide(self.batches.scores(k, images))
             weights, sums = self.batches.terms(k, scores, self.scaled(self.terms.lambda_adv))
             self.sums_adv.append(sums)
             self.gradients.add(scores.logits, weights, self.borrowed)
@@ -347,7 +359,7 @@ class _Step:
 
     def adversarial_pair_pass(self) -> None:
         """The same for a loss that compares both batches' scores."""
-        scores = [self.batches.scores(k, images) for k, images in enumerate(self.adv)]
+        scores = [self.gradients.wide(self.batches.scores(k, images)) for k, images in enumerate(self.adv)]
         weights = self.pair_loss(scores, self.terms.lambda_adv, (0.0, 0.0), self.sums_adv)
         while scores:
             self.gradients.add(scores.pop(0).logits, weights.pop(0), self.borrowed)

@@ -18,6 +18,7 @@ from .arguments import Attack, check_attack, check_bound, check_float, number
 from .autograd_graph import Graph
 from .conditions import Beside, Calls, check_beside, check_both_conditions
 from .formulas import NORMS, Bound, default_alpha, named, norms_with_random_start, objective_of
+from .launchers import Backward, Launcher
 from .module_state import Network
 from .objective import Objective
 from .scores import scores_in
@@ -59,14 +60,18 @@ class LossTerms(NamedTuple):
     lambda_adv: float
     penalty: Penalty | None
     grad_scale: float | Tensor
+    launcher: Launcher | None  # makes the backwards
 
 
 def checked_terms(
-    lambda_clean: float, lambda_adv: float, penalty: Penalty | None, grad_scale: float | Tensor
+    lambda_clean: float,
+    lambda_adv: float,
+    penalty: Penalty | None,
+    grad_scale: float | Tensor,
+    backward: Backward | None = None,
 ) -> LossTerms:
-    return LossTerms(
-        check_lambda("lambda_clean", lambda_clean), check_lambda("lambda_adv", lambda_adv), penalty, grad_scale
-    )
+    weights = check_lambda("lambda_clean", lambda_clean), check_lambda("lambda_adv", lambda_adv)
+    return LossTerms(*weights, penalty, grad_scale, None if backward is None else Launcher(backward))
 
 
 def checked(
