@@ -43,7 +43,7 @@ def adversarial_batch(
         objective, formulation, norm, clip_min, clip_max: as in `attack_step`.
         steps: 1 is the paper's attack; more are PGD (Madry et al. 2018), towards the clean batches' mean scores
             ("batch_mean": the moving batches' means).
-        alpha: size of each step; default eps for one step, 2.5 eps / steps in a ball, eps / steps for norm "none".
+        alpha: size of each step; default eps for one step, 2.5 eps / steps in a ball, eps / steps for the other norms.
         random_start: begin at a random point of the ball (norm "l2" or "linf").
         differentiable: whether a gradient goes from the perturbed images back to x_real and x_fake and what they were made from;
             the perturbation is a constant, so that it is that of torch.clamp where the last step ended.

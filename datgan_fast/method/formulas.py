@@ -23,7 +23,7 @@ Formula = Callable[[Tensor], Tensor]
 # The built-in names, each with a kernel on every backend.
 ObjectiveName = Literal["vanilla", "fgan", "wasserstein", "hinge", "least_squares"]
 FormulationName = Literal["eq10", "alg1", "batch_mean"]
-NormName = Literal["none", "l2", "linf"]
+NormName = Literal["none", "l2", "linf", "clamp"]
 
 FORMULATIONS: tuple[FormulationName, ...] = get_args(FormulationName)
 
@@ -302,6 +302,7 @@ NORMS: dict[str, Norm] = {
             default_eps=0.03,
             step_sizes=(0.001, 0.005, 0.02),
         ),
+        Norm("clamp", lambda grad: grad.clamp(-1, 1), "clamped gradient"),  # the authors' released code
     )
 }
 
@@ -312,7 +313,7 @@ def _norm(name: str) -> Norm:
 
 
 def normalise(grad: Tensor, norm: str) -> Tensor:
-    """n(grad), per image: the gradient itself, made unit length (floor 1e-12), or its sign."""
+    """n(grad), per image: the gradient itself, made unit length (floor 1e-12), its sign, or its elements cut to [-1, 1]."""
     return _norm(norm).direction(grad)
 
 

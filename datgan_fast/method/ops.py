@@ -236,12 +236,13 @@ def perturb(
         x: [m, ...], any float dtype and layout.
         grad: the attack loss's gradient, shape of x, any float dtype and layout.
         eps: step size in units of x (norm "l2": the length of each image's step; "linf": the step of each pixel).
-        norm: "none" (the paper: the gradient itself), "l2" (unit length per image, floor 1e-12) or "linf" (sign).
+        norm: "none" (the paper: the gradient itself), "l2" (unit length per image, floor 1e-12), "linf" (sign) or "clamp" (the
+            released code: each element of the gradient cut to [-1, 1]).
         clip_min, clip_max: range of valid pixels: numbers, tensors that broadcast to x such as [channels, 1, 1], or None for no
             bound.
         differentiable: whether a gradient goes back to x, any number of times; the perturbation is a constant, so that the
-            gradient is 1 where x - eps * n(grad), rounded to x's dtype, lies inside the range of valid pixels, 0 outside, and at a
-            bound what torch.clamp's is.
+            gradient is 1 where x - eps * n(grad), rounded to x's dtype, lies inside the range of valid pixels, 0 outside, and at
+            a bound what torch.clamp's is.
         impl: the backend's name; default: the best usable one.
 
     Returns:
