@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import record
 
-NORMS = ("none", "l2", "linf")
+NORMS = ("none", "l2", "linf", "clamp")
 LARGE_IMAGES = "341x3x256x256"
 OF_A_COPY = "fraction_of_own_copy"
 

@@ -23,16 +23,17 @@
 #endif
 
 namespace dat {
-inline namespace DAT_FORMULAS {
 
 // Each with its public names in the same order, which Python reads from the extension.
 enum class Objective : int { vanilla, fgan, wasserstein, hinge, least_squares };
 inline constexpr const char* kObjectives[] = {"vanilla", "fgan", "wasserstein", "hinge", "least_squares"};
 enum class Formulation : int { eq10, alg1, batch_mean };
 inline constexpr const char* kFormulations[] = {"eq10", "alg1", "batch_mean"};
-enum class Norm : int { none, l2, linf };
-inline constexpr const char* kNorms[] = {"none", "l2", "linf"};
+enum class Norm : int { none, l2, linf, clamp };
+inline constexpr const char* kNorms[] = {"none", "l2", "linf", "clamp"};
 enum class Side : int { real, fake };
+
+inline namespace DAT_FORMULAS {
 
 DAT_HD inline Side opposite(Side side) { return side == Side::real ? Side::fake : Side::real; }
 
@@ -142,11 +143,23 @@ DAT_HD T unweighted_norm(T v_norm, T weight) {
   return weight == T(0) ? T(NAN) : v_norm / fabs(weight);
 }
 
-// x_adv = clip(x - step * direction): direction is v for `none` and `l2`, sign(v) for `linf`. The gradient is
-// coefficient * v and its norm |coefficient| * v_norm, so that the image is read once.
+template <class T>
+DAT_HD T clip(T value, T low, T high) {  // NaN passes through, as in torch.clamp
+  return value < low ? low : value > high ? high : value;
+}
+
+// x_adv = clip(x - step * direction). The gradient is coefficient * v and its norm |coefficient| * v_norm, so that the
+// image is read once.
+template <class T>
+DAT_HD T direction(Norm norm, T v, T coefficient) {
+  if (norm == Norm::linf) return sign(v);
+  return norm == Norm::clamp ? clip(coefficient * v, T(-1), T(1)) : v;
+}
+
 template <class T>
 DAT_HD T step_size(Norm norm, T eps, T coefficient, T v_norm) {
   if (norm == Norm::linf) return eps * sign(coefficient);
+  if (norm == Norm::clamp) return eps;
   T step = eps * coefficient;
   if (norm == Norm::l2) {
     const T length = fabs(coefficient) * v_norm;
@@ -154,11 +167,6 @@ DAT_HD T step_size(Norm norm, T eps, T coefficient, T v_norm) {
   }
   const T largest = sizeof(T) == 8 ? T(1e300) : T(3e38);  // keeps 0 * step from becoming NaN
   return step > largest ? largest : step < -largest ? -largest : step;
-}
-
-template <class T>
-DAT_HD T clip(T value, T low, T high) {  // NaN passes through, as in torch.clamp
-  return value < low ? low : value > high ? high : value;
 }
 
 }  // namespace DAT_FORMULAS

@@ -191,7 +191,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--rule",
         default=DEFAULT.rule,
-        help=f"the step: the raw gradient (none), at unit length (l2), or its sign (linf) (default: {DEFAULT.rule})",
+        help="the step: the raw gradient (none), at unit length (l2), its sign (linf), or its elements cut to [-1, 1] (clamp) "
+        f"(default: {DEFAULT.rule})",
     )
     parser.add_argument("--step-size", default=str(DEFAULT.step_size), help=f"default: {DEFAULT.step_size}")
     parser.add_argument(

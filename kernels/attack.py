@@ -85,7 +85,7 @@ def perturb_item(images, item, coefficient, eps, clip_min, clip_max, norm: tl.co
         mask = index < end
         x = tl.load(address(images.x, image, index, images.sizes), mask=mask).to(dtype)
         v = tl.load(address(images.v, image, index, images.sizes), mask=mask).to(dtype)
-        adv = clip(x - step * direction(v, norm), low, high)
+        adv = clip(x - step * direction(v, coefficient, norm), low, high)
         store(address(images.adv, image, index, images.sizes), adv, mask)
         if images.grad is not None:
             store(address(images.grad, image, index, images.sizes), coefficient * v, mask)

@@ -11,7 +11,7 @@ import triton.language as tl
 # The names that the formulas below are for; datgan_fast compares them with its own.
 OBJECTIVES = ("vanilla", "fgan", "wasserstein", "hinge", "least_squares")
 FORMULATIONS = ("eq10", "alg1", "batch_mean")
-NORMS = ("none", "l2", "linf")
+NORMS = ("none", "l2", "linf", "clamp")
 
 
 @triton.jit
@@ -135,19 +135,27 @@ def unweighted_norm(v_norm, weight):
     return tl.where(weight == 0, float("nan"), v_norm / tl.where(weight == 0, 1.0, tl.abs(weight)))
 
 
-# x_adv = clip(x - step * direction(v)). The attack gradient is coefficient * v and its norm
-# |coefficient| * v_norm, so that one factor per image is all that the gradient v handed in still needs.
+# x_adv = clip(x - step * direction). The attack gradient is coefficient * v and its norm |coefficient| * v_norm, so
+# that the image is read once.
 
 
 @triton.jit
-def direction(v, norm: tl.constexpr):
-    return sign(v) if norm == "linf" else v
+def direction(v, coefficient, norm: tl.constexpr):
+    if norm == "linf":
+        along = sign(v)
+    elif norm == "clamp":
+        along = clip(coefficient * v, -1.0, 1.0)
+    else:
+        along = v
+    return along
 
 
 @triton.jit
 def step_size(eps, coefficient, v_norm, norm: tl.constexpr):
     if norm == "linf":
         step = eps * sign(coefficient)
+    elif norm == "clamp":
+        step = eps
     else:
         step = eps * coefficient
         if norm == "l2":

@@ -52,6 +52,8 @@ def attack_objective(r, f, target_r, target_f, objective, formulation):
 def moved(x, gradient, size, norm):
     if norm == "linf":
         return x - size * gradient.sign()
+    if norm == "clamp":
+        return x - size * gradient.clamp(-1, 1)
     if norm == "l2":
         gradient = gradient / gradient.flatten(1).norm(dim=1).clamp(min=1e-12)[:, None, None, None]
     return x - size * gradient

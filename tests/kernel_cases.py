@@ -203,7 +203,7 @@ def test_perturb_clips(target, low, high):
     assert_close(target, out, oracle.perturb(array(x), array(grad), 0.7, "none", low, high), "out")
 
 
-@pytest.mark.parametrize("norm", ["none", "l2"])
+@pytest.mark.parametrize("norm", ["none", "l2", "clamp"])
 def test_perturb_keeps_nan_visible(target, norm):
     x, grad = (normal(target, 2, 6, seed=s) for s in (1, 2))
     x[0, 1], grad[1, 2] = math.nan, math.nan
@@ -296,7 +296,7 @@ def test_attack_step_dtypes(target, dtype, grad_dtype, norm):
 def test_attack_step_layouts(target, layout, grad_layout, dtypes):
     x = [laid_out(t, layout) for t in pair(target, 2, 1, 3, 4, 6, seed=3, dtype=dtypes[0], scale=0.5)]
     v = [laid_out(t, grad_layout) for t in pair(target, 2, 1, 3, 4, 6, seed=5, dtype=dtypes[1])]
-    norm = oracle.NORMS[(LAYOUTS.index(layout) + LAYOUTS.index(grad_layout)) % 3]
+    norm = oracle.NORMS[(LAYOUTS.index(layout) + LAYOUTS.index(grad_layout)) % len(oracle.NORMS)]
     check_step(target, x, v, logits_of(target, 2, 1), norm=norm)
 
 
@@ -376,3 +376,27 @@ def test_same_input_same_bits(target, numel):
     logits = logits_of(target, 3, 2)
     first, second = (dat.attack_step(*x, *v, *logits, 0.3, norm="l2", impl=target.impl) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@each_norm
+@each_formulation
+def test_differentiable_step(target, formulation, norm):
+    """The losses' gradients with respect to the logits, and the images': 1 where x + delta lies in the range, else 0."""
+    low, high, eps = -0.4, 0.6, 0.7
+    x, v = pair(target, 3, 2, 3, 4, 5, seed=3, scale=0.5), pair(target, 3, 2, 3, 4, 5, seed=5)
+    logits = logits_of(target, 3, 2)
+    for t in (*x, *logits):
+        t.requires_grad_()
+    how = {"formulation": formulation, "norm": norm, "clip_min": low, "clip_max": high, "impl": target.impl}
+    step = dat.attack_step(*x, *v, *logits, eps, differentiable=True, **how)
+    (2 * step.loss_real + 3 * step.loss_fake + 5 * step.adv_real.sum() + 7 * step.adv_fake.sum()).backward()
+    given = [[array(t) for t in tensors] for tensors in (x, v, logits)]
+    moved, _, losses = oracle.attack_step(*given, eps, "vanilla", formulation, norm, None, None)
+    attacks = oracle.attack_loss(*given[2], "vanilla", formulation)
+    for i, (loss_factor, image_factor) in enumerate(((2, 5), (3, 7))):
+        assert_close(target, step[4 + i], losses[i], "loss")
+        assert_close(target, logits[i].grad, loss_factor * attacks[i].coefficient, "gradient of the logits")
+        assert_close(target, step[i], oracle.clip(moved[i], low, high), "adv")
+        certain = np.minimum(np.abs(moved[i] - low), np.abs(moved[i] - high)) > 1e-5
+        inside = (moved[i] > low) & (moved[i] < high)
+        assert np.array_equal(array(x[i].grad)[certain], (image_factor * inside)[certain])

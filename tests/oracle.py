@@ -11,7 +11,7 @@ import torch
 
 OBJECTIVES = ("vanilla", "fgan", "wasserstein", "hinge", "least_squares")
 FORMULATIONS = ("eq10", "alg1", "batch_mean")
-NORMS = ("none", "l2", "linf")
+NORMS = ("none", "l2", "linf", "clamp")
 
 # (rtol, atol) of arithmetic in this dtype; a store to a half type may round once on top of it.
 TOLERANCE = {torch.float64: (1e-12, 1e-12), torch.float32: (2e-6, 1e-6)}
@@ -119,6 +119,8 @@ def image_norm(x):
 def direction(grad, norm):
     if norm == "l2":
         return grad / column(np.maximum(image_norm(grad), 1e-12), grad)
+    if norm == "clamp":
+        return np.clip(grad, -1, 1)
     return np.sign(grad) if norm == "linf" else grad
 
 

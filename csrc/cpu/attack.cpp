@@ -108,7 +108,7 @@ class ImagePass {
     Move<T> how;
     how.step = step_size<T>(perturbation_.norm, T(perturbation_.eps), T(coefficient), T(norm));
     how.low = T(perturbation_.clip_min), how.high = T(perturbation_.clip_max);
-    how.use_sign = perturbation_.norm == Norm::linf;
+    how.norm = perturbation_.norm, how.coefficient = T(coefficient);
     how.streaming = layout_.images * layout_.numel * item_size(images_.adv.dtype) >= kLarge;
     if (in_place_) {
       for_rows(unit, [&](const auto& address, int64_t n) {

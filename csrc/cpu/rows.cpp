@@ -59,9 +59,8 @@ void store(DType dtype, const T* source, int64_t n, void* target, int64_t stride
 
 template <class S, class T>
 inline void move_one(const S& x, const S& v, const Move<T>& how, S& out) {
-  const T direction = static_cast<T>(widen(v));
-  narrow(clip(static_cast<T>(widen(x)) - how.step * (how.use_sign ? sign(direction) : direction), how.low, how.high),
-         out);
+  const T along = direction(how.norm, static_cast<T>(widen(v)), how.coefficient);
+  narrow(clip(static_cast<T>(widen(x)) - how.step * along, how.low, how.high), out);
 }
 
 template <class S, class T>
@@ -69,14 +68,19 @@ void move_as(const S* __restrict x, const S* __restrict v, int64_t n, const Move
   int64_t i = 0;
 #ifdef DAT_VECTOR
   if constexpr (sizeof(T) == 4 && sizeof(S) <= 4) {
-    const Vector step = all(how.step), low = all(how.low), high = all(how.high);
+    const Vector step = all(how.step), coefficient = all(how.coefficient), low = all(how.low), high = all(how.high);
     if (how.streaming)  // up to an aligned address
       for (; i < n && reinterpret_cast<uintptr_t>(out + i) % (kWidth * sizeof(S)); ++i)
         move_one(x[i], v[i], how, out[i]);
-    if (how.use_sign)
+    if (how.norm == Norm::linf)
       for (; i + kWidth <= n; i += kWidth)
         store_vector(out + i, clip_vector(minus(load_vector(x + i), signed_as(step, load_vector(v + i))), low, high),
                      how.streaming);
+    else if (how.norm == Norm::clamp)
+      for (; i + kWidth <= n; i += kWidth) {
+        const Vector along = clip_vector(times(coefficient, load_vector(v + i)), all(-1), all(1));
+        store_vector(out + i, clip_vector(minus_product(load_vector(x + i), step, along), low, high), how.streaming);
+      }
     else
       for (; i + kWidth <= n; i += kWidth)
         store_vector(out + i, clip_vector(minus_product(load_vector(x + i), step, load_vector(v + i)), low, high),

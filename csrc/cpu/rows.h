@@ -3,15 +3,16 @@
 
 #include <cstdint>
 
+#include "../formulas.h"
 #include "../tensor.h"
 
 namespace dat::cpu {
 
-// out = clip(x - step * (use_sign ? sign(v) : v), low, high)
+// out = clip(x - step * direction(norm, v, coefficient), low, high)
 template <class T>
 struct Move {
-  T step, low, high;
-  bool use_sign;
+  T step, coefficient, low, high;
+  Norm norm;
   bool streaming;  // write past the caches, for outputs too large to be found there by the next reader
 };
 

@@ -116,6 +116,7 @@ inline Vector signed_as(Vector step, Vector v) {  // step * sign(v)
 }
 inline Vector minus_product(Vector x, Vector a, Vector b) { return _mm512_fnmadd_ps(a, b, x); }
 inline Vector minus(Vector a, Vector b) { return _mm512_sub_ps(a, b); }
+inline Vector times(Vector a, Vector b) { return _mm512_mul_ps(a, b); }
 // max and min give their second operand where one is NaN, so that NaN passes
 inline Vector clip_vector(Vector a, Vector low, Vector high) { return _mm512_min_ps(high, _mm512_max_ps(low, a)); }
 #elif defined(__AVX2__) && defined(__F16C__)
@@ -153,6 +154,7 @@ inline Vector signed_as(Vector step, Vector v) {
 }
 inline Vector minus_product(Vector x, Vector a, Vector b) { return _mm256_fnmadd_ps(a, b, x); }
 inline Vector minus(Vector a, Vector b) { return _mm256_sub_ps(a, b); }
+inline Vector times(Vector a, Vector b) { return _mm256_mul_ps(a, b); }
 inline Vector clip_vector(Vector a, Vector low, Vector high) { return _mm256_min_ps(high, _mm256_max_ps(low, a)); }
 #endif
 

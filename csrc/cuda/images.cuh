@@ -87,7 +87,7 @@ class Share {  // this thread's part of a task
   }
 
   __device__ void move(int64_t j, const typename A::XSlot (&x)[kDepth], const typename A::VSlot (&v)[kDepth], T step,
-                       bool use_sign, T low, T high, T coefficient) const {
+                       Norm norm, T low, T high, T coefficient) const {
     // Made here and not at the beginning: while the logits are reduced, registers are short.
     const Row<A::kReach> adv(side_.adv, side_.walk, image_, kSlot, shift_);
     const Row<A::kReach> grad(side_.grad, side_.walk, image_, kSlot, shift_);
@@ -96,8 +96,8 @@ class Share {  // this thread's part of a task
       if (j >= end_) return;
       T out[kSlot];
       for (int k = 0; k < kSlot; ++k) {
-        const T direction = T(widen(v[d].get(k)));
-        out[k] = clip(T(widen(x[d].get(k))) - step * (use_sign ? sign(direction) : direction), low, high);
+        const T along = direction(norm, T(widen(v[d].get(k))), coefficient);
+        out[k] = clip(T(widen(x[d].get(k))) - step * along, low, high);
       }
       A::template store<typename A::XSlot>(adv, side_.adv.dtype, j, out);
       if (!side_.grad.data) continue;
@@ -247,12 +247,11 @@ __device__ void run_task(const ImagesArgs& args, const Task& task) {
 
   const T step = step_size(args.norm, T(args.eps), coefficient, T(norm));
   const T low = T(args.clip_min), high = T(args.clip_max);
-  const bool use_sign = args.norm == Norm::linf;
-  share.move(share.first(), x, v, step, use_sign, low, high, coefficient);
+  share.move(share.first(), x, v, step, args.norm, low, high, coefficient);
   later.for_each([&](int64_t at) {
     share.load_x(later.slot(at), x);  // first: what v is taken from may have to be waited for
     later.take_v(at, v);
-    share.move(later.slot(at), x, v, step, use_sign, low, high, coefficient);
+    share.move(later.slot(at), x, v, step, args.norm, low, high, coefficient);
   });
 
   if (task.image == 0 && task.slice == 0 && args.logits.losses.data) write_losses(args, task.side, target);

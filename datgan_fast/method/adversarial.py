@@ -11,6 +11,7 @@ from torch import Tensor
 from .arguments import Attack, AttackInputs, Pair
 from .batches import Batches, merged_or_apart
 from .conditions import Beside
+from .differentiable import clipped_from
 from .formulas import Bound, clip, project
 from .independence import Forward
 from .module_state import unchanged_state
@@ -38,6 +39,7 @@ def adversarial_batch(
     condition_real: Any = None,
     condition_fake: Any = None,
     scores: Callable[[Any], Any] | None = None,
+    differentiable: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Real and generated images pushed towards the other batch's mean discriminator score.
 
@@ -49,14 +51,16 @@ def adversarial_batch(
         objective, formulation, norm, clip_min, clip_max: as in `attack_step`.
         steps: 1 is the paper's attack; more are PGD (Madry et al. 2018), towards the clean batches' mean scores
             ("batch_mean": the moving batches' means).
-        alpha: size of each step; default eps for one step, 2.5 eps / steps in a ball, eps / steps for norm "none".
+        alpha: size of each step; default eps for one step, 2.5 eps / steps in a ball, eps / steps for the other norms.
         random_start: begin at a random point of the ball (norm "l2" or "linf").
         condition_real, condition_fake: what the discriminator takes beside the images: a tensor, a tuple (positional arguments)
             or a dict (keywords). Tensors in it with one row per image travel with their images; the rest is handed on as it is.
         scores: callable from the discriminator's output to its scores; default: the output itself.
+        differentiable: whether a gradient goes from the perturbed images back to x_real and x_fake and what they were made from;
+            the perturbation is a constant, so that it is that of torch.clamp where the last step ended.
 
     Returns:
-        (adv_real, adv_fake), detached, like the images given.
+        (adv_real, adv_fake), like the images given, detached unless `differentiable`.
 
     Raises:
         ValueError: an argument has the wrong value, images lie outside [clip_min, clip_max] (looked at in a discriminator's first
@@ -69,20 +73,25 @@ def adversarial_batch(
     attack = Attack(eps, objective, formulation, norm, clip_min, clip_max)
     beside = Beside(condition_real, condition_fake, scores)
     given = checked("adversarial_batch", discriminator, x_real, x_fake, attack, steps, alpha, random_start, beside)
-    return adversarial_images(given)
+    if not differentiable:
+        return adversarial_images(given)
+    real, fake = adversarial_images(given, clipped=False)
+    return clipped_from(x_real, real, clip_min, clip_max), clipped_from(x_fake, fake, clip_min, clip_max)
 
 
-def adversarial_images(given: StepArguments) -> Pair:
+def adversarial_images(given: StepArguments, clipped: bool = True) -> Pair:
+    """`clipped`: whether the last step is; every other one is."""
     start = (given.x_real, given.x_fake)
     if given.random_start:
         start = random_points(start, given.attack)  # here, where the random state moves on
-    return merged_or_apart(given, lambda merge: _attacked(given, start, merge))
+    return merged_or_apart(given, lambda merge: _attacked(given, start, merge, clipped))
 
 
-def _attacked(given: StepArguments, start: Pair, merge: bool) -> Pair:
+def _attacked(given: StepArguments, start: Pair, merge: bool, clipped: bool) -> Pair:
     attack = given.attack
     # Several steps are projected first and clipped then.
-    step = attack if given.single else attack._replace(eps=given.alpha, clip_min=None, clip_max=None)
+    at_once = given.single and clipped
+    step = attack if at_once else attack._replace(eps=given.alpha, clip_min=None, clip_max=None)
     with unchanged_state(given.network.module), torch.enable_grad():
         batches = Batches(given, merge)
         adv = batches.join(*start)
@@ -97,15 +106,14 @@ def _attacked(given: StepArguments, start: Pair, merge: bool) -> Pair:
             scores = batches.scored_sides([p.scores.detach() for p in passes])
             if target is None or attack.formulation == "batch_mean":  # whose scalar has both batches' means in it
                 target = scores
-            adv = attack_backward(batches, x, scores, passes, step, target)
+            moved_to = attack_backward(batches, x, scores, passes, step, target)
             del passes
             if not given.single:
-                adv = [_in_ball(t, clean, attack) for t, clean in zip(adv, batches.clean, strict=True)]
-    return batches.sides(adv)
-
-
-def _in_ball(x: Tensor, x_clean: Tensor, attack: Attack) -> Tensor:
-    return clip(project(x, x_clean, attack.eps, attack.norm), attack.clip_min, attack.clip_max)
+                moved_to = [
+                    project(t, clean, attack.eps, attack.norm) for t, clean in zip(moved_to, batches.clean, strict=True)
+                ]
+            adv = moved_to if at_once else [clip(t, attack.clip_min, attack.clip_max) for t in moved_to]
+    return batches.sides(adv if clipped else moved_to)
 
 
 def leaves(tensors: Sequence[Tensor]) -> list[Tensor]:

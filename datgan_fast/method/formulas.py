@@ -26,7 +26,7 @@ Bound = float | Tensor | None  # of the range of valid pixels
 # The built-in names. Each is computed by kernels on every backend; a loss over pairs has those of the scores it compares.
 ObjectiveName = Literal["vanilla", "fgan", "wasserstein", "hinge", "least_squares", "relativistic"]
 FormulationName = Literal["eq10", "alg1", "batch_mean"]
-NormName = Literal["none", "l2", "linf"]
+NormName = Literal["none", "l2", "linf", "clamp"]
 
 FORMULATIONS: tuple[FormulationName, ...] = get_args(FormulationName)
 
@@ -297,6 +297,7 @@ NORMS: dict[str, Norm] = {
             default_eps=0.03,
             step_sizes=(0.001, 0.005, 0.02),
         ),
+        Norm("clamp", lambda grad: grad.clamp(-1, 1), "clamped gradient"),  # the authors' released code
     )
 }
 
@@ -307,7 +308,7 @@ def _norm(name: str) -> Norm:
 
 
 def normalise(grad: Tensor, norm: str) -> Tensor:
-    """n(grad), per image: the gradient itself, made unit length (floor 1e-12), or its sign."""
+    """n(grad), per image: the gradient itself, made unit length (floor 1e-12), its sign, or its elements cut to [-1, 1]."""
     return _norm(norm).direction(grad)
 
 

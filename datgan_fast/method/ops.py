@@ -36,6 +36,7 @@ from .arguments import (
     loss_dtype,
     number,
 )
+from .differentiable import clipped_from
 from .formulas import FORMULATIONS, Bound, check_choice, clip, kernels_of, named
 from .objective import Objective
 from .reference import AttackStep, logits_with_targets
@@ -54,16 +55,45 @@ class _AttackLoss(torch.autograd.Function):
         return losses[0], losses[1]
 
     @staticmethod
-    def backward(ctx, grad_real, grad_fake):  # type: ignore[no-untyped-def]
-        real, fake, coefficient_real, coefficient_fake = ctx.saved_tensors
-        # torch refuses the second derivative of compiled functions by itself.
-        create_graph = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        scale = _FinalGradient.apply if create_graph else _scale
-        return (
-            scale(real, coefficient_real, grad_real) if ctx.needs_input_grad[0] else None,
-            scale(fake, coefficient_fake, grad_fake) if ctx.needs_input_grad[1] else None,
-            *[None] * 5,
-        )
+    def backward(ctx, *grads):  # type: ignore[no-untyped-def]
+        real, fake, *coefficients = ctx.saved_tensors
+        return *_scaled("attack_loss", ctx.needs_input_grad, (real, fake), coefficients, grads), *[None] * 5
+
+
+class _StepLosses(torch.autograd.Function):
+    """The losses that a single pass has found. Their gradient, one number for each logit, is computed when it is asked for."""
+
+    @staticmethod
+    def forward(ctx, real, fake, target_real, target_fake, losses, objective, formulation, impl):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(real, fake, target_real, target_fake)
+        ctx.how = objective, formulation, impl
+        return losses[0], losses[1]
+
+    @staticmethod
+    def backward(ctx, *grads):  # type: ignore[no-untyped-def]
+        logits = ctx.saved_tensors
+        _, *coefficients = torch.ops.datgan_fast.attack_loss(*map(_detached, logits), *ctx.how)
+        return *_scaled("attack_step", ctx.needs_input_grad, logits, coefficients, grads), *[None] * 6
+
+
+def _scaled(
+    operation: str,
+    needed: Sequence[bool],
+    logits: Sequence[Tensor],
+    coefficients: Sequence[Tensor],
+    grads: Sequence[Tensor],
+) -> tuple[Tensor | None, ...]:
+    """The gradients of the real and of the generated logits, None where it is not needed."""
+    # torch refuses the second derivative of compiled functions by itself.
+    create_graph = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    return tuple(
+        None
+        if not needed[k]
+        else _FinalGradient.apply(logits[k], coefficients[k], grads[k], operation)
+        if create_graph
+        else _scale(logits[k], coefficients[k], grads[k])
+        for k in range(2)
+    )
 
 
 def _scale(logits: Tensor, coefficient: Tensor, grad: Tensor) -> Tensor:
@@ -75,14 +105,15 @@ class _FinalGradient(torch.autograd.Function):
     constant wherever the incoming gradient is one, and a penalty on it would be wrong without a word."""
 
     @staticmethod
-    def forward(ctx, logits, coefficient, grad):  # type: ignore[no-untyped-def]
+    def forward(ctx, logits, coefficient, grad, operation):  # type: ignore[no-untyped-def]
+        ctx.operation = operation
         return _scale(logits, coefficient, grad)
 
     @staticmethod
     def backward(ctx, *grads):  # type: ignore[no-untyped-def]
         raise RuntimeError(
-            "datgan_fast.attack_loss can be differentiated only once; "
-            "datgan_fast.reference.attack_loss can be differentiated any number of times"
+            f"a loss of datgan_fast.{ctx.operation} can be differentiated only once; one of "
+            f"datgan_fast.reference.{ctx.operation} can be differentiated any number of times"
         )
 
 
@@ -251,17 +282,22 @@ def perturb(
     norm: str = "none",
     clip_min: Bound = -1.0,
     clip_max: Bound = 1.0,
+    differentiable: bool = False,
     impl: str | None = None,
 ) -> Tensor:
-    """x_adv = clip(x - eps * n(grad), clip_min, clip_max), detached.
+    """x_adv = clip(x - eps * n(grad), clip_min, clip_max), detached unless `differentiable`.
 
     Args:
         x: [m, ...], any float dtype and layout.
         grad: the attack loss's gradient, shape of x, any float dtype and layout.
         eps: step size in units of x (norm "l2": the length of each image's step; "linf": the step of each pixel).
-        norm: "none" (the paper: the gradient itself), "l2" (unit length per image, floor 1e-12) or "linf" (sign).
+        norm: "none" (the paper: the gradient itself), "l2" (unit length per image, floor 1e-12), "linf" (sign) or "clamp" (the
+            released code: each element of the gradient cut to [-1, 1]).
         clip_min, clip_max: range of valid pixels: numbers, tensors that broadcast to x such as [channels, 1, 1], or None for no
             bound.
+        differentiable: whether a gradient goes back to x, any number of times; the perturbation is a constant, so that the
+            gradient is 1 where x - eps * n(grad), rounded to x's dtype, lies inside the range of valid pixels, 0 outside, and at
+            a bound what torch.clamp's is.
         impl: the backend's name; default: the best usable one.
 
     Returns:
@@ -277,7 +313,11 @@ def perturb(
     check_float("the input gradient of x", grad)
     out = torch.empty_like(x, requires_grad=False)
     low, high = _kernel_bounds(clip_min, clip_max, x)
+    if differentiable:  # the same launch, which leaves the clip to torch
+        low = high = None
     torch.ops.datgan_fast.perturb(_detached(x), _detached(grad), eps, norm, low, high, impl or "", out)
+    if differentiable:
+        return clipped_from(x, out, clip_min, clip_max)
     return out if (low, high) == (clip_min, clip_max) else clip(out, clip_min, clip_max)
 
 
@@ -312,6 +352,7 @@ def attack_step(
     grad_weight_real: Tensor | None = None,
     grad_weight_fake: Tensor | None = None,
     return_grad: bool = True,
+    differentiable: bool = False,
     impl: str | None = None,
 ) -> AttackStep:
     """The attack in a single pass: losses, input gradients and perturbed images from logits and the discriminator's gradient.
@@ -325,11 +366,13 @@ def attack_step(
         grad_weight_real, grad_weight_fake: [m], [n]: the input gradients handed in are these times d D(x_i) / dx_i, as a
             backward of a weighted sum of logits leaves them. An image of weight 0 is not moved.
         return_grad: whether the attack loss's input gradients are wanted too (one more tensor of traffic).
+        differentiable: whether the losses can be differentiated with respect to the logits, once, as `attack_loss`'s, and the
+            perturbed images with respect to the images, as `perturb`'s; targets, perturbations and input gradients are constants.
         impl: the backend's name; default: the best usable one.
 
     Returns:
-        AttackStep(adv_real, adv_fake, grad_real, grad_fake, loss_real, loss_fake), all detached: images like the images
-        given, gradients (None without return_grad) like the gradients given, losses 0-d float32 or float64.
+        AttackStep(adv_real, adv_fake, grad_real, grad_fake, loss_real, loss_fake), all detached unless `differentiable`: images
+        like the images given, gradients (None without return_grad) like the gradients given, losses 0-d float32 or float64.
 
     Raises:
         ValueError, TypeError: an argument has the wrong shape, dtype or value.
@@ -356,9 +399,19 @@ def attack_step(
             check_float(name, weight)
     adv = torch.empty_like(x_real, requires_grad=False), torch.empty_like(x_fake, requires_grad=False)
     grads = [torch.empty_like(t, requires_grad=False) for t in inputs.v] if return_grad else []
-    losses = _run_step(inputs, attack, impl, adv, grads, [])
     grad_real, grad_fake = grads or (None, None)
-    return AttackStep(*adv, grad_real, grad_fake, losses[0], losses[1])
+    if not differentiable:
+        losses = _run_step(inputs, attack, impl, adv, grads, [])
+        return AttackStep(*adv, grad_real, grad_fake, losses[0], losses[1])
+    _kernel_bounds(clip_min, clip_max, x_real, x_fake)  # a tensor that is no bound is refused before the launch, too
+    losses = _run_step(inputs, attack._replace(clip_min=None, clip_max=None), impl, adv, grads, [])
+    targets = (t.detach() for t in inputs.targets)  # new tensors in any case: the compiler wants no input twice
+    loss_real, loss_fake = _StepLosses.apply(
+        real_logits, fake_logits, *targets, losses, objective, formulation, impl or ""
+    )
+    adv_real = clipped_from(x_real, adv[0], clip_min, clip_max)
+    adv_fake = clipped_from(x_fake, adv[1], clip_min, clip_max)
+    return AttackStep(adv_real, adv_fake, grad_real, grad_fake, loss_real, loss_fake)
 
 
 def attack_step_into(

@@ -17,6 +17,7 @@ from torch import Tensor
 from .arguments import Attack, AttackInputs, Logits, Pair, Perturbation
 from .autograd_graph import Graph, next_number
 from .conditions import Beside, Call
+from .differentiable import clipped_from
 from .formulas import (
     FORMULATIONS,
     NORMS,
@@ -202,15 +203,17 @@ def perturb(
     norm: str = "none",
     clip_min: Bound = -1.0,
     clip_max: Bound = 1.0,
+    differentiable: bool = False,
 ) -> Tensor:
     """x_adv = clip(x - eps * n(grad)), shape and dtype of x; the perturbation is a constant."""
-    return perturbed(x, grad, Perturbation(eps, norm, clip_min, clip_max))
+    return perturbed(x if differentiable else x.detach(), grad, Perturbation(eps, norm, clip_min, clip_max))
 
 
 def perturbed(x: Tensor, grad: Tensor, how: Perturbation) -> Tensor:
+    """Differentiable with respect to x. Rounded before the clip: a bound that x's dtype has not is none to fall below."""
     images = as_float(x)
     grad = grad.detach().to(torch.promote_types(images.dtype, grad.dtype))
-    return clip(images - how.eps * normalise(grad, how.norm), how.clip_min, how.clip_max).to(x.dtype)
+    return clip((images - how.eps * normalise(grad, how.norm)).to(x.dtype), how.clip_min, how.clip_max)
 
 
 @targets_renamed
@@ -232,29 +235,38 @@ def attack_step(
     target_fake_logits: Tensor | None = None,
     grad_weight_real: Tensor | None = None,
     grad_weight_fake: Tensor | None = None,
+    differentiable: bool = False,
 ) -> AttackStep:
-    """The single pass in separate steps; see `datgan_fast.attack_step` for the arguments."""
+    """The single pass in separate steps; see `datgan_fast.attack_step` for the arguments.
+
+    The losses are differentiable any number of times, where they are to be at all.
+    """
     inputs = AttackInputs(
         (x_real, x_fake),
         (input_grad_real, input_grad_fake),
         *logits_with_targets(real_logits, fake_logits, target_real_logits, target_fake_logits),
         (grad_weight_real, grad_weight_fake),
     )
-    return attack_step_of(inputs, Attack(eps, objective, formulation, norm, clip_min, clip_max))
+    return attack_step_of(inputs, Attack(eps, objective, formulation, norm, clip_min, clip_max), differentiable)
 
 
-def attack_step_of(inputs: AttackInputs, attack: Attack) -> AttackStep:
+def attack_step_of(inputs: AttackInputs, attack: Attack, differentiable: bool = False) -> AttackStep:
     real, fake = attack_terms(inputs.scores, attack.objective, attack.formulation)
 
     def side(k: int, coefficient: Tensor) -> tuple[Tensor, Tensor]:
         x, v, weight = inputs.x[k], inputs.v[k], inputs.weights[k]
         if weight is not None:
+            weight = weight.detach()
             coefficient = torch.where(weight == 0, 0.0, coefficient / weight)
         grad = coefficient.view(-1, *[1] * (v.dim() - 1)) * as_float(v.detach())
-        return perturbed(x.detach(), grad, attack.perturbation), grad.to(v.dtype)
+        return perturbed(x if differentiable else x.detach(), grad, attack.perturbation), grad.to(v.dtype)
 
     (adv_real, grad_real), (adv_fake, grad_fake) = side(0, real[1]), side(1, fake[1])
-    return AttackStep(adv_real, adv_fake, grad_real, grad_fake, real[0], fake[0])
+    losses = real[0], fake[0]
+    if differentiable:
+        scores = _differences(inputs.scores, attack.objective, attack.formulation)
+        losses = scores[0][0].abs().sum(), scores[1][0].abs().sum()
+    return AttackStep(adv_real, adv_fake, grad_real, grad_fake, *losses)
 
 
 def adversarial_batch(
@@ -274,16 +286,20 @@ def adversarial_batch(
     condition_real: Any = None,
     condition_fake: Any = None,
     scores: Callable[[Any], Any] | None = None,
+    differentiable: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Perturbed real and generated images, with autograd through the whole attack loss; see `datgan_fast.adversarial_batch`."""
     attack = Attack(eps, objective, formulation, norm, clip_min, clip_max)
     beside = Beside(condition_real, condition_fake, scores)
-    return _adversarial_batch(
-        checked("adversarial_batch", discriminator, x_real, x_fake, attack, steps, alpha, random_start, beside)
-    )
+    given = checked("adversarial_batch", discriminator, x_real, x_fake, attack, steps, alpha, random_start, beside)
+    if not differentiable:
+        return _adversarial_batch(given)
+    real, fake = _adversarial_batch(given, clipped=False)
+    return clipped_from(x_real, real, clip_min, clip_max), clipped_from(x_fake, fake, clip_min, clip_max)
 
 
-def _adversarial_batch(given: StepArguments) -> Pair:
+def _adversarial_batch(given: StepArguments, clipped: bool = True) -> Pair:
+    """`clipped`: whether the last step is; every other one is."""
     attack, clean, (real, fake) = given.attack, (given.x_real, given.x_fake), given.calls.sides
     adv = random_points(clean, attack) if given.random_start else clean  # outside, where the random state moves on
     target: ScoredSides | None = None  # the clean batches' scores
@@ -297,14 +313,19 @@ def _adversarial_batch(given: StepArguments) -> Pair:
             if target is None or attack.formulation == "batch_mean":  # whose scalar has both batches' means in it
                 target = scores[0].detach(), scores[1].detach()
             grads = _attack_gradients(adv, scores, target, attack)
-            adv = _moved(given, adv[0], grads[0], clean[0]), _moved(given, adv[1], grads[1], clean[1])
-    return adv
+            moved = _moved(given, adv[0], grads[0], clean[0]), _moved(given, adv[1], grads[1], clean[1])
+            adv = _clipped(moved, attack)
+    return adv if clipped else moved
 
 
 def random_points(clean: Pair, attack: Attack) -> Pair:
     """Where an attack with a random start begins."""
     real, fake = (random_point(x, attack.eps, attack.norm) for x in clean)
-    return clip(real, attack.clip_min, attack.clip_max), clip(fake, attack.clip_min, attack.clip_max)
+    return _clipped((real, fake), attack)
+
+
+def _clipped(x: Pair, attack: Attack) -> Pair:
+    return clip(x[0], attack.clip_min, attack.clip_max), clip(x[1], attack.clip_min, attack.clip_max)
 
 
 def _attack_gradients(x: Pair, scores: ScoredSides, target: ScoredSides, attack: Attack) -> list[Tensor]:
@@ -319,12 +340,10 @@ def _attack_gradients(x: Pair, scores: ScoredSides, target: ScoredSides, attack:
 
 
 def _moved(given: StepArguments, x: Tensor, grad: Tensor, clean: Tensor) -> Tensor:
-    """One step of the attack; of several, each is projected first and clipped then."""
+    """One step of the attack before the clip; of several, each is projected first and clipped then."""
     attack = given.attack
-    adv = perturbed(x.detach(), grad, Perturbation(given.alpha, attack.norm, None, None))
-    if not given.single:
-        adv = project(adv, clean, attack.eps, attack.norm)
-    return clip(adv, attack.clip_min, attack.clip_max)
+    moved = perturbed(x.detach(), grad, Perturbation(given.alpha, attack.norm, None, None))
+    return moved if given.single else project(moved, clean, attack.eps, attack.norm)
 
 
 def _scores(call: Call, images: Tensor, objective: str | Objective) -> Scores:

@@ -33,7 +33,7 @@ BATCH_NORM = ("eval", "train")
 class Protocol:
     """What the paper leaves open. A batch of one kind is attacked towards the scores of a batch of the other kind."""
 
-    rule: str = "l2"  # the step: the gradient ("none"), at unit length ("l2"), or its sign ("linf")
+    rule: str = "l2"  # the step, a key of NORMS: the gradient ("none"), at unit length ("l2"), its sign ("linf")
     step_size: float = 0.05
     target: str = "paired"  # image i of the other batch, or that batch's "mean" score
     batch_norm: str = "eval"  # running statistics ("eval") or those of the batch under attack ("train")

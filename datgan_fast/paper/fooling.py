@@ -50,7 +50,8 @@ def steps_to_fool(
             mode images move each other. Its parameters and buffers stay as they are.
         images: [n, ...], float16, bfloat16, float32 or float64.
         target: scores in [0, 1], one for each image ([n]) or one for all.
-        rule: n(gradient), as in `perturb`: the gradient itself ("none"), made unit length ("l2"), or its sign ("linf").
+        rule: n(gradient), as in `perturb`: the gradient itself ("none"), made unit length ("l2"), its sign ("linf"), or its
+            elements cut to [-1, 1] ("clamp").
         step_size: in units of the images; more than 0.
         cap: the most steps; at least 0.
         tolerance: of the score; at least 0.

@@ -51,6 +51,17 @@ def test_a_step_is_one_launch(cuda, target, numel, norm):
     assert cuda.device.launches == 1
 
 
+def test_a_differentiable_step_is_the_same_launch(cuda, target):
+    x, v = pair(target, 3, 2, 50, seed=3), pair(target, 3, 2, 50, seed=5)
+    x[0].requires_grad_()
+    logits = [t.requires_grad_() for t in logits_of(target, 3, 2)]
+    step = dat.attack_step(*x, *v, *logits, 0.3, norm="l2", differentiable=True)
+    dat.perturb(x[0], v[0], 0.3, differentiable=True)
+    assert cuda.device.launches == 2
+    (step.adv_real.sum() + step.loss_fake).backward()  # which asks for the coefficients
+    assert cuda.device.launches == 3
+
+
 # (shared memory, clusters, compiled for) and what it makes of an image of 20 tiles
 @pytest.mark.parametrize(
     ("device", "cluster", "kept"),

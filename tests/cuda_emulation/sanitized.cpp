@@ -121,7 +121,7 @@ void run_sample(DType dtype, int64_t w_stride, bool mirror) {
 
 int main() {
   constexpr DType f64 = DType::float64, f32 = DType::float32, f16 = DType::float16, bf16 = DType::bfloat16;
-  for (const Norm norm : {Norm::none, Norm::l2, Norm::linf}) {
+  for (const Norm norm : {Norm::none, Norm::l2, Norm::linf, Norm::clamp}) {
     run(3, 301, norm, f32, f32, 0, 1, false);
     run(2, 600, norm, f16, f16, 1, 1, false);
   }

@@ -165,6 +165,7 @@ def launch_attack_step(
         pytest.param(lambda: launch_attack_step(extras=False), id="attack_step"),
         pytest.param(lambda: launch_attack_step(norm="l2", v=torch.bfloat16), id="attack_step-l2-mixed"),
         pytest.param(lambda: launch_attack_step(norm="linf", x=torch.float64), id="attack_step-linf-float64"),
+        pytest.param(lambda: launch_attack_step(norm="clamp", v=torch.bfloat16), id="attack_step-clamp-mixed"),
     ],
 )
 def test_kernel_compiles_for_architecture(launches, start, architecture):

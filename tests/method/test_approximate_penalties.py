@@ -299,4 +299,4 @@ def test_they_are_values():
     assert r1_approximate(2.0, 0.1) == r1_approximate(2.0, 0.1) != r2_approximate(2.0, 0.1)
     assert r1_approximate(0.0)(build("conv"), *batches()) == 0
     with pytest.raises(ValueError, match="one logit per image"):
-        r1_approximate()(nn.Linear(2, 3), torch.rand(M, 2), torch.rand(N, 2))
+        r1_approximate()(nn.Sequential(nn.Linear(2, 3), nn.Flatten(0)), torch.rand(M, 2), torch.rand(N, 2))

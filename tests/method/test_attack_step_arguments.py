@@ -31,10 +31,10 @@ def call_attack_step(**changes):
     ("changes", "error", "message"),
     [
         ({"objective": None}, ValueError, "objective must be one of vanilla, .*None"),
-        ({"norm": None}, ValueError, "norm must be one of none, l2, linf; got None"),
+        ({"norm": None}, ValueError, "norm must be one of none, l2, linf, clamp; got None"),
         ({"objective": "wgan"}, ValueError, "objective must be one of vanilla, .*'wgan'"),
         ({"formulation": "eq9"}, ValueError, "formulation must be one of eq10, .*'eq9'"),
-        ({"norm": "l1"}, ValueError, "norm must be one of none, l2, linf; got 'l1'"),
+        ({"norm": "l1"}, ValueError, "norm must be one of none, l2, linf, clamp; got 'l1'"),
         ({"eps": math.nan}, ValueError, "eps must be a finite number"),
         ({"eps": math.inf}, ValueError, "eps must be a finite number"),
         ({"clip_min": 1.0, "clip_max": 0.0}, ValueError, "clip_min must not exceed clip_max"),

@@ -69,7 +69,7 @@ def test_gradients_buffers_and_record(name, fused, dtype):
 @pytest.mark.parametrize("norm", NORMS)
 @each_path
 def test_objectives_formulations_norms(objective, formulation, norm, fused):
-    eps = {"none": 1.0, "l2": 2.0, "linf": 0.1}[norm]
+    eps = {"none": 1.0, "l2": 2.0, "linf": 0.1, "clamp": 1.0}[norm]
     record, _ = compare("conv", fused, objective=objective, formulation=formulation, norm=norm, eps=eps)
     assert record.path == ("shared" if fused else "reference")
 

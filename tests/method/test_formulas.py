@@ -91,9 +91,9 @@ def test_a_norm_without_a_length_has_general_step_sizes():
 
 
 def test_built_in_norms():
-    assert [row.default_eps for row in NORMS.values()] == [None, 1.0, 0.03]
-    assert [row.has_ball for row in NORMS.values()] == [False, True, True]
-    assert [row.needs_image_norm for row in NORMS.values()] == [False, True, False]
+    assert [row.default_eps for row in NORMS.values()] == [None, 1.0, 0.03, None]
+    assert [row.has_ball for row in NORMS.values()] == [False, True, True, False]
+    assert [row.needs_image_norm for row in NORMS.values()] == [False, True, False, False]
     for row in NORMS.values():
         assert row.has_ball == (row.random_point is not None)
         assert list(row.step_sizes) == sorted(row.step_sizes)

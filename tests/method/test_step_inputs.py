@@ -86,10 +86,10 @@ def test_only_the_first_step_looks():
 LOW, HIGH = torch.tensor([-0.95, -1.0, -0.9]).view(3, 1, 1), torch.tensor([0.9, 0.95, 1.0]).view(1, 3, 1, 1)
 
 
-@pytest.mark.parametrize("norm", ["none", "l2", "linf"])
+@pytest.mark.parametrize("norm", ["none", "l2", "linf", "clamp"])
 @each_path
 def test_bounds_by_channel(fused, norm):
-    eps = {"none": 30.0, "l2": 5.0, "linf": 0.5}[norm]
+    eps = {"none": 30.0, "l2": 5.0, "linf": 0.5, "clamp": 30.0}[norm]
     x, y = batches()
     adv = dat.adversarial_batch(build("conv"), x, y, eps=eps, norm=norm, clip_min=LOW, clip_max=HIGH)
     free = dat.adversarial_batch(build("conv"), x, y, eps=eps, norm=norm, clip_min=None, clip_max=None)

@@ -12,7 +12,7 @@ from host_reads import NoHostReads
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-STEP = {"none": 0.7, "l2": 0.15, "linf": 0.02}
+STEP = {"none": 0.7, "l2": 0.15, "linf": 0.02, "clamp": 0.7}
 
 
 class Linear(nn.Module):
@@ -41,13 +41,15 @@ def plain_steps(discriminator, image, target, rule, size, cap, tolerance=0.02):
             direction = direction / direction.pow(2).sum().sqrt()
         elif rule == "linf":
             direction = torch.sign(direction)
+        elif rule == "clamp":
+            direction = direction.clamp(-1, 1)
         if step < cap:
             x = (x - size * direction).clamp(-1, 1)
     return cap, False, x.detach()
 
 
 @pytest.mark.parametrize("name", ["conv", "BatchNorm, eval", "spectral norm, eval", "MLP, LayerNorm"])
-@pytest.mark.parametrize("rule", ["none", "l2", "linf"])
+@pytest.mark.parametrize("rule", STEP)
 @pytest.mark.parametrize("count", [1, 7])
 def test_the_counts_of_a_loop_over_single_images(name, rule, count):
     discriminator = networks.build(name, torch.float64)
