@@ -182,6 +182,15 @@ def load_labels(dataset: str, data_dir: str | Path | None = None, train: bool = 
     return row.read_labels(Request(data_dir, train, download))
 
 
+def first_of_shuffled(total: int, count: int, of: str) -> Tensor:
+    """Which `count` of `total` images a run with --n-images trains on: int64 [count], the first of one permutation that every
+    run shares, so that seeds compare and a smaller number is a part of a larger one. Raises DataError."""
+    if count > total:
+        raise DataError(f"--n-images {count}: should be at most {total}, all the training images of {of}.")
+    random = torch.Generator("cpu").manual_seed(0)
+    return torch.randperm(total, generator=random, dtype=torch.int64, device="cpu")[:count]
+
+
 def dataset_named(dataset: str) -> Dataset:
     """Its row, also of what was handed over in Python, which is not among those that can be typed. Raises DataError."""
     if dataset == OWN:

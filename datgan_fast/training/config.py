@@ -13,6 +13,7 @@ from typing import Any, Literal
 from ..data.datasets import OWN, dataset_named
 from ..errors import ConfigError
 from ..method.formulas import NORMS, OBJECTIVES, FormulationName, NormName, ObjectiveName
+from .augment import AugmentName
 from .baselines import BASELINES, BaselineName, OptimizerName
 from .option_values import flag
 
@@ -60,6 +61,8 @@ class Config:
     flip: bool
     image_size: int  # 0 for points
     channels: int  # 0 for points
+    n_images: int  # 0: all
+    augment: AugmentName
 
     # networks
     architecture: Architecture
@@ -124,7 +127,7 @@ class Config:
     def typed(self) -> dict[str, Any]:
         """As options, for a file: reading them gives this configuration again."""
         values = dataclasses.asdict(self) | {"cuda_graph": _CUDA_GRAPH[self.cuda_graph]}
-        unused = {"image_size": 0, "channels": 0, "init_from": "", "inception_weights": ""}
+        unused = ("image_size", "channels", "n_images", "init_from", "inception_weights")
         return values | {name: values[name] or None for name in unused}
 
 
@@ -174,6 +177,10 @@ def _check_points(c: Config) -> None:
     if c.architecture not in ("mlp", OWN):
         raise ConfigError(
             f"--architecture {c.architecture}: draws images; --dataset {c.dataset} has points, which need mlp"
+        )
+    if c.augment != "none":
+        raise ConfigError(
+            f"--augment {c.augment}: is for images; leave it out with --dataset {c.dataset}, whose points have none"
         )
     for name in ("image_size", "channels", "flip", "channels_last", "batch_norm"):
         if value := getattr(c, name):

@@ -11,7 +11,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ from ..method.reference import Penalty
 from ..method.step import discriminator_step
 from ..method.torch_defaults import plain_defaults
 from . import optimizers
+from .augment import Augmented
 from .baselines import BASELINES
 from .config import Config
 from .forward_counters import counted_on_the_host, share_counters
@@ -83,6 +84,8 @@ class Iteration:
         share_counters(self.average, self.generator)
         self._generator: Any = torch.compile(self.generator, dynamic=False) if c.compile else self.generator
         self._discriminator: Any = torch.compile(self.discriminator, dynamic=False) if c.compile else self.discriminator
+        if c.augment != "none":
+            self._discriminator = Augmented(cast(nn.Module, self._discriminator))
         self.path, self.reason = "", ""  # of the last discriminator step, see DiscriminatorStep
 
         self._steps = torch.tensor([0, 10], dtype=torch.int64, device=self.device)
@@ -256,7 +259,9 @@ class Iteration:
             return None
 
         if c.compile:
-            total = OfNetwork(total, self.discriminator)  # the plain one: torch cannot compile a double backward
+            # The plain one: torch cannot compile a double backward.
+            plain = self.discriminator if c.augment == "none" else Augmented(self.discriminator)
+            total = OfNetwork(total, plain)
         return total if c.penalty_precision == c.precision else Within(total, self._penalty_precision)
 
     @contextmanager

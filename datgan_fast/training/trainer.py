@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..data.datasets import load_images
+from ..data.datasets import first_of_shuffled, load_images
 from ..errors import ConfigError, TrainingStopped
 from ..method.dispatch import kernels, use_backend
 from ..metrics.evaluator import Evaluator
@@ -66,7 +66,8 @@ class Trainer:
             images = load_images(c.dataset, c.data_dir, c.image_size or None, c.channels or None, download=c.download)
         self._real_points = images[:PLOTTED].clone() if c.points else None
         check_own_networks(c, generator, discriminator, images)
-        self.iteration = Iteration(c, images, generator, discriminator)
+        trained_on = images[first_of_shuffled(len(images), c.n_images, c.dataset)] if c.n_images else images
+        self.iteration = Iteration(c, trained_on, generator, discriminator)
         self.config = self.iteration.config = recorded_architecture(c, generator, discriminator)
         if c.init_from:
             self._init_from(c.init_from)
