@@ -54,6 +54,8 @@ GENERAL: dict[str, Any] = {
     "flip": False,
     "n_images": 0,
     "augment": "none",
+    "conditional": False,
+    "classes": 0,
     "architecture": "dcgan",
     "z_dim": 128,
     "ema": 0.999,
@@ -135,6 +137,13 @@ class Options:
         "what the discriminator's images, real and generated, go through first; diffaugment: colour, translation and cutout, for "
         "training on few images",
         choices=("none", "diffaugment"),
+    )
+    conditional: bool | None = _option(
+        "images by class, of a data set with labels or with a folder for each class: conditional BatchNorm in the generator, "
+        "projection in the discriminator"
+    )
+    classes: int | None = _option(
+        "how many there are with --conditional; default: as many as in the data set", at_least=1
     )
 
     # networks
