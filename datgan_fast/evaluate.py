@@ -17,7 +17,7 @@ from .errors import ConfigError
 from .metrics.catalogue import METRICS, in_words, named
 from .metrics.comparison import to_uint8
 from .metrics.evaluator import Evaluator
-from .training.checkpoints import Trained, find_generator, generate
+from .training.checkpoints import Trained, find_generator, generate, in_turn
 from .training.devices import resolve_device
 
 SOURCE = "GENERATOR"  # the option's name in error messages
@@ -47,7 +47,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
         seed=seed,
         download=arguments.download,
     )
-    images = generated(trained.generator.to(device), trained.z_dim, n, seed, batch_size)
+    images = generated(trained.generator.to(device), trained.z_dim, n, seed, batch_size, trained.classes)
     source = f"{NAMES[trained.weights]} at step {trained.step}, seed {seed}, {dataset}"
     for record in evaluator(images, source):
         print(f"{record['metric']}  {record['value']:.6g}  ({record['protocol']})", flush=True)
@@ -85,18 +85,21 @@ def chosen_dataset(typed: str | None, trained: Trained, source: str) -> str:
 
 
 @torch.no_grad()
-def generated(generator: nn.Module, z_dim: int, n: int, seed: int, batch_size: int) -> Tensor:
-    """n images as uint8 [n, C, H, W] on the CPU; NaN pixels, which no uint8 can show, leave them float. Or points [n, 2]."""
+def generated(generator: nn.Module, z_dim: int, n: int, seed: int, batch_size: int, classes: int = 0) -> Tensor:
+    """n images, of every class in turn, as uint8 [n, C, H, W] on the CPU; NaN pixels, which no uint8 can show, leave them
+    float. Or points [n, 2]."""
     device = next(generator.parameters()).device
     random = torch.Generator("cpu").manual_seed(seed)
     images = []
+    labels = in_turn(classes, n, device)
     bar = tqdm(total=n, desc="generating", unit="image", disable=not sys.stderr.isatty(), leave=False)
     with bar:
         for start in range(0, n, batch_size):
             latents = torch.randn(
                 min(batch_size, n - start), z_dim, generator=random, dtype=torch.float32, device="cpu"
             ).to(device)
-            batch = generate(generator, latents, batch_size)
+            own = None if labels is None else labels[start : start + batch_size]
+            batch = generate(generator, latents, batch_size, own)
             if not batch.isfinite().all():
                 return batch.cpu()
             images.append((to_uint8(batch) if batch.ndim == 4 else batch).cpu())

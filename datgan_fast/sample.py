@@ -10,7 +10,7 @@ import torch
 
 from .cli import Parser, output_file, run_command, whole_number
 from .errors import ConfigError
-from .training.checkpoints import generate, load_generator
+from .training.checkpoints import Trained, generate, in_turn, load_generator
 from .training.devices import resolve_device
 from .training.pictures import save_grid, save_points
 
@@ -32,8 +32,9 @@ def sample(arguments: argparse.Namespace) -> int:
     count = n or (1000 if points else 64)
     random = torch.Generator("cpu").manual_seed(seed)
     latents = torch.randn(count, trained.z_dim, generator=random, dtype=torch.float32, device="cpu").to(device)
+    labels = chosen_labels(trained, arguments, count, device)
     try:
-        generated = generate(trained.generator.to(device), latents)
+        generated = generate(trained.generator.to(device), latents, labels=labels)
         if points:
             save_points(out, generated)
         else:
@@ -44,10 +45,27 @@ def sample(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def chosen_labels(trained: Trained, arguments: argparse.Namespace, count: int, device: str) -> torch.Tensor | None:
+    """Of the images to be made: the class of --class, or every class in turn. Raises ConfigError."""
+    typed = getattr(arguments, "class")
+    if typed is None:
+        return in_turn(trained.classes, count, device)
+    if not trained.classes:
+        raise ConfigError(f"--class {typed}: {arguments.file} was trained without --conditional; leave it out")
+    return torch.full(
+        (count,), whole_number("--class", typed, 0, trained.classes - 1), dtype=torch.int64, device=device
+    )
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="python -m datgan_fast.sample", description=__doc__)
     parser.add_argument("file", metavar="FILE", help="a run folder, or its generator.safetensors")
     parser.add_argument("--n", help="how many (default: 64 images or 1000 points)")
+    parser.add_argument(
+        "--class",
+        metavar="K",
+        help="of a conditional generator: images of this class, from 0 (default: every class in turn)",
+    )
     parser.add_argument("--seed", default="0", help="seed of the latent vectors (default: 0)")
     parser.add_argument("--out", default="samples.png", help="the picture (default: samples.png)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:i (default: auto)")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import DataError
 from . import points
-from .readers import Request, read_cifar10, read_digits, read_folder, read_mnist
+from .readers import Request, read_cifar10, read_class_folders, read_digits, read_folder, read_mnist
 
 OWN = "own"  # images, and networks, that were handed to the Trainer in Python
 _LUMA = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float32, device="cpu").view(1, 3, 1, 1)  # ITU-R 601
@@ -35,7 +35,8 @@ class Dataset:
     """What is to be known of one data set.
 
     read_images    Request -> [N, 1 or 3, H, W], uint8 or float32 in 0..255, or points, float32 [N, 2]
-    read_labels    Request -> int64 [N], in the order of the images; None: it has none
+    read_labels    Request -> int64 [N], in the order of the images; None: it has none that a feature network learns from
+    read_classes   the same, 0 to any number, for --conditional; None: they are read_labels's, if it has those
     points         it has points rather than images
     defaults       options of its runs, by their names in TrainConfig; image_size and channels are among them for images
     held_out       what its feature network is not trained on: a part of the only set; None: the test images
@@ -47,6 +48,7 @@ class Dataset:
     name: str
     read_images: Callable[[Request], Tensor]
     read_labels: Callable[[Request], Tensor] | None = None
+    read_classes: Callable[[Request], Tensor] | None = None
     points: bool = False
     defaults: Mapping[str, Any] = field(default_factory=dict)
     held_out: EveryNth | None = None
@@ -126,7 +128,12 @@ _ROWS = (
         epochs=10,
         mirror=True,
     ),
-    Dataset("folder", read_folder, defaults={"steps": 50_000, "width": 64, "image_size": 64, "channels": 3}),
+    Dataset(
+        "folder",
+        read_folder,
+        read_classes=read_class_folders,
+        defaults={"steps": 50_000, "width": 64, "image_size": 64, "channels": 3},
+    ),
     _toy("ring", lambda seed: points.gaussians(points.ring_means(), seed=seed)),
     _toy("grid", lambda seed: points.gaussians(points.grid_means(), seed=seed)),
     _toy("swissroll", lambda seed: points.swissroll(seed=seed)),
@@ -180,6 +187,25 @@ def load_labels(dataset: str, data_dir: str | Path | None = None, train: bool = 
         labelled = ", ".join(d.name for d in DATASETS.values() if d.read_labels is not None)
         raise DataError(f"--dataset {dataset}: has no labels; use one of {labelled}.")
     return row.read_labels(Request(data_dir, train, download))
+
+
+def load_classes(dataset: str, data_dir: str | Path | None = None, download: bool = False) -> Tensor:
+    """Load the class of each training image, int64 [N], in the order of load_images, for --conditional. Raises DataError."""
+    row = dataset_named(dataset)
+    read = row.read_classes or row.read_labels
+    if read is None:
+        right = ", ".join(d.name for d in DATASETS.values() if d.read_classes or d.read_labels)
+        raise DataError(f"--conditional: {dataset} has no classes; should be one of {right}.")
+    return read(Request(data_dir, True, download))
+
+
+def first_of_shuffled(total: int, count: int, of: str) -> Tensor:
+    """Which `count` of `total` images a run with --n-images trains on: int64 [count], the first of one permutation that every
+    run shares, so that seeds compare and a smaller number is a part of a larger one. Raises DataError."""
+    if count > total:
+        raise DataError(f"--n-images {count}: should be at most {total}, all the training images of {of}.")
+    random = torch.Generator("cpu").manual_seed(0)
+    return torch.randperm(total, generator=random, dtype=torch.int64, device="cpu")[:count]
 
 
 def dataset_named(dataset: str) -> Dataset:

@@ -149,16 +149,34 @@ def _read_cifar_file(path: Path) -> Tensor:
     return records
 
 
-def read_folder(request: Request) -> Tensor:
-    """Read all images below a folder, in sorted order: uint8 [N, channels, image_size, image_size]."""
+def _image_paths(request: Request) -> tuple[Path, list[Path]]:
+    """The folder, and all images below it, in the order in which they are read."""
     if not request.data_dir:
         raise DataError("--data-dir: should name the folder of images for --dataset folder.")
-    folder, size, channels = Path(request.data_dir), request.image_size, request.channels
+    folder = Path(request.data_dir)
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _IMAGE_SUFFIXES and path.is_file())
     if not paths:
         suffixes = " ".join(sorted(_IMAGE_SUFFIXES))
         raise DataError(f"--data-dir {folder}: should be a folder with at least one image ({suffixes}).")
+    return folder, paths
 
+
+def read_class_folders(request: Request) -> Tensor:
+    """The class of each of `read_folder`'s images: the number of the folder in --data-dir that it is below, in sorted order."""
+    folder, paths = _image_paths(request)
+    parts = [path.relative_to(folder).parts for path in paths]
+    if any(len(of_path) == 1 for of_path in parts):
+        raise DataError(
+            f"--data-dir {folder}: has no classes; should have a folder for each, and no images beside them."
+        )
+    names = {name: number for number, name in enumerate(sorted({of_path[0] for of_path in parts}))}
+    return torch.tensor([names[of_path[0]] for of_path in parts], dtype=torch.int64, device="cpu")
+
+
+def read_folder(request: Request) -> Tensor:
+    """Read all images below a folder, in sorted order: uint8 [N, channels, image_size, image_size]."""
+    _, paths = _image_paths(request)
+    size, channels = request.image_size, request.channels
     images = torch.empty(len(paths), channels, size, size, dtype=torch.uint8, device="cpu")
     hide_bar = not (request.progress and sys.stderr.isatty())
     with ThreadPoolExecutor() as pool:  # PIL decodes and resizes outside the interpreter lock

@@ -31,6 +31,7 @@ class ImageSampler:
                       of a CUDA device and no limit on other devices
     flip              mirror each drawn image left to right with probability 1/2; not for points
     layout            memory format of the batches
+    labels            int64 [N], the images' classes, for sample_labelled(); None: they have none
     write             what makes a batch of the images, as `write_batch` does; for a kernel that does it at once
     resident          True if the images are on the device, False if they are streamed there from the host
 
@@ -56,6 +57,7 @@ class ImageSampler:
         max_device_bytes: int | None = None,
         flip: bool = False,
         layout: torch.memory_format = torch.contiguous_format,
+        labels: Tensor | None = None,
         write: Write = write_batch,
     ) -> None:
         points = images.dtype == torch.float32 and images.ndim == 2
@@ -63,6 +65,8 @@ class ImageSampler:
             raise ValueError(
                 f"images: {images.dtype} {list(images.shape)} should be uint8 [N, C, H, W] or float32 [N, 2] with N > 0."
             )
+        if labels is not None and labels.shape != images.shape[:1]:
+            raise ValueError(f"labels: {list(labels.shape)} should be one for each of {len(images)} images.")
         if points and flip:
             raise ValueError("flip: points have no left and right to exchange; it is for images.")
         for name, value, least in (("batch_size", batch_size, 1), ("batches", batches, 1), ("seed", seed, 0)):
@@ -75,7 +79,10 @@ class ImageSampler:
             max_device_bytes = torch.cuda.mem_get_info(self.device)[0] // 2
         self.resident = max_device_bytes is None or images.nbytes <= max_device_bytes
         self.images = images.to(self.device if self.resident else "cpu")
-        self._stream = None if self.resident else ImageStream(self.images, self.device, batches, batch_size, seed)
+        self.labels = None if labels is None else labels.to(self.images.device)
+        self._stream = None
+        if not self.resident:
+            self._stream = ImageStream(self.images, self.device, batches, batch_size, seed, self.labels)
         self._drawn: int | None = None  # batches since prepare()
         self._whole = torch.arange(batch_size, dtype=torch.int64, device=self.device)
 
@@ -96,7 +103,17 @@ class ImageSampler:
         After `batches` calls a streaming sampler begins again at the iteration's first batch. Raises RuntimeError if it has
         never been prepared.
         """
-        images, index = self._draw() if self._stream is None else (self._next(self._stream), self._whole)
+        images, _, index = self._draw() if self._stream is None else self._next(self._stream)
+        return self._batch(images, index)
+
+    def sample_labelled(self) -> tuple[Tensor, Tensor]:
+        """The next batch, as sample() gives it, and its labels, int64 [batch_size]. Raises RuntimeError where there are none."""
+        images, labels, index = self._draw() if self._stream is None else self._next(self._stream)
+        if labels is None:
+            raise RuntimeError("sample_labelled() needs images with labels: give them to the sampler.")
+        return self._batch(images, index), labels.index_select(0, index)
+
+    def _batch(self, images: Tensor, index: Tensor) -> Tensor:
         if images.dtype != torch.uint8:
             return images.index_select(0, index)
         mirrored = None
@@ -118,12 +135,13 @@ class ImageSampler:
         if self._stream is not None:
             self._stream.close()
 
-    def _draw(self) -> tuple[Tensor, Tensor]:
-        return self.images, torch.randint(len(self.images), (self.batch_size,), device=self.device)
+    def _draw(self) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Images, their labels, and which of them make the batch."""
+        return self.images, self.labels, torch.randint(len(self.images), (self.batch_size,), device=self.device)
 
-    def _next(self, stream: ImageStream) -> Tensor:
+    def _next(self, stream: ImageStream) -> tuple[Tensor, Tensor | None, Tensor]:
         if self._drawn is None:
             raise RuntimeError("sample() needs the images of an iteration: call prepare(step) first.")
-        batch = stream.buffer[self._drawn % self.batches]
+        k = self._drawn % self.batches
         self._drawn += 1
-        return batch
+        return stream.buffer[k], None if stream.labels is None else stream.labels[k], self._whole

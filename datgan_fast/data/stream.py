@@ -1,4 +1,4 @@
-"""Batches of images that stay in host memory: while an iteration trains, a thread fetches the next one's."""
+"""Batches of images, and their labels, that stay in host memory: while an iteration trains, a thread fetches the next one's."""
 
 from __future__ import annotations
 
@@ -13,19 +13,30 @@ class ImageStream:
     """Keeps one iteration's images of `images`, uint8 [N, C, H, W] (or points, float32 [N, 2]) on the CPU, on the device.
 
     buffer  [batches, batch_size, C, H, W], dtype of `images`, on the device; never moves, so a CUDA graph can read it
+    labels  [batches, batch_size], of these images; None where none were given
 
     Images go from `images` to pinned memory and on to a staging buffer in a thread and on a CUDA stream of their own, and
     from there to `buffer` on the stream that trains. Which images is a function of the seed and the iteration's number
     alone, so it makes no difference how far ahead they were fetched.
     """
 
-    def __init__(self, images: Tensor, device: torch.device, batches: int, batch_size: int, seed: int) -> None:
-        self._images, self._seed = images, seed
+    def __init__(
+        self,
+        images: Tensor,
+        device: torch.device,
+        batches: int,
+        batch_size: int,
+        seed: int,
+        labels: Tensor | None = None,
+    ) -> None:
+        self._sources = [images] if labels is None else [images, labels]
+        self._seed, self._count = seed, batches * batch_size
         cuda = device.type == "cuda"
-        shape = (batches, batch_size, *images.shape[1:])
-        self.buffer = torch.empty(shape, dtype=images.dtype, device=device)
-        self._staging = torch.empty_like(self.buffer)
-        self._host = torch.empty(shape, dtype=images.dtype, pin_memory=cuda, device="cpu")
+        shapes = [((batches, batch_size, *t.shape[1:]), t.dtype) for t in self._sources]
+        self._buffers = [torch.empty(shape, dtype=dtype, device=device) for shape, dtype in shapes]
+        self.buffer, self.labels = self._buffers[0], None if labels is None else self._buffers[1]
+        self._staging = [torch.empty_like(t) for t in self._buffers]
+        self._host = [torch.empty(shape, dtype=dtype, pin_memory=cuda, device="cpu") for shape, dtype in shapes]
         self._copies = _CopyStream(device) if cuda else None
         self._held: int | None = None  # the step whose images are in the buffer
         self._ahead: tuple[int, Future[None]] | None = None  # the step being fetched
@@ -40,7 +51,8 @@ class ImageStream:
         if future is None or fetched != step:
             future = self._worker.submit(self._fetch, step)
         future.result()
-        self.buffer.copy_(self._staging, non_blocking=True)
+        for buffer, staging in zip(self._buffers, self._staging, strict=True):
+            buffer.copy_(staging, non_blocking=True)
         if self._copies is not None:
             self._copies.follow_current()
         self._held = step
@@ -57,16 +69,18 @@ class ImageStream:
         self._worker.shutdown(cancel_futures=True)
 
     def _indices(self, step: int) -> Tensor:
-        count = self._host.shape[0] * self._host.shape[1]
-        return torch.from_numpy(np.random.default_rng([self._seed, step]).integers(len(self._images), size=count))
+        random = np.random.default_rng([self._seed, step])
+        return torch.from_numpy(random.integers(len(self._sources[0]), size=self._count))
 
     def _fetch(self, step: int) -> None:
         # One thread makes one fetch at a time, to the end: the pinned memory is free when the next begins.
-        torch.index_select(self._images, 0, self._indices(step), out=self._host.flatten(0, 1))
-        if self._copies is None:
-            self._staging.copy_(self._host)
-        else:
-            self._copies.copy(self._staging, self._host)
+        indices = self._indices(step)
+        for source, host, staging in zip(self._sources, self._host, self._staging, strict=True):
+            torch.index_select(source, 0, indices, out=host.flatten(0, 1))
+            if self._copies is None:
+                staging.copy_(host)
+            else:
+                self._copies.copy(staging, host)
 
 
 class _CopyStream:

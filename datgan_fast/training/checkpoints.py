@@ -36,6 +36,7 @@ class Trained:
     z_dim: int
     image_size: int  # 0, like channels, for points
     channels: int
+    classes: int  # 0 for one without
     config: Config | None  # None for a generator file away from its run
 
 
@@ -59,7 +60,7 @@ class Checkpoint:
             lambda: build_generator(c.architecture, z_dim=c.z_dim, **c.network_shape),
             "average" if weights == "average" else "generator",
         )
-        return Trained(network, self.step, weights, c.z_dim, c.image_size, c.channels, c)
+        return Trained(network, self.step, weights, c.z_dim, c.image_size, c.channels, c.classes, c)
 
     def discriminator(self) -> nn.Module:
         """In evaluation mode. Raises ConfigError where the weights are no such network's."""
@@ -136,8 +137,10 @@ def find_generator(source: Path, weights: Weights, option: str) -> Trained:
 
 def save_generator(path: Path, generator: nn.Module, config: Config, step: int) -> None:
     """The averaged generator's weights, with what is needed to build it again in the metadata."""
-    names = ("architecture", "image_size", "channels", "width", "z_dim")
+    names: tuple[str, ...] = ("architecture", "image_size", "channels", "width", "z_dim")
     values = config.typed()
+    if config.classes:
+        names = (*names, "classes")
     # One key: safetensors writes several in random order, and the same generator should be the same bytes.
     metadata = {"datgan_fast": json.dumps({"network": {name: values[name] for name in names}, "step": step})}
     tensors = {name: t.detach().cpu().contiguous() for name, t in generator.state_dict().items()}
@@ -160,7 +163,9 @@ def load_generator(path: str | Path, option: str = "FILE") -> Trained:
         generator = build_generator(architecture, **network)
         generator.load_state_dict(tensors)
         step = described["step"]
-        shape = {name: network[name] for name in ("z_dim", "image_size", "channels")}
+        shape = {name: network[name] for name in ("z_dim", "image_size", "channels")} | {
+            "classes": network.get("classes", 0)
+        }
     except OSError as error:
         raise ConfigError(f"{option} {path}: cannot be read ({error.strerror or error})") from None
     except ConfigError:
@@ -170,11 +175,19 @@ def load_generator(path: str | Path, option: str = "FILE") -> Trained:
     return Trained(generator.eval(), step, "average", **shape, config=None)
 
 
+def in_turn(classes: int, count: int, device: torch.device | str) -> Tensor | None:
+    """Labels for `count` images, every class in turn; None for a generator without classes."""
+    return torch.arange(count, dtype=torch.int64, device=device) % classes if classes else None
+
+
 @torch.no_grad()
-def generate(generator: nn.Module, latents: Tensor, batch_size: int = 256) -> Tensor:
-    """Images [n, C, H, W] in [-1, 1], or points [n, 2], for latents [n, z_dim], in evaluation mode, a batch at a time."""
+def generate(generator: nn.Module, latents: Tensor, batch_size: int = 256, labels: Tensor | None = None) -> Tensor:
+    """Images [n, C, H, W] in [-1, 1], or points [n, 2], for latents [n, z_dim], and labels [n] if the generator takes them, in
+    evaluation mode, a batch at a time."""
     was_training = generator.training
     generator.eval()
-    images = torch.cat([generator(z) for z in latents.split(batch_size)])
+    inputs = (latents,) if labels is None else (latents, labels)
+    batches = zip(*(t.split(batch_size) for t in inputs), strict=True)
+    images = torch.cat([generator(*batch) for batch in batches])
     generator.train(was_training)
     return images

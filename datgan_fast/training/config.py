@@ -10,9 +10,10 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..data.datasets import OWN, dataset_named
+from ..data.datasets import DATASETS, OWN, dataset_named
 from ..errors import ConfigError
 from ..method.formulas import NORMS, OBJECTIVES, FormulationName, NormName, ObjectiveName
+from .augment import AugmentName
 from .baselines import BASELINES, BaselineName, OptimizerName
 from .option_values import flag
 
@@ -60,6 +61,10 @@ class Config:
     flip: bool
     image_size: int  # 0 for points
     channels: int  # 0 for points
+    n_images: int  # 0: all
+    augment: AugmentName
+    conditional: bool
+    classes: int  # 0: not conditional, or not yet counted
 
     # networks
     architecture: Architecture
@@ -119,12 +124,12 @@ class Config:
     @property
     def network_shape(self) -> dict[str, Any]:
         """What the networks of a run have in common."""
-        return {"image_size": self.image_size, "channels": self.channels, "width": self.width}
+        return {"image_size": self.image_size, "channels": self.channels, "width": self.width, "classes": self.classes}
 
     def typed(self) -> dict[str, Any]:
         """As options, for a file: reading them gives this configuration again."""
         values = dataclasses.asdict(self) | {"cuda_graph": _CUDA_GRAPH[self.cuda_graph]}
-        unused = {"image_size": 0, "channels": 0, "init_from": "", "inception_weights": ""}
+        unused = ("image_size", "channels", "n_images", "classes", "init_from", "inception_weights")
         return values | {name: values[name] or None for name in unused}
 
 
@@ -148,6 +153,10 @@ def _check_together(c: Config) -> None:
         raise ConfigError(
             f"--architecture mlp: draws points, not images; with --dataset {c.dataset} use dcgan or resnet"
         )
+    if c.classes and not c.conditional:
+        raise ConfigError(f"--classes {c.classes}: is for --conditional; leave it out without")
+    if c.conditional:
+        _check_conditional(c)
     if c.architecture == OWN and c.spectral_norm:
         raise ConfigError("--spectral-norm: is for networks that are built here; put it into your own discriminator")
     if c.batch_norm and c.architecture != OWN and BASELINES[c.baseline].penalty:
@@ -170,10 +179,23 @@ def _check_together(c: Config) -> None:
         raise ConfigError(f"--name {c.name!r}: it names a folder; use up to 100 letters, digits, '-', '_' and '.'")
 
 
+def _check_conditional(c: Config) -> None:
+    if c.architecture == OWN:
+        raise ConfigError("--conditional: is for networks that are built here; leave it out with your own")
+    row = dataset_named(c.dataset)
+    if not (row.read_classes or row.read_labels):
+        right = ", ".join(d.name for d in DATASETS.values() if d.read_classes or d.read_labels)
+        raise ConfigError(f"--conditional: --dataset {c.dataset} has no classes; use one of {right}")
+
+
 def _check_points(c: Config) -> None:
     if c.architecture not in ("mlp", OWN):
         raise ConfigError(
             f"--architecture {c.architecture}: draws images; --dataset {c.dataset} has points, which need mlp"
+        )
+    if c.augment != "none":
+        raise ConfigError(
+            f"--augment {c.augment}: is for images; leave it out with --dataset {c.dataset}, whose points have none"
         )
     for name in ("image_size", "channels", "flip", "channels_last", "batch_norm"):
         if value := getattr(c, name):

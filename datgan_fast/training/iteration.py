@@ -11,7 +11,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ from ..method.reference import Penalty
 from ..method.step import discriminator_step
 from ..method.torch_defaults import plain_defaults
 from . import optimizers
+from .augment import Augmented
 from .baselines import BASELINES
 from .config import Config
 from .forward_counters import counted_on_the_host, share_counters
@@ -53,12 +54,20 @@ class OfNetwork(Addable):
         return self.penalty.as_written(self.network, x_real, x_fake, **beside)
 
 
+class Batch(NamedTuple):
+    """Images, and what the networks take beside them: their labels, or nothing."""
+
+    images: Tensor
+    condition: tuple[Tensor, ...] = ()
+
+
 class Iteration:
     """Networks, optimisers and data of a run, on its device; `run()` is one iteration.
 
     Args:
         config: the run's options.
         images: training images, uint8 [N, C, H, W], or points, float32 [N, 2].
+        labels: their classes, int64 [N], 0 to config.classes - 1, for a conditional run.
         generator, discriminator: networks of the user's own; None: those that the options describe.
     """
 
@@ -69,6 +78,7 @@ class Iteration:
         images: Tensor,
         generator: nn.Module | None = None,
         discriminator: nn.Module | None = None,
+        labels: Tensor | None = None,
     ) -> None:
         self.config = c = config
         self.device = torch.device(c.device)
@@ -83,6 +93,8 @@ class Iteration:
         share_counters(self.average, self.generator)
         self._generator: Any = torch.compile(self.generator, dynamic=False) if c.compile else self.generator
         self._discriminator: Any = torch.compile(self.discriminator, dynamic=False) if c.compile else self.discriminator
+        if c.augment != "none":
+            self._discriminator = Augmented(cast(nn.Module, self._discriminator))
         self.path, self.reason = "", ""  # of the last discriminator step, see DiscriminatorStep
 
         self._steps = torch.tensor([0, 10], dtype=torch.int64, device=self.device)
@@ -102,6 +114,7 @@ class Iteration:
             seed=c.seed,
             flip=c.flip,
             layout=layout,
+            labels=labels,
             write=sample_images,
         )
         update = dict.fromkeys(("loss_d", "loss_clean", "loss_adv", "penalty", "wasserstein"), 1)
@@ -129,30 +142,31 @@ class Iteration:
             left = 1 - (self.step - 1) / c.steps
             self.lr_g.copy_(c.lr_g * left)
             self.lr_d.copy_(c.lr_d * left)
-        x_real: Tensor | None = None
-        x_fake: Tensor | None = None
+        real: Batch | None = None
+        fake: Batch | None = None
         counted = () if c.compile else (self.generator, self.discriminator)
         with counted_on_the_host(counted), self._half_g.copies(), self._half_d.copies():
             for k in range(c.n_dis):
-                x_real, x_fake = self._update_discriminator(k)
-            self._update_generator(x_real, x_fake if c.reuse_fakes else None)
+                real, fake = self._update_discriminator(k)
+            self._update_generator(real, fake if c.reuse_fakes else None)
         self._update_average()
         self.statistics.watch(self.step)
 
-    def _update_discriminator(self, k: int) -> tuple[Tensor, Tensor]:
+    def _update_discriminator(self, k: int) -> tuple[Batch, Batch]:
         """The iteration's discriminator update number k; returns its real and its generated images, these with their graph if
         that is used again."""
         c = self.config
         low, high = c.range
-        x_real = self.data.sample()
+        real = self._real()
         self.optimizer_d.zero_grad(set_to_none=True)
         with self._autocast():
             with torch.set_grad_enabled(c.reuse_fakes and k + 1 == c.n_dis):
-                x_fake = self._generator(self._latents()).to(x_real.dtype)
+                fake = self._fake()
+                fake = fake._replace(images=fake.images.to(real.images.dtype))
             record = discriminator_step(
                 self._discriminator,
-                x_real,
-                x_fake.detach(),
+                real.images,
+                fake.images.detach(),
                 eps=c.eps,
                 objective=c.objective,
                 formulation=c.formulation,
@@ -167,6 +181,8 @@ class Iteration:
                 clip_min=low,
                 clip_max=high,
                 grad_scale=self.scaler_d.scale if c.precision == "fp16" else 1.0,
+                condition_real=real.condition or None,
+                condition_fake=fake.condition or None,
             )
         self.path, self.reason = record.path, record.reason
         self.statistics.add(
@@ -186,18 +202,19 @@ class Iteration:
                 torch._foreach_clamp_min_(self._weights_d, -c.clamp)
                 torch._foreach_clamp_max_(self._weights_d, c.clamp)
         self._half_d.refresh()
-        return x_real, x_fake
+        return real, fake
 
-    def _update_generator(self, x_real: Tensor | None, x_fake: Tensor | None) -> None:
+    def _update_generator(self, real: Batch | None, fake: Batch | None) -> None:
         """On new latents, or on those images. The real ones are for a loss that compares generated images with real ones."""
         c = self.config
         self.optimizer_g.zero_grad(set_to_none=True)
         with frozen(self.discriminator):
             with self._autocast():
-                compares = x_real is not None and objective_of(c.objective).generator_compares
-                real_logits = self._discriminator(x_real).reshape(-1) if compares else None
-                logits = self._discriminator(self._generator(self._latents()) if x_fake is None else x_fake)
-            logits = logits.reshape(-1)
+                real_logits: Tensor | None = None
+                if real is not None and objective_of(c.objective).generator_compares:
+                    real_logits = self._discriminator(real.images, *real.condition).reshape(-1)
+                fake = fake or self._fake()
+                logits = self._discriminator(fake.images, *fake.condition).reshape(-1)
             terms = generator_terms(logits, c.objective) if c.fused and not c.saturating else None
             if terms is None:
                 loss = generator_loss(logits, c.objective, c.saturating, real_logits)
@@ -234,6 +251,20 @@ class Iteration:
         for pairs in by_dtype.values():
             torch._foreach_copy_([own for own, _ in pairs], [buffer for _, buffer in pairs])
 
+    def _real(self) -> Batch:
+        if not self.config.classes:
+            return Batch(self.data.sample())
+        images, labels = self.data.sample_labelled()
+        return Batch(images, (labels,))
+
+    def _fake(self) -> Batch:
+        """New images, of classes drawn uniformly."""
+        c, latents = self.config, self._latents()
+        condition: tuple[Tensor, ...] = ()
+        if c.classes:
+            condition = (torch.randint(c.classes, (c.batch_size,), dtype=torch.int64, device=self.device),)
+        return Batch(self._generator(latents, *condition), condition)
+
     def _latents(self) -> Tensor:
         c = self.config
         return torch.randn(c.batch_size, c.z_dim, device=self.device, dtype=torch.float32)
@@ -256,7 +287,9 @@ class Iteration:
             return None
 
         if c.compile:
-            total = OfNetwork(total, self.discriminator)  # the plain one: torch cannot compile a double backward
+            # The plain one: torch cannot compile a double backward.
+            plain = self.discriminator if c.augment == "none" else Augmented(self.discriminator)
+            total = OfNetwork(total, plain)
         return total if c.penalty_precision == c.precision else Within(total, self._penalty_precision)
 
     @contextmanager

@@ -2,14 +2,15 @@
 multilayer perceptron for points in the plane.
 
 Generators take latents [n, z_dim] and give images [n, channels, size, size] in [-1, 1], or points [n, 2]; discriminators give
-one logit [n].
+one logit [n]. With classes, both take the labels, int64 [n], beside (Miyato and Koyama 2018): the generator's BatchNorm has a
+gain and a bias for each class, the discriminator projects the class on its features.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,7 @@ def _init_dcgan(module: nn.Module) -> None:
         nn.init.normal_(module.weight, 0.0, 0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.BatchNorm2d):
+    elif isinstance(module, nn.BatchNorm2d) and module.affine:
         nn.init.normal_(module.weight, 1.0, 0.02)
         nn.init.zeros_(module.bias)
 
@@ -47,24 +48,54 @@ def _init_mlp(module: nn.Module) -> None:
 
 
 def _add_spectral_norm(module: nn.Module) -> None:
-    if isinstance(module, (nn.Conv2d, nn.Linear)):
+    if isinstance(module, (nn.Conv2d, nn.Linear, nn.Embedding)):
         parametrized_spectral_norm(module)
 
 
-class DCGANGenerator(nn.Sequential):
-    def __init__(self, image_size: int, channels: int, width: int, z_dim: int) -> None:
+class ClassBatchNorm(nn.Module):
+    """BatchNorm whose gain and bias are the image's class's (Dumoulin et al. 2017)."""
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(channels, affine=False)
+        self.gain, self.bias = nn.Embedding(classes, channels), nn.Embedding(classes, channels)
+        nn.init.ones_(self.gain.weight)
+        nn.init.zeros_(self.bias.weight)
+
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        gain, bias = (of_class(labels)[:, :, None, None] for of_class in (self.gain, self.bias))
+        return self.norm(x) * gain + bias
+
+
+def _norm(channels: int, classes: int) -> nn.Module:
+    return ClassBatchNorm(channels, classes) if classes else nn.BatchNorm2d(channels)
+
+
+class _Generator(nn.Sequential):
+    """Layers, of which some want the labels if there are any."""
+
+    def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
+        x = latents
+        for layer in self:
+            wants = labels is not None and isinstance(layer, (ClassBatchNorm, _UpBlock))
+            x = layer(x, labels) if wants else layer(x)
+        return x
+
+
+class DCGANGenerator(_Generator):
+    def __init__(self, image_size: int, channels: int, width: int, z_dim: int, classes: int) -> None:
         k = _doublings(image_size)
         widths = [width * 2 ** min(i, 3) for i in reversed(range(k))]
         layers: list[nn.Module] = [
             nn.Unflatten(1, (z_dim, 1, 1)),
             nn.ConvTranspose2d(z_dim, widths[0], 4, bias=False),
-            nn.BatchNorm2d(widths[0]),
+            _norm(widths[0], classes),
             nn.ReLU(inplace=True),
         ]
         for before, after in zip(widths, widths[1:], strict=False):
             layers += [
                 nn.ConvTranspose2d(before, after, 4, stride=2, padding=1, bias=False),
-                nn.BatchNorm2d(after),
+                _norm(after, classes),
                 nn.ReLU(inplace=True),
             ]
         layers += [nn.ConvTranspose2d(widths[-1], channels, 4, stride=2, padding=1), nn.Tanh()]
@@ -89,16 +120,17 @@ class DCGANDiscriminator(nn.Sequential):
 
 
 class _UpBlock(nn.Module):
-    def __init__(self, before: int, after: int) -> None:
+    def __init__(self, before: int, after: int, classes: int) -> None:
         super().__init__()
-        self.norm1, self.norm2 = nn.BatchNorm2d(before), nn.BatchNorm2d(after)
+        self.norm1, self.norm2 = _norm(before, classes), _norm(after, classes)
         self.conv1 = nn.Conv2d(before, after, 3, padding=1)
         self.conv2 = nn.Conv2d(after, after, 3, padding=1)
         self.skip = nn.Conv2d(before, after, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.interpolate(F.relu(self.norm1(x)), scale_factor=2.0))
-        return self.conv2(F.relu(self.norm2(h))) + F.interpolate(self.skip(x), scale_factor=2.0)
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        condition = () if labels is None else (labels,)
+        h = self.conv1(F.interpolate(F.relu(self.norm1(x, *condition)), scale_factor=2.0))
+        return self.conv2(F.relu(self.norm2(h, *condition))) + F.interpolate(self.skip(x), scale_factor=2.0)
 
 
 class _DownBlock(nn.Module):
@@ -117,14 +149,14 @@ class _DownBlock(nn.Module):
         return h + self.skip(F.avg_pool2d(x, 2))
 
 
-class ResNetGenerator(nn.Sequential):
-    def __init__(self, image_size: int, channels: int, width: int, z_dim: int) -> None:
+class ResNetGenerator(_Generator):
+    def __init__(self, image_size: int, channels: int, width: int, z_dim: int, classes: int) -> None:
         hidden = 2 * width
         super().__init__(
             nn.Linear(z_dim, hidden * 16),
             nn.Unflatten(1, (hidden, 4, 4)),
-            *(_UpBlock(hidden, hidden) for _ in range(_doublings(image_size))),
-            nn.BatchNorm2d(hidden),
+            *(_UpBlock(hidden, hidden, classes) for _ in range(_doublings(image_size))),
+            _norm(hidden, classes),
             nn.ReLU(),
             nn.Conv2d(hidden, channels, 3, padding=1),
             nn.Tanh(),
@@ -141,6 +173,24 @@ class ResNetDiscriminator(nn.Sequential):
         super().__init__(
             *blocks, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(hidden, 1, bias=False), nn.Flatten(0)
         )
+
+
+class ProjectionDiscriminator(nn.Module):
+    """D(x, y) = psi(phi(x)) + <embed(y), phi(x)> of a network that ends in phi, psi and the flattening of its logit.
+
+    Source: Miyato and Koyama (2018), "cGANs with Projection Discriminator", equation 3.
+    """
+
+    def __init__(self, network: nn.Sequential, classes: int) -> None:
+        super().__init__()
+        *features, psi, _ = network
+        self.phi, self.psi = nn.Sequential(*features), psi
+        self.embedding = nn.Embedding(classes, cast(Tensor, psi.weight)[0].numel())
+        nn.init.normal_(self.embedding.weight, 0.0, 0.02)
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        features = self.phi(images)
+        return self.psi(features).flatten() + (self.embedding(labels) * features.flatten(1)).sum(1)
 
 
 class MLPGenerator(nn.Sequential):
@@ -168,15 +218,17 @@ def _known(architecture: str, kinds: dict[str, Any]) -> Any:
     return kinds[architecture]
 
 
-# The mlp has neither image size nor channels: both are 0.
+# The mlp has neither image size nor channels nor classes: all are 0.
 
 
 @plain_defaults()
-def build_generator(architecture: str, *, image_size: int, channels: int, width: int, z_dim: int) -> nn.Module:
+def build_generator(
+    architecture: str, *, image_size: int, channels: int, width: int, z_dim: int, classes: int = 0
+) -> nn.Module:
     if architecture == "mlp":
         return MLPGenerator(width, z_dim)
     kind: Callable[..., nn.Module] = _known(architecture, {"dcgan": DCGANGenerator, "resnet": ResNetGenerator})
-    return kind(image_size, channels, width, z_dim)
+    return kind(image_size, channels, width, z_dim, classes)
 
 
 @plain_defaults()
@@ -188,6 +240,7 @@ def build_discriminator(
     width: int,
     batch_norm: bool,
     spectral_norm: bool = False,
+    classes: int = 0,
 ) -> nn.Module:
     if architecture == "mlp":
         discriminator: nn.Module = MLPDiscriminator(width)
@@ -196,6 +249,8 @@ def build_discriminator(
             architecture, {"dcgan": DCGANDiscriminator, "resnet": ResNetDiscriminator}
         )
         discriminator = kind(image_size, channels, width, batch_norm)
+        if classes:
+            discriminator = ProjectionDiscriminator(cast(nn.Sequential, discriminator), classes)
     if spectral_norm:
         discriminator.apply(_add_spectral_norm)
     return discriminator

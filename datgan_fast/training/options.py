@@ -26,6 +26,7 @@ from ..method.formulas import (
     ObjectiveName,
     default_alpha,
 )
+from .augment import AugmentName
 from .baselines import BASELINES, BaselineName, OptimizerName
 from .config import Architecture, BackendChoice, Config, PenaltyPrecision, Precision, cuda_graph_of
 from .devices import best_precision, resolve_device
@@ -51,6 +52,10 @@ GENERAL: dict[str, Any] = {
     "data_dir": "data",
     "download": False,
     "flip": False,
+    "n_images": 0,
+    "augment": "none",
+    "conditional": False,
+    "classes": 0,
     "architecture": "dcgan",
     "z_dim": 128,
     "ema": 0.999,
@@ -124,6 +129,22 @@ class Options:
     flip: bool | None = _option("mirror half of the training images")
     image_size: int | None = _option("side in pixels, 4 times a power of two; default: the data set's", at_least=8)
     channels: Literal[1, 3] | None = _option("1 (grey) or 3 (RGB); default: the data set's", choices=(1, 3))
+    n_images: int | None = _option(
+        "train on so many of the training images, the same for every --seed; default: all. Metrics compare with all of them",
+        at_least=1,
+    )
+    augment: AugmentName | None = _option(
+        "what the discriminator's images, real and generated, go through first; diffaugment: colour, translation and cutout, for "
+        "training on few images",
+        choices=("none", "diffaugment"),
+    )
+    conditional: bool | None = _option(
+        "images by class, of a data set with labels or with a folder for each class: conditional BatchNorm in the generator, "
+        "projection in the discriminator"
+    )
+    classes: int | None = _option(
+        "how many there are with --conditional; default: as many as in the data set", at_least=1
+    )
 
     # networks
     architecture: Architecture | None = _option(

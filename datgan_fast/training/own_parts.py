@@ -28,6 +28,8 @@ def with_own_parts(
     if generator is not None and discriminator is not None:
         options = replace(options, architecture="own")
     config = options.resolved()
+    if config.conditional and (generator is not None or discriminator is not None):
+        raise ConfigError("--conditional: is for networks that are built here; leave it out with your own")
     if images is not None and not (generator and discriminator) and images.shape[2] != images.shape[3]:
         raise ConfigError(f"images: are {images.shape[2]}x{images.shape[3]}; the networks built here need square ones")
     return config

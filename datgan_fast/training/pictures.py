@@ -19,11 +19,12 @@ LEVELS = 16
 REAL, GENERATED = "#444444", "#d6336c"
 
 
-def save_grid(images: Tensor, path: Path) -> None:
-    """A square grid of images [n, C, H, W] in [-1, 1], as a PNG of about 600 pixels with the pixels kept sharp."""
+def save_grid(images: Tensor, path: Path, columns: int | None = None) -> None:
+    """A grid of images [n, C, H, W] in [-1, 1], square or of so many columns, as a PNG of about 600 pixels with the pixels kept
+    sharp."""
     from torchvision.utils import make_grid
 
-    columns = max(1, round(len(images) ** 0.5))
+    columns = columns or max(1, round(len(images) ** 0.5))
     grid = make_grid(images.detach().float().cpu(), nrow=columns, padding=1, normalize=True, value_range=(-1, 1))
     picture = Image.fromarray((grid.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy())
     scale = max(1, round(600 / picture.width))

@@ -5,6 +5,7 @@ It knows nothing of how the numbers are computed: that is iteration.py's.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import warnings
@@ -15,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..data.datasets import load_images
-from ..errors import ConfigError, TrainingStopped
+from ..data.datasets import first_of_shuffled, load_classes, load_images
+from ..errors import ConfigError, DataError, TrainingStopped
 from ..method.dispatch import kernels, use_backend
 from ..metrics.evaluator import Evaluator
 from . import cuda_graph
-from .checkpoints import generate, load_checkpoint, load_generator, save_generator
+from .checkpoints import generate, in_turn, load_checkpoint, load_generator, save_generator
 from .config import Config
 from .iteration import Iteration
 from .measuring import Clock
@@ -32,6 +33,8 @@ from .run_folder import RunFolder
 from .stop_signals import StopSignals
 
 GRID = 64  # images in a sample grid
+BY_CLASS = 8  # images of each class in a conditional run's grid, a row for each class
+CLASSES_SHOWN = 32  # in it, at most
 PLOTTED = 1000  # points in a picture of toy data
 EVALUATED = 2000  # images in an evaluation
 
@@ -66,7 +69,15 @@ class Trainer:
             images = load_images(c.dataset, c.data_dir, c.image_size or None, c.channels or None, download=c.download)
         self._real_points = images[:PLOTTED].clone() if c.points else None
         check_own_networks(c, generator, discriminator, images)
-        self.iteration = Iteration(c, images, generator, discriminator)
+        labels = None
+        if c.conditional:
+            labels, classes = self._labels(len(images))
+            c = dataclasses.replace(c, classes=classes)
+        trained_on = images
+        if c.n_images:
+            chosen = first_of_shuffled(len(images), c.n_images, c.dataset)
+            trained_on, labels = images[chosen], None if labels is None else labels[chosen]
+        self.iteration = Iteration(c, trained_on, generator, discriminator, labels)
         self.config = self.iteration.config = recorded_architecture(c, generator, discriminator)
         if c.init_from:
             self._init_from(c.init_from)
@@ -83,7 +94,22 @@ class Trainer:
             inception_weights=c.inception_weights or None,
             seed=c.seed,
         )
-        self._grid_latents = self._own_latents(PLOTTED if c.points else GRID)
+        rows = min(c.classes, CLASSES_SHOWN)
+        self._grid_labels = in_turn(rows, rows * BY_CLASS, self.device)
+        if self._grid_labels is not None:
+            self._grid_labels = self._grid_labels.sort().values  # class by class
+        self._grid_latents = self._own_latents(PLOTTED if c.points else rows * BY_CLASS or GRID)
+
+    def _labels(self, count: int) -> tuple[Tensor, int]:
+        """Each training image's class, and how many classes there are."""
+        c = self.config
+        labels = load_classes(c.dataset, c.data_dir, c.download)
+        if len(labels) != count:
+            raise DataError(f"--data-dir {c.data_dir}: {c.dataset} has {count} images but {len(labels)} labels")
+        there_are = int(labels.max()) + 1
+        if c.classes and c.classes < there_are:
+            raise ConfigError(f"--classes {c.classes}: {c.dataset} has {there_are}; use as many or leave it out")
+        return labels, c.classes or there_are
 
     def _set_up_torch(self) -> None:
         """What the options say of torch's own settings and its random state."""
@@ -154,7 +180,7 @@ class Trainer:
                 except RuntimeError:
                     raise ConfigError(
                         f"--init-from {path}: its {name} has other layers than this run's; "
-                        "use the same --architecture, --width, --image-size, --channels and --z-dim"
+                        "use the same --architecture, --width, --image-size, --channels, --z-dim and --conditional"
                     ) from None
         self.iteration.average.load_state_dict(self.generator.state_dict())
 
@@ -305,7 +331,7 @@ class Trainer:
         )
 
     def sample_grid(self) -> Tensor:
-        return generate(self.iteration.average, self._grid_latents)
+        return generate(self.iteration.average, self._grid_latents, labels=self._grid_labels)
 
     def _draw(self, run: RunFolder) -> None:
         path = run.samples_path(self.step)
@@ -313,9 +339,10 @@ class Trainer:
             title = f"{run.path.name}, step {self.step}"
             save_points(path, self.sample_grid(), self._real_points, self.discriminator, title)
         else:
-            save_grid(self.sample_grid(), path)
+            save_grid(self.sample_grid(), path, BY_CLASS if self.config.classes else None)
 
     def evaluate(self) -> list[dict[str, Any]]:
         """A record for each metric of the averaged generator's images."""
-        images = generate(self.iteration.average, self._own_latents(EVALUATED))
+        labels = in_turn(self.config.classes, EVALUATED, self.device)
+        images = generate(self.iteration.average, self._own_latents(EVALUATED), labels=labels)
         return [{"step": self.step, **record} for record in self._evaluator(images, "averaged generator (EMA)")]

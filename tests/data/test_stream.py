@@ -81,7 +81,7 @@ def test_fetching_goes_on_while_the_iteration_runs(monkeypatch):
     """The fetch of step 2 cannot end before prepare(1) has returned and the batches of step 1 have been drawn."""
     drawn, select = threading.Event(), torch.index_select
     sampler = streaming()
-    host = sampler._stream._host  # an earlier test's sampler, which nobody has closed, may be fetching still
+    host = sampler._stream._host[0]  # an earlier test's sampler, which nobody has closed, may be fetching still
 
     def after_the_iteration(images, dim, index, out):
         if out.data_ptr() != host.data_ptr():
@@ -207,7 +207,7 @@ def test_a_streaming_process_ends(how):
 
 @pytest.mark.gpu
 def test_streamed_images_come_through_pinned_memory():
-    assert streaming(device="cuda")._stream._host.is_pinned()
+    assert streaming(device="cuda")._stream._host[0].is_pinned()
 
 
 @pytest.mark.gpu
