@@ -46,10 +46,11 @@ def evaluate(arguments: argparse.Namespace) -> int:
         inception_weights=arguments.inception_weights,
         seed=seed,
         download=arguments.download,
+        conditional=trained.classes > 0,
     )
     images = generated(trained.generator.to(device), trained.z_dim, n, seed, batch_size, trained.classes)
     source = f"{NAMES[trained.weights]} at step {trained.step}, seed {seed}, {dataset}"
-    for record in evaluator(images, source):
+    for record in evaluator(images, source, in_turn(trained.classes, n, "cpu")):
         print(f"{record['metric']}  {record['value']:.6g}  ({record['protocol']})", flush=True)
         if out is not None:
             files.append_json_line(out, {"step": trained.step, **record})

@@ -69,9 +69,7 @@ class ImageSampler:
             raise ValueError(f"labels: {list(labels.shape)} should be one for each of {len(images)} images.")
         if points and flip:
             raise ValueError("flip: points have no left and right to exchange; it is for images.")
-        for name, value, least in (("batch_size", batch_size, 1), ("batches", batches, 1), ("seed", seed, 0)):
-            if value < least:
-                raise ValueError(f"{name}: {value} should be at least {least}.")
+        _check_sizes(batch_size=(batch_size, 1), batches=(batches, 1), seed=(seed, 0))
         self.device = torch.device(device)
         self.batch_size, self.batches, self.flip = batch_size, batches, flip
         self._layout, self._write = layout, write
@@ -145,3 +143,10 @@ class ImageSampler:
         k = self._drawn % self.batches
         self._drawn += 1
         return stream.buffer[k], None if stream.labels is None else stream.labels[k], self._whole
+
+
+def _check_sizes(**sizes: tuple[int, int]) -> None:
+    """Of each, what it is and the least it may be."""
+    for name, (value, least) in sizes.items():
+        if value < least:
+            raise ValueError(f"{name}: {value} should be at least {least}.")

@@ -9,8 +9,9 @@ from typing import Any, Literal, get_args
 from .comparison import ImageComparison, PointComparison
 from .measures import classifier_score, exact_wasserstein, frechet_distance, sliced_wasserstein
 
-# Inception's weights; a data set with labels, for a feature network; images of any kind; points in the plane.
-Needs = Literal["inception", "labels", "images", "points"]
+# Inception's weights; a data set with labels, for a feature network; the same and the classes that the images were generated for;
+# images of any kind; points in the plane.
+Needs = Literal["inception", "labels", "classes", "images", "points"]
 Measured = tuple[float, str]  # value, protocol: how it was measured, in words
 
 ASSIGNED = 1000  # points in an exact distance, whose time grows with their cube
@@ -46,6 +47,13 @@ def _classifier_frechet(c: ImageComparison) -> Measured:
     compared = f"{len(c.generated)} generated against {c.real.network.held_out} ({known})"
     value = frechet_distance(features, held_out.features)
     return value, f"{c.real.network}; {features.shape[1]} features, {compared}"
+
+
+def _class_accuracy(c: ImageComparison) -> Measured:
+    assert c.labels is not None
+    recognised = c.classified[0].argmax(1) == c.labels.cpu()
+    protocol = f"{c.real.network}; of {len(c.generated)} generated images, those recognised as the class they were generated for"
+    return recognised.double().mean().item(), protocol
 
 
 def _sliced_wasserstein(c: ImageComparison) -> Measured:
@@ -86,6 +94,7 @@ _ROWS = (
         "classifier_frechet", "Frechet distance of classifier features", "labels", False, _classifier_frechet,
         distance=True,
     ),
+    Metric("class_accuracy", "generated images recognised as their class", "classes", True, _class_accuracy),
     Metric(
         "sliced_wasserstein", "sliced Wasserstein distance", "images", False, _sliced_wasserstein,
         score=True, distance=True,

@@ -29,7 +29,7 @@ class RealPoints:
 
     points: Tensor
 
-    def compare(self, generated: Tensor) -> PointComparison:
+    def compare(self, generated: Tensor, labels: Tensor | None = None) -> PointComparison:
         return PointComparison(generated, self.points)
 
 
@@ -114,16 +114,19 @@ class RealImages:
             batch_size=min(64, self.batch_size),
         )
 
-    def compare(self, generated: Tensor) -> ImageComparison:
-        """generated    [n, C, H, W], uint8 or in [-1, 1]"""
-        return ImageComparison(to_uint8(generated).cpu(), self)
+    def compare(self, generated: Tensor, labels: Tensor | None = None) -> ImageComparison:
+        """
+        generated    [n, C, H, W], uint8 or in [-1, 1]
+        labels       int64 [n], the classes that they were generated for
+        """
+        return ImageComparison(to_uint8(generated).cpu(), self, labels)
 
 
 class ImageComparison:
     """Generated images, uint8 [n, C, H, W] on the CPU, beside real ones."""
 
-    def __init__(self, generated: Tensor, real: RealImages) -> None:
-        self.generated, self.real = generated, real
+    def __init__(self, generated: Tensor, real: RealImages, labels: Tensor | None = None) -> None:
+        self.generated, self.real, self.labels = generated, real, labels
 
     @cached_property
     def classified(self) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ from ..errors import ConfigError
 from ..method.formulas import NORMS
 from ..method.module_state import unchanged_state
 from ..method.step_arguments import logits_of
-from ..training.checkpoints import Checkpoint, find_generator, generate, open_checkpoint
+from ..training.checkpoints import Checkpoint, find_generator, generate, in_turn, open_checkpoint
 from ..training.config import Config
 from .fooling import steps_to_fool
 
@@ -139,7 +139,7 @@ def load_subject(
 
     random = torch.Generator("cpu").manual_seed(seed)
     latents = torch.randn(n, trained.z_dim, generator=random, dtype=torch.float32, device="cpu")
-    fake = generate(trained.generator.to(device), latents.to(device))
+    fake = generate(trained.generator.to(device), latents.to(device), labels=in_turn(trained.classes, n, device))
     if fake.shape[1:] != (config.channels, config.image_size, config.image_size):
         raise ConfigError(
             f"--generator {generator}: makes images {'x'.join(map(str, fake.shape[1:]))}, the discriminator of {source} takes "
@@ -174,6 +174,10 @@ def _check_attackable(source: Path, config: Config) -> None:
         raise ConfigError(
             f"SOURCE {source}: was trained with --objective {config.objective}, whose scores are no probabilities "
             "to be 0.02 apart; name a run with --objective vanilla"
+        )
+    if config.classes:
+        raise ConfigError(
+            f"SOURCE {source}: was trained with --conditional; name a run whose discriminator sees no classes"
         )
     if config.points:
         raise ConfigError(f"SOURCE {source}: was trained on points of {config.dataset}; name a run on images")

@@ -76,9 +76,9 @@ class Iteration:
         self,
         config: Config,
         images: Tensor,
+        labels: Tensor | None = None,
         generator: nn.Module | None = None,
         discriminator: nn.Module | None = None,
-        labels: Tensor | None = None,
     ) -> None:
         self.config = c = config
         self.device = torch.device(c.device)

@@ -69,15 +69,10 @@ class Trainer:
             images = load_images(c.dataset, c.data_dir, c.image_size or None, c.channels or None, download=c.download)
         self._real_points = images[:PLOTTED].clone() if c.points else None
         check_own_networks(c, generator, discriminator, images)
-        labels = None
-        if c.conditional:
-            labels, classes = self._labels(len(images))
-            c = dataclasses.replace(c, classes=classes)
-        trained_on = images
-        if c.n_images:
-            chosen = first_of_shuffled(len(images), c.n_images, c.dataset)
-            trained_on, labels = images[chosen], None if labels is None else labels[chosen]
-        self.iteration = Iteration(c, trained_on, generator, discriminator, labels)
+        labels = self._labels(len(images))
+        if labels is not None:
+            c = dataclasses.replace(c, classes=c.classes or int(labels.max()) + 1)
+        self.iteration = Iteration(c, *self._chosen(images, labels), generator, discriminator)
         self.config = self.iteration.config = recorded_architecture(c, generator, discriminator)
         if c.init_from:
             self._init_from(c.init_from)
@@ -93,23 +88,33 @@ class Trainer:
             device=self.device,
             inception_weights=c.inception_weights or None,
             seed=c.seed,
+            conditional=c.conditional,
         )
         rows = min(c.classes, CLASSES_SHOWN)
-        self._grid_labels = in_turn(rows, rows * BY_CLASS, self.device)
-        if self._grid_labels is not None:
-            self._grid_labels = self._grid_labels.sort().values  # class by class
+        by_column = in_turn(rows, rows * BY_CLASS, self.device)
+        self._grid_labels = None if by_column is None else by_column.view(BY_CLASS, rows).T.flatten()
         self._grid_latents = self._own_latents(PLOTTED if c.points else rows * BY_CLASS or GRID)
 
-    def _labels(self, count: int) -> tuple[Tensor, int]:
-        """Each training image's class, and how many classes there are."""
+    def _labels(self, count: int) -> Tensor | None:
+        """Each training image's class, for a conditional run."""
         c = self.config
+        if not c.conditional:
+            return None
         labels = load_classes(c.dataset, c.data_dir, c.download)
         if len(labels) != count:
             raise DataError(f"--data-dir {c.data_dir}: {c.dataset} has {count} images but {len(labels)} labels")
         there_are = int(labels.max()) + 1
         if c.classes and c.classes < there_are:
             raise ConfigError(f"--classes {c.classes}: {c.dataset} has {there_are}; use as many or leave it out")
-        return labels, c.classes or there_are
+        return labels
+
+    def _chosen(self, images: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """What is trained on: all of them, or --n-images."""
+        c = self.config
+        if not c.n_images:
+            return images, labels
+        chosen = first_of_shuffled(len(images), c.n_images, c.dataset)
+        return images[chosen], None if labels is None else labels[chosen]
 
     def _set_up_torch(self) -> None:
         """What the options say of torch's own settings and its random state."""
@@ -345,4 +350,4 @@ class Trainer:
         """A record for each metric of the averaged generator's images."""
         labels = in_turn(self.config.classes, EVALUATED, self.device)
         images = generate(self.iteration.average, self._own_latents(EVALUATED), labels=labels)
-        return [{"step": self.step, **record} for record in self._evaluator(images, "averaged generator (EMA)")]
+        return [{"step": self.step, **record} for record in self._evaluator(images, "averaged generator (EMA)", labels)]

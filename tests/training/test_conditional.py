@@ -12,6 +12,7 @@ import datgan_fast as dat
 from datgan_fast.data.datasets import load_classes, load_images, load_labels
 from datgan_fast.data.sampler import ImageSampler
 from datgan_fast.errors import ConfigError, DataError
+from datgan_fast.metrics.evaluator import Evaluator
 from datgan_fast.sample import main as sample
 from datgan_fast.training.checkpoints import find_generator, open_checkpoint
 from datgan_fast.training.networks import build_discriminator, build_generator
@@ -246,3 +247,47 @@ def test_a_class_is_asked_of_a_conditional_generator_only(tmp_path, capsys):
     run = dat.Trainer(dat.TrainConfig(**SMALL, steps=1, outdir=str(tmp_path), eval_every=0)).fit()
     assert sample([str(run.path), "--class", "1"]) != 0
     assert "was trained without --conditional" in capsys.readouterr().err
+
+
+# The metric
+
+
+class _Knows:
+    """A feature network that takes an image's brightness for its class."""
+
+    def __call__(self, images, batch_size):
+        return F.one_hot(images[:, 0, 0, 0].long(), 10).float(), torch.zeros(len(images), 2)
+
+    def __str__(self):
+        return "brightness"
+
+
+def test_class_accuracy_is_the_share_that_is_recognised(monkeypatch):
+    monkeypatch.setattr("datgan_fast.metrics.feature_network.load", lambda **options: _Knows())
+    evaluator = Evaluator("digits", n=10, metrics=["class_accuracy"], conditional=True)
+    images = torch.tensor([3, 3, 0, 9, 1], dtype=torch.uint8).view(5, 1, 1, 1).expand(5, 1, 16, 16)
+    (record,) = evaluator(images, "made", torch.tensor([3, 3, 0, 8, 2]))
+    assert record["value"] == pytest.approx(3 / 5)
+    assert record["protocol"].startswith("brightness; of 5 generated images")
+
+
+def test_class_accuracy_is_measured_where_there_are_classes():
+    assert "class_accuracy" in Evaluator("digits", n=10, conditional=True).metrics
+    assert "class_accuracy" not in Evaluator("digits", n=10).metrics
+    with pytest.raises(
+        ConfigError, match="--metrics class_accuracy: needs a generator that was trained with --conditional"
+    ):
+        Evaluator("digits", n=10, metrics=["class_accuracy"])
+
+
+@pytest.mark.trains
+def test_a_run_measures_its_images_with_their_labels(monkeypatch):
+    monkeypatch.setattr("datgan_fast.metrics.feature_network.load", lambda **options: _Knows())
+    made = trainer()
+    seen = []
+    monkeypatch.setattr(made, "_evaluator", lambda images, source, labels: seen.append((images, labels)) or [])
+    made.evaluate()
+    ((images, labels),) = seen
+    assert len(images) == 2000 and torch.equal(labels.bincount(), torch.full((10,), 200))
+    expected = made.iteration.average.eval()(made._own_latents(2000)[5:9], labels[5:9])
+    torch.testing.assert_close(images[5:9], expected)
