@@ -208,6 +208,10 @@ def test_nothing_is_read_where_it_would_wait(output, lambda_clean, monkeypatch):
 def test_compiled_networks(output):
     torch.compiler.reset()
     network, double = judge(output), judge(output)
+    for layer in (network.body[0], network.fine, double.body[0], double.fine):
+        layer.padding_mode = (
+            "zeros"  # torch 2.14 compiles the backward of a replicating one for another layout than it gets
+        )
     compiled = torch.compile(network)
     for _ in range(3):
         network.zero_grad()
