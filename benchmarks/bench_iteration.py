@@ -9,6 +9,7 @@ DATGAN_FAST_BENCH_FULL=1. --benchmark-min-rounds=15 makes the figures steadier.
 Of every provider: ms, speedup over the float32 reference and their noise (measure.py), images_per_second (real images
 through the discriminator, as the trainer prints), peak_mib (the most its first iterations hold beyond networks and data:
 gradients, optimiser state, activations, a CUDA graph's pool), what activity.py counts, floor_ms and fraction_of_floor_rate.
+Of every cell: the nodes of a fused iteration on a GPU, as nodes.py counts them.
 """
 
 import gc
@@ -22,6 +23,7 @@ from compilation import nothing_falls_back
 from datgan_fast.errors import ConfigError
 from datgan_fast.training.baselines import BASELINES
 from measure import DEVICE, FULL, bf16_is_native, figures, interleaved
+from nodes import iteration_nodes
 from official_method import OfficialMethod
 
 EVERYTHING = FULL or DEVICE == "cuda"
@@ -131,8 +133,10 @@ def measure(benchmark, rounds, capsys, chosen, cell) -> None:
             "floor_ms": floor_ms,
             "fraction_of_floor_rate": floor_ms / result["ms"],
         }
+    kind = {name: value for name, value in cell.items() if name not in POINT}  # how many nodes do not depend on sizes
     benchmark.extra_info |= {
         **cell,
+        "nodes": {precision: iteration_nodes(precision=precision, **kind) for precision in ("fp32", "bf16")},
         "channels": COMMON["channels"],
         "n_dis": trainers[REFERENCE].config.n_dis,
         "floors": floors,
