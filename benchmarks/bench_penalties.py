@@ -44,7 +44,7 @@ def test_penalty(benchmark, rounds, capsys, network, name):
     for first in runs.values():
         first()
     costs = {provider: {"peak_mib": peak_memory(first) / 2**20} for provider, first in runs.items()}
-    samples = interleaved(benchmark, runs, 5 * rounds)
+    samples = interleaved(benchmark, runs, 3 * rounds)
     report(benchmark, capsys, f"{name}, {network}", samples, costs, network=network, penalty=name)
 
 

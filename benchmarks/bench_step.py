@@ -68,7 +68,7 @@ def test_discriminator_step(benchmark, rounds, capsys, batch_norm, penalty):
         with torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda held: held.tensor):
             run()
         costs[name] = {"path": path, "peak_mib": peak_memory(run) / 2**20, "saved_peak_mib": saved.peak / 2**20}
-    samples = interleaved(benchmark, runs, 5 * rounds)  # a step is short
+    samples = interleaved(benchmark, runs, 3 * rounds)  # a step is short
     if benchmark.stats is None:  # --benchmark-disable
         return
     results = {name: figure | costs[name] for name, figure in figures(samples, REFERENCE).items()}

@@ -19,7 +19,7 @@ from scored_step import OUTPUTS, by_image, judge, scales_of, scored_step
 
 pytestmark = pytest.mark.usefixtures("one_thread", "merging")
 
-EPS = {"none": 1.0, "l2": 2.0, "linf": 0.1}
+EPS = {"none": 1.0, "l2": 2.0, "linf": 0.1, "clamp": 1.0}
 LABELS = torch.tensor([0, 3, 1, 4, 2, 0]), torch.tensor([2, 2, 0, 1])
 # of each kind: the arguments of one side
 CONDITIONS = {
