@@ -55,10 +55,10 @@ def test_the_command(runs, tmp_path, capsys):
             assert f" {run[kind]['mean']:.2f} steps" in line
     assert Image.open(out / "figure1.png").width > 1000
     grid = json.loads((out / "protocols.json").read_text())
-    assert len(grid) == 3 * 3 * 2 * 2 == len({json.dumps(row["protocol"]) for row in grid})
+    assert len(grid) == 4 * 3 * 2 * 2 == len({json.dumps(row["protocol"]) for row in grid})
     assert all(len(row["runs"]) == 2 for row in grid)
     lines = (out / "protocols.md").read_text().splitlines()
-    assert sum(line.startswith("| ") for line in lines) == 2 + 36
+    assert sum(line.startswith("| ") for line in lines) == 2 + 48
     assert not list(out.glob(".*"))
 
 
