@@ -1,5 +1,5 @@
-"""The public operations, attack_loss, perturb and attack_step, with their autograd, and those that the library's own step and
-sampler write into their buffers with; registered.py has what torch runs.
+"""The public operations, attack_loss, perturb and attack_step, and those that the library's own step and sampler write into their
+buffers with; loss_gradients.py has their gradients, registered.py what torch runs.
 
 torch's operations know an objective by its name. One that has none goes to the reference directly.
 """
@@ -38,87 +38,10 @@ from .arguments import (
 )
 from .differentiable import clipped_from
 from .formulas import FORMULATIONS, Bound, check_choice, clip, kernels_of, named
+from .loss_gradients import AttackLoss, StepLosses, detached
 from .objective import Objective
 from .reference import AttackStep, logits_with_targets
 from .renamed import targets_renamed
-
-
-class _AttackLoss(torch.autograd.Function):
-    """The loss and, from the same pass, its gradient; the other batch's logits are constants."""
-
-    @staticmethod
-    def forward(ctx, real, fake, target_real, target_fake, objective, formulation, impl):  # type: ignore[no-untyped-def]
-        losses, coefficient_real, coefficient_fake = torch.ops.datgan_fast.attack_loss(
-            real, fake, target_real, target_fake, objective, formulation, impl
-        )
-        ctx.save_for_backward(real, fake, coefficient_real, coefficient_fake)
-        return losses[0], losses[1]
-
-    @staticmethod
-    def backward(ctx, *grads):  # type: ignore[no-untyped-def]
-        real, fake, *coefficients = ctx.saved_tensors
-        return *_scaled("attack_loss", ctx.needs_input_grad, (real, fake), coefficients, grads), *[None] * 5
-
-
-class _StepLosses(torch.autograd.Function):
-    """The losses that a single pass has found. Their gradient, one number for each logit, is computed when it is asked for."""
-
-    @staticmethod
-    def forward(ctx, real, fake, target_real, target_fake, losses, objective, formulation, impl):  # type: ignore[no-untyped-def]
-        ctx.save_for_backward(real, fake, target_real, target_fake)
-        ctx.how = objective, formulation, impl
-        return losses[0], losses[1]
-
-    @staticmethod
-    def backward(ctx, *grads):  # type: ignore[no-untyped-def]
-        logits = ctx.saved_tensors
-        _, *coefficients = torch.ops.datgan_fast.attack_loss(*map(_detached, logits), *ctx.how)
-        return *_scaled("attack_step", ctx.needs_input_grad, logits, coefficients, grads), *[None] * 6
-
-
-def _scaled(
-    operation: str,
-    needed: Sequence[bool],
-    logits: Sequence[Tensor],
-    coefficients: Sequence[Tensor],
-    grads: Sequence[Tensor],
-) -> tuple[Tensor | None, ...]:
-    """The gradients of the real and of the generated logits, None where it is not needed."""
-    # torch refuses the second derivative of compiled functions by itself.
-    create_graph = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-    return tuple(
-        None
-        if not needed[k]
-        else _FinalGradient.apply(logits[k], coefficients[k], grads[k], operation)
-        if create_graph
-        else _scale(logits[k], coefficients[k], grads[k])
-        for k in range(2)
-    )
-
-
-def _scale(logits: Tensor, coefficient: Tensor, grad: Tensor) -> Tensor:
-    return (grad * coefficient).to(logits.dtype)
-
-
-class _FinalGradient(torch.autograd.Function):
-    """A gradient that depends on the logits and cannot be differentiated again. once_differentiable would take it for a
-    constant wherever the incoming gradient is one, and a penalty on it would be wrong without a word."""
-
-    @staticmethod
-    def forward(ctx, logits, coefficient, grad, operation):  # type: ignore[no-untyped-def]
-        ctx.operation = operation
-        return _scale(logits, coefficient, grad)
-
-    @staticmethod
-    def backward(ctx, *grads):  # type: ignore[no-untyped-def]
-        raise RuntimeError(
-            f"a loss of datgan_fast.{ctx.operation} can be differentiated only once; one of "
-            f"datgan_fast.reference.{ctx.operation} can be differentiated any number of times"
-        )
-
-
-def _detached(t: Tensor) -> Tensor:
-    return t.detach() if t.requires_grad else t
 
 
 @targets_renamed
@@ -162,7 +85,7 @@ def attack_loss(
     name = kernels_of(objective)
     if name is None:
         return _own_attack_loss((real_logits, fake_logits), (target_real, target_fake), objective, formulation, impl)
-    return _AttackLoss.apply(
+    return AttackLoss.apply(
         real_logits,
         fake_logits,
         target_real.detach(),  # new tensors in any case: the compiler wants no input twice
@@ -234,7 +157,7 @@ def logit_terms_into(
         ValueError, TypeError: an argument has the wrong shape, dtype or value.
         BackendError: `impl` names a backend that cannot be used.
     """
-    own = _detached(logits[0]), _detached(logits[1])
+    own = detached(logits[0]), detached(logits[1])
     if not isinstance(objective, str):
         how, out = LogitTerms(weight, floor, objective, formulation), TermOutputs(weights, sums, coefficients)
         check_terms(own, how, out)
@@ -315,7 +238,7 @@ def perturb(
     low, high = _kernel_bounds(clip_min, clip_max, x)
     if differentiable:  # the same launch, which leaves the clip to torch
         low = high = None
-    torch.ops.datgan_fast.perturb(_detached(x), _detached(grad), eps, norm, low, high, impl or "", out)
+    torch.ops.datgan_fast.perturb(detached(x), detached(grad), eps, norm, low, high, impl or "", out)
     if differentiable:
         return clipped_from(x, out, clip_min, clip_max)
     return out if (low, high) == (clip_min, clip_max) else clip(out, clip_min, clip_max)
@@ -406,7 +329,7 @@ def attack_step(
     _kernel_bounds(clip_min, clip_max, x_real, x_fake)  # a tensor that is no bound is refused before the launch, too
     losses = _run_step(inputs, attack._replace(clip_min=None, clip_max=None), impl, adv, grads, [])
     targets = (t.detach() for t in inputs.targets)  # new tensors in any case: the compiler wants no input twice
-    loss_real, loss_fake = _StepLosses.apply(
+    loss_real, loss_fake = StepLosses.apply(
         real_logits, fake_logits, *targets, losses, objective, formulation, impl or ""
     )
     adv_real = clipped_from(x_real, adv[0], clip_min, clip_max)
@@ -449,8 +372,8 @@ def _run_step(
         _own_step(inputs, attack._replace(clip_min=low, clip_max=high), impl, out)
     else:
         torch.ops.datgan_fast.attack_step(
-            *([_detached(t) for t in pair] for pair in (x, v, logits, targets)),
-            [None if w is None else _detached(w) for w in weights],
+            *([detached(t) for t in pair] for pair in (x, v, logits, targets)),
+            [None if w is None else detached(w) for w in weights],
             *attack._replace(objective=name, clip_min=low, clip_max=high),
             impl or "",
             adv,
