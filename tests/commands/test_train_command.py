@@ -1,28 +1,16 @@
-"""The train and sample commands as a user meets them: options, run folder, errors, kill and resume."""
+"""The train command as a user meets it: options, run folder, errors."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from PIL import Image
-from safetensors.torch import load_file
 
-from datgan_fast import TrainConfig, sample, train
+from datgan_fast import TrainConfig, train
 from datgan_fast.training.option_values import flag
 from datgan_fast.training.options import KINDS
-
-ROOT = Path(__file__).resolve().parents[2]
-TINY = ["--width", "4", "--z-dim", "8", "--batch-size", "8", "--log-every", "2", "--eval-every", "3"]
-
-
-def run_train(outdir: Path, *options: str) -> int:
-    return train.main([*TINY, "--outdir", str(outdir), *options])
+from train_runs import run_train
 
 
 @pytest.fixture
@@ -259,233 +247,11 @@ def test_plain_lines_where_there_is_no_terminal(tmp_path, capsys):
     assert [line.split()[1] for line in lines if line.startswith("step ")] == ["2/4", "4/4"]
 
 
-# Kill and resume. The child kills itself at a chosen moment, so that every moment is met exactly.
-CHILD = """
-import os, signal, sys, torch
-from datgan_fast import files, train
-from datgan_fast.training import run_folder, trainer
-moment, arguments = sys.argv[1], sys.argv[2:]
-def die(*a, **k):
-    os.kill(os.getpid(), signal.SIGKILL)
-def before_step(n):
-    step = trainer.Trainer.train_step
-    def train_step(self):
-        die() if self.step + 1 == n else step(self)
-    trainer.Trainer.train_step = train_step
-if moment.startswith("step"):
-    before_step(int(moment[4:]))
-elif moment == "config":  # the folder exists, its configuration does not
-    run_folder.files.write_text = die
-elif moment == "checkpoint":  # half of the second checkpoint is on the disk
-    save, count = torch.save, [0]
-    def half(state, path):
-        save(state, path)
-        count[0] += 1
-        if count[0] == 2:
-            os.truncate(path, os.path.getsize(path) // 2)
-            die()
-    torch.save = half
-elif moment == "rename":  # the second checkpoint is whole and not yet in its place
-    replace, count = os.replace, [0]
-    def not_replaced(source, target):
-        count[0] += str(target).endswith(".pt")
-        die() if count[0] == 2 else replace(source, target)
-    os.replace = not_replaced
-elif moment == "generator":  # the last generator is not written
-    save, count = trainer.save_generator, [0]
-    def not_saved(*a):
-        count[0] += 1
-        die() if count[0] == 3 else save(*a)
-    trainer.save_generator = not_saved
-elif moment == "between":  # the last generator is written, its checkpoint not
-    save, count = trainer.RunFolder.save_checkpoint, [0]
-    def not_saved(*a):
-        count[0] += 1
-        die() if count[0] == 3 else save(*a)
-    trainer.RunFolder.save_checkpoint = not_saved
-sys.exit(train.main(arguments))
-"""
-CONTINUED = [
-    *TINY,
-    "--deterministic",
-    "--save-every",
-    "3",
-    "--sample-every",
-    "4",
-    "--baseline",
-    "wgan-alp",
-    "--n-dis",
-    "2",
-]
-RESUMED = [*CONTINUED, "--steps", "9"]
-
-
-def child(moment: str, *options: str) -> int:
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
-    }
-    return subprocess.run(
-        [sys.executable, "-c", CHILD, moment, *options], env=environment, capture_output=True
-    ).returncode
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory) -> Path:
-    outdir = tmp_path_factory.mktemp("undisturbed")
-    assert child("never", *RESUMED, "--outdir", str(outdir)) == 0
-    return next(outdir.iterdir())
-
-
-@pytest.mark.process
-@pytest.mark.parametrize(
-    "moment", ["config", "step1", "step2", "step5", "checkpoint", "rename", "generator", "between"]
-)
-def test_resume_after_a_kill_is_exact(tmp_path, undisturbed, deterministic, moment):
-    options = [*RESUMED, "--outdir", str(tmp_path)]
-    assert child(moment, *options) == -signal.SIGKILL
-    assert train.main([*options, "--resume", "latest"]) == 0
-    run = max(p for p in tmp_path.iterdir())
-    assert (run / "generator.safetensors").read_bytes() == (undisturbed / "generator.safetensors").read_bytes()
-    unlike = {"images_per_second", "seconds"}
-    lines = [
-        [{k: v for k, v in json.loads(line).items() if k not in unlike} for line in (folder / "stats.jsonl").open()]
-        for folder in (run, undisturbed)
-    ]
-    assert lines[0] == lines[1]
-    assert not list(run.rglob(".*.tmp*"))
-
-
-@pytest.mark.process
-def test_resume_goes_on_past_the_end(tmp_path, undisturbed, deterministic):
-    options = [*CONTINUED, "--outdir", str(tmp_path)]
-    assert train.main([*options, "--steps", "6"]) == 0
-    assert train.main([*options, "--steps", "9", "--resume"]) == 0
-    (run,) = tmp_path.iterdir()
-    assert (run / "generator.safetensors").read_bytes() == (undisturbed / "generator.safetensors").read_bytes()
-    assert train.main([*options, "--steps", "9", "--resume", str(run)]) == 0  # nothing left to do
-
-
-@pytest.mark.trains
-def test_resume_from_a_chosen_checkpoint(tmp_path, deterministic):
-    assert run_train(tmp_path, "--deterministic", "--steps", "4", "--save-every", "2") == 0
-    (run,) = tmp_path.iterdir()
-    before = (run / "generator.safetensors").read_bytes()
-    (run / "generator.safetensors").unlink()
-    assert train.main(["--resume", str(run / "checkpoints" / "step-000002.pt")]) == 0
-    assert (run / "generator.safetensors").read_bytes() == before
-
-
-@pytest.mark.trains
-def test_resume_forgets_what_came_after_the_checkpoint(tmp_path):
-    assert run_train(tmp_path, "--steps", "6", "--save-every", "2", "--sample-every", "2") == 0
-    (run,) = tmp_path.iterdir()
-    (run / "checkpoints" / "step-best.pt").write_bytes(b"somebody's copy")
-    assert train.main(["--resume", str(run / "checkpoints" / "step-000002.pt"), "--steps", "3"]) == 0
-    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == [
-        "step-000002.pt",
-        "step-000003.pt",
-        "step-best.pt",
-    ]
-    assert max(p.name for p in (run / "samples").iterdir()) == "step-000003.png"
-
-
-@pytest.mark.trains
-def test_checkpoint_away_from_its_run(tmp_path, capsys):
-    assert run_train(tmp_path, "--steps", "2") == 0
-    copy = tmp_path / "copy.pt"
-    copy.write_bytes(next(tmp_path.glob("*/checkpoints/*.pt")).read_bytes())
-    capsys.readouterr()
-    assert train.main(["--resume", str(copy)]) == 2
-    assert str(copy) in capsys.readouterr().err
-
-
 def test_backend_from_the_environment_is_checked_first(tmp_path, capsys, no_training, monkeypatch):
     monkeypatch.setenv("DATGAN_FAST_BACKEND", "bogus")
     assert run_train(tmp_path / "runs") == 2
     assert "bogus" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
-
-
-@pytest.mark.trains
-def test_resume_refuses_other_options(tmp_path, capsys):
-    assert run_train(tmp_path, "--steps", "2") == 0
-    capsys.readouterr()
-    assert run_train(tmp_path, "--steps", "4", "--eps", "0.5", "--resume") == 2
-    error = capsys.readouterr().err
-    assert "--eps 0.5" in error
-    assert "1.0" in error
-
-
-@pytest.mark.trains
-def test_resume_of_a_run_that_is_older_than_an_option(tmp_path, capsys):
-    assert run_train(tmp_path, "--steps", "2") == 0
-    (run,) = tmp_path.iterdir()
-    config = yaml.safe_load((run / "config.yaml").read_text())
-    assert config.pop("penalty_precision") == "fp32"
-    (run / "config.yaml").write_text(yaml.safe_dump(config))
-    assert run_train(tmp_path, "--steps", "3", "--penalty-precision", "fp32", "--resume") == 0
-    assert (run / "checkpoints" / "step-000003.pt").exists()
-    capsys.readouterr()
-    assert run_train(tmp_path, "--steps", "4", "--penalty-precision", "bf16", "--resume") == 2
-    assert "was started with fp32" in capsys.readouterr().err
-
-
-@pytest.mark.trains
-def test_resume_with_nothing_to_resume_starts_a_run(tmp_path, capsys):
-    assert run_train(tmp_path, "--steps", "2", "--resume", "latest") == 0
-    assert "nothing to resume" in capsys.readouterr().out
-    assert len(list(tmp_path.glob("*/generator.safetensors"))) == 1
-
-
-@pytest.mark.trains
-@pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04 half a file"])
-def test_broken_checkpoint(tmp_path, capsys, content):
-    assert run_train(tmp_path, "--steps", "2") == 0
-    checkpoint = next(tmp_path.glob("*/checkpoints/*.pt"))
-    checkpoint.write_bytes(content)
-    capsys.readouterr()
-    assert train.main(["--resume", str(checkpoint), "--steps", "4"]) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert str(checkpoint) in error
-
-
-@pytest.mark.trains
-def test_init_from_takes_the_weights_only(tmp_path, capsys):
-    assert run_train(tmp_path / "a", "--steps", "2") == 0
-    (run,) = (tmp_path / "a").iterdir()
-    checkpoint = next((run / "checkpoints").iterdir())
-    trainer = train.Trainer(TrainConfig(width=4, z_dim=8, seed=7, init_from=str(checkpoint)))
-    saved = torch.load(checkpoint, weights_only=True)
-    for name in ("generator", "discriminator"):
-        assert all(torch.equal(v, saved[name][k]) for k, v in getattr(trainer, name).state_dict().items())
-    assert trainer.step == 0
-    trainer = train.Trainer(TrainConfig(width=4, z_dim=8, init_from=str(run / "generator.safetensors")))
-    stored = load_file(run / "generator.safetensors")
-    assert all(torch.equal(v, stored[k]) for k, v in trainer.generator.state_dict().items())
-    assert run_train(tmp_path / "b", "--width", "8", "--init-from", str(checkpoint)) == 2
-    assert "--init-from" in capsys.readouterr().err
-    assert not (tmp_path / "b").exists()
-
-
-@pytest.mark.process
-def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, capsys, monkeypatch):
-    step = train.Trainer.train_step
-
-    def interrupted(self):
-        step(self)
-        if self.step == 3:
-            signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(train.Trainer, "train_step", interrupted)
-    assert run_train(tmp_path, "--steps", "6") == 1
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert "--resume" in error
-    assert [p.name for p in tmp_path.glob("*/checkpoints/*")] == ["step-000003.pt"]
-    monkeypatch.setattr(train.Trainer, "train_step", step)
-    assert run_train(tmp_path, "--steps", "6", "--resume") == 0
 
 
 def test_divergence_stops_the_run(tmp_path, capsys):
@@ -512,41 +278,3 @@ def test_divergence_names_the_last_good_checkpoint(tmp_path, capsys, monkeypatch
     assert "loss_d, loss_clean, loss_adv and " in error
     assert f"not finite in step 6; the last good checkpoint is {run}/checkpoints/step-000004.pt;" in error
     assert not (run / "checkpoints" / "step-000006.pt").exists()
-
-
-def test_sample_command(tmp_path, capsys):
-    assert run_train(tmp_path, "--steps", "2") == 0
-    (run,) = tmp_path.iterdir()
-    generator = str(run / "generator.safetensors")
-    assert sample.main([generator, "--n", "9", "--out", str(tmp_path / "a.png")]) == 0
-    assert sample.main([generator, "--n", "9", "--out", str(tmp_path / "b.png")]) == 0
-    assert sample.main([generator, "--n", "9", "--seed", "1", "--out", str(tmp_path / "c.png")]) == 0
-    assert sample.main([str(run), "--n", "9", "--out", str(tmp_path / "d.png")]) == 0  # the run folder will do
-    a, b, c, d = ((tmp_path / f"{name}.png").read_bytes() for name in "abcd")
-    assert a == b == d != c
-    (run / "generator.safetensors").unlink()
-    assert sample.main([str(run), "--out", str(tmp_path / "e.png")]) == 2
-    assert f"FILE {run}: must be a run folder with a generator.safetensors" in capsys.readouterr().err
-
-
-@pytest.mark.trains
-@pytest.mark.parametrize(
-    "options",
-    [
-        ["no-such-file"],
-        [__file__],
-        ["FILE", "--n", "0"],
-        ["FILE", "--n", "few"],
-        ["FILE", "--seed", "-1"],
-        ["FILE", "--out", "a.jpg"],
-        ["FILE", "--out", "no/such/folder.png"],
-        ["FILE", "--device", "tpu"],
-    ],
-)
-def test_sample_command_refuses(tmp_path, capsys, options):
-    assert run_train(tmp_path, "--steps", "2") == 0
-    (run,) = tmp_path.iterdir()
-    capsys.readouterr()
-    options = [str(run / "generator.safetensors") if o == "FILE" else o for o in options]
-    assert sample.main(options) == 2
-    assert capsys.readouterr().err.count("\n") == 1
