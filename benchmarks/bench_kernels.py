@@ -24,6 +24,7 @@ from datgan_fast.method import reference
 from datgan_fast.method.arguments import Attack, AttackInputs
 from datgan_fast.method.formulas import OBJECTIVES
 from datgan_fast.method.ops import attack_step_into, logit_terms_into, sample_images
+from datgan_fast.method.reference_operations import logits_with_targets
 from floor import copy_bandwidth, recorded, rotations
 from measure import DEVICE, FULL, device_time, seconds, spread
 
@@ -53,7 +54,7 @@ def plain_terms(real, fake):
     row = OBJECTIVES["vanilla"]
     weights = row.slope1(real) * (-1 / len(real)), row.slope2(fake) * (-1 / len(fake))
     sums = -(row.g1(real).mean() + row.g2(fake).mean()), real.mean() - fake.mean()
-    return weights, sums, reference.attack_terms(reference.logits_with_targets(real, fake), "vanilla", "eq10")
+    return weights, sums, reference.attack_terms(logits_with_targets(real, fake), "vanilla", "eq10")
 
 
 def plain_sample(images, index, mirrored, dtype):

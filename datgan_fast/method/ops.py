@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import (
     dispatch,
-    reference,
+    reference_operations,
     registered,  # noqa: F401  defines torch.ops.datgan_fast
 )
 from .arguments import (
@@ -40,7 +40,7 @@ from .differentiable import clipped_from
 from .formulas import FORMULATIONS, Bound, check_choice, clip, kernels_of, named
 from .loss_gradients import AttackLoss, StepLosses, detached
 from .objective import Objective
-from .reference import AttackStep, logits_with_targets
+from .reference_operations import AttackStep, attack_terms, logits_with_targets
 from .renamed import targets_renamed
 
 
@@ -104,7 +104,7 @@ def _own_attack_loss(
     check_loss(logits, objective, formulation)
     _refuse_kernels(own[0].device, impl, objective)
     given = {"target_real_logits": targets[0], "target_fake_logits": targets[1]}
-    real, fake = reference.attack_loss(*own, objective=objective, formulation=formulation, **given)
+    real, fake = reference_operations.attack_loss(*own, objective=objective, formulation=formulation, **given)
     dtype = loss_dtype(own)
     return real.to(dtype), fake.to(dtype)
 
@@ -123,7 +123,7 @@ def attack_coefficients(logits: Pair, targets: Pair, objective: str | Objective,
         return found[0], found[1]
     _refuse_kernels(logits[0].device, None, objective)
     with torch.no_grad():
-        (_, real), (_, fake) = reference.attack_terms(Logits(logits, targets), objective, formulation)
+        (_, real), (_, fake) = attack_terms(Logits(logits, targets), objective, formulation)
     return real, fake
 
 

@@ -8,7 +8,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
-from . import reference
+from . import reference_operations
 from .arguments import (
     Attack,
     AttackInputs,
@@ -32,7 +32,7 @@ class ReferenceBackend:
     norms: Collection[str] = NORMS
 
     def attack_loss(self, logits: Logits, objective: str | Objective, formulation: str, out: LossOutputs) -> None:
-        terms = reference.attack_terms(logits, objective, formulation)
+        terms = reference_operations.attack_terms(logits, objective, formulation)
         for k, (loss, coefficient) in enumerate(terms):
             out.losses[k] = loss
             out.coefficients[k].copy_(coefficient)
@@ -55,10 +55,10 @@ class ReferenceBackend:
             self.attack_loss(Logits(scores, scores), how.objective, how.formulation, losses)
 
     def perturb(self, x: Tensor, grad: Tensor, how: Perturbation, out: Tensor) -> None:
-        out.copy_(reference.perturbed(x, grad, how))
+        out.copy_(reference_operations.perturbed(x, grad, how))
 
     def attack_step(self, inputs: AttackInputs, attack: Attack, out: StepOutputs) -> None:
-        step = reference.attack_step_of(inputs, attack)
+        step = reference_operations.attack_step_of(inputs, attack)
         out.losses[0], out.losses[1] = step.loss_real, step.loss_fake
         wanted = (*out.adv, *out.grads, *out.norms)
         values = (*step[:4], *map(_unweighted_norm, inputs.v, inputs.weights))

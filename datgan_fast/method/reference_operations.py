@@ -1,0 +1,180 @@
+"""attack_loss, perturb and attack_step in plain differentiable torch: a part of reference.py, run by the reference backend.
+
+Half-precision inputs are computed in float32; float64 stays float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .arguments import Attack, AttackInputs, Logits, Perturbation
+from .formulas import FORMULATIONS, Bound, as_float, check_choice, clip, normalise, objective_of
+from .objective import Formula, Objective
+from .renamed import targets_renamed
+
+
+class AttackStep(NamedTuple):
+    """Result of the single pass: perturbed images, the attack loss's input gradients (None if not asked for), losses."""
+
+    adv_real: Tensor  # like x_real
+    adv_fake: Tensor  # like x_fake
+    grad_real: Tensor | None  # [m, ...], dtype of input_grad_real
+    grad_fake: Tensor | None  # [n, ...], dtype of input_grad_fake
+    loss_real: Tensor  # 0-d, float32 or float64
+    loss_fake: Tensor
+
+
+@targets_renamed
+def attack_loss(
+    real_logits: Tensor,
+    fake_logits: Tensor,
+    *,
+    objective: str | Objective = "vanilla",
+    formulation: str = "eq10",
+    target_real_logits: Tensor | None = None,
+    target_fake_logits: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The batch-mean-referenced absolute difference, (loss_real, loss_fake), each 0-d, summed over the batch.
+
+    `eq10` is Eq. 9 and 10, `alg1` Algorithm 1 lines 6-7, `batch_mean` the authors' later code. The target is a constant. A
+    side with nothing to compare itself with (an empty batch) has loss 0.
+    """
+    logits = logits_with_targets(real_logits, fake_logits, target_real_logits, target_fake_logits)
+    (real, _), (fake, _) = differences(logits, objective, formulation)
+    return real.abs().sum(), fake.abs().sum()
+
+
+def logits_with_targets(
+    real: Tensor, fake: Tensor, target_real: Tensor | None = None, target_fake: Tensor | None = None
+) -> Logits:
+    """The batch's own logits are the targets where no others are given."""
+    return Logits(
+        (real, fake), (real if target_real is None else target_real, fake if target_fake is None else target_fake)
+    )
+
+
+def attack_terms(logits: Logits, objective: str | Objective, formulation: str) -> list[tuple[Tensor, Tensor]]:
+    """(loss, its gradient with respect to the side's logits in closed form) of the real and of the generated side."""
+    real, fake = logits.own
+    sides = differences(logits._replace(own=(real.detach(), fake.detach())), objective, formulation)
+    return [(difference.abs().sum(), difference.sign() * slope()) for difference, slope in sides]
+
+
+Difference = tuple[Tensor, Callable[[], Tensor]]  # (score - target, the score's slope)
+
+
+def differences(logits: Logits, objective: str | Objective, formulation: str) -> tuple[Difference, Difference]:
+    """Of each side: [m] and [m], or, where the batch has one score, [1] and [m]."""
+    row = objective_of(objective)
+    check_choice("formulation", formulation, FORMULATIONS)
+    real, fake = map(as_float, logits.own)
+    target_real, target_fake = (as_float(t).detach() for t in logits.targets)
+    if not (len(target_real) and len(target_fake)):  # there is nothing to compare with
+        return _no_difference(real), _no_difference(fake)
+    if formulation == "batch_mean":
+        return _mean_difference(real, target_real, target_fake), _mean_difference(fake, target_fake, target_real)
+    first, second = (row.g1, row.slope1), (row.g2, row.slope2)
+    if formulation == "alg1":
+        return _mean_score_difference(real, target_fake, *second), _mean_score_difference(fake, target_real, *first)
+    return _score_difference(real, target_fake, *first), _score_difference(fake, target_real, *second)
+
+
+def _score_difference(t: Tensor, other: Tensor, g: Formula, slope: Formula) -> Difference:
+    """eq10: each image's score and the other side's mean score."""
+    return g(t) - g(other).mean(), lambda: slope(t)
+
+
+def _mean_score_difference(t: Tensor, other: Tensor, g: Formula, slope: Formula) -> Difference:
+    """alg1: each image's score and the score of the other side's mean logit."""
+    return g(t) - g(other.mean()), lambda: slope(t)
+
+
+def _mean_difference(t: Tensor, own: Tensor, other: Tensor) -> Difference:
+    """batch_mean: the two batches' mean logits."""
+    if not len(t):
+        return _no_difference(t)
+    # own.mean() carries the value and t the gradient, 1/len(own) for each logit
+    mean = own.mean() + (t - t.detach()).sum() / len(own)
+    return (mean - other.mean()).view(1), lambda: torch.ones_like(t) / len(own)
+
+
+def _no_difference(t: Tensor) -> Difference:
+    return t[:0].sum().view(1), lambda: torch.zeros_like(t)
+
+
+def perturb(
+    x: Tensor,
+    grad: Tensor,
+    eps: float,
+    *,
+    norm: str = "none",
+    clip_min: Bound = -1.0,
+    clip_max: Bound = 1.0,
+    differentiable: bool = False,
+) -> Tensor:
+    """x_adv = clip(x - eps * n(grad)), shape and dtype of x; the perturbation is a constant."""
+    return perturbed(x if differentiable else x.detach(), grad, Perturbation(eps, norm, clip_min, clip_max))
+
+
+def perturbed(x: Tensor, grad: Tensor, how: Perturbation) -> Tensor:
+    """Differentiable with respect to x. Rounded before the clip: a bound that x's dtype has not is none to fall below."""
+    images = as_float(x)
+    grad = grad.detach().to(torch.promote_types(images.dtype, grad.dtype))
+    return clip((images - how.eps * normalise(grad, how.norm)).to(x.dtype), how.clip_min, how.clip_max)
+
+
+@targets_renamed
+def attack_step(
+    x_real: Tensor,
+    x_fake: Tensor,
+    input_grad_real: Tensor,
+    input_grad_fake: Tensor,
+    real_logits: Tensor,
+    fake_logits: Tensor,
+    eps: float,
+    *,
+    objective: str | Objective = "vanilla",
+    formulation: str = "eq10",
+    norm: str = "none",
+    clip_min: Bound = -1.0,
+    clip_max: Bound = 1.0,
+    target_real_logits: Tensor | None = None,
+    target_fake_logits: Tensor | None = None,
+    grad_weight_real: Tensor | None = None,
+    grad_weight_fake: Tensor | None = None,
+    differentiable: bool = False,
+) -> AttackStep:
+    """The single pass in separate steps; see `datgan_fast.attack_step` for the arguments.
+
+    The losses are differentiable any number of times, where they are to be at all.
+    """
+    inputs = AttackInputs(
+        (x_real, x_fake),
+        (input_grad_real, input_grad_fake),
+        *logits_with_targets(real_logits, fake_logits, target_real_logits, target_fake_logits),
+        (grad_weight_real, grad_weight_fake),
+    )
+    return attack_step_of(inputs, Attack(eps, objective, formulation, norm, clip_min, clip_max), differentiable)
+
+
+def attack_step_of(inputs: AttackInputs, attack: Attack, differentiable: bool = False) -> AttackStep:
+    real, fake = attack_terms(inputs.scores, attack.objective, attack.formulation)
+
+    def side(k: int, coefficient: Tensor) -> tuple[Tensor, Tensor]:
+        x, v, weight = inputs.x[k], inputs.v[k], inputs.weights[k]
+        if weight is not None:
+            weight = weight.detach()
+            coefficient = torch.where(weight == 0, 0.0, coefficient / weight)
+        grad = coefficient.view(-1, *[1] * (v.dim() - 1)) * as_float(v.detach())
+        return perturbed(x if differentiable else x.detach(), grad, attack.perturbation), grad.to(v.dtype)
+
+    (adv_real, grad_real), (adv_fake, grad_fake) = side(0, real[1]), side(1, fake[1])
+    losses = real[0], fake[0]
+    if differentiable:
+        scores = differences(inputs.scores, attack.objective, attack.formulation)
+        losses = scores[0][0].abs().sum(), scores[1][0].abs().sum()
+    return AttackStep(adv_real, adv_fake, grad_real, grad_fake, *losses)
