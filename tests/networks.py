@@ -88,3 +88,36 @@ def build(name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
 def images(count: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return (1.8 * torch.rand(count, *SHAPE, generator=generator) - 0.9).to(dtype)
+
+
+# Layers whose backward is not linear in the gradient: each makes the whole batch's unit length.
+
+
+class Tapped(nn.Module):
+    """By a hook on a tensor inside."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * 1
+        if x.requires_grad:
+            x.register_hook(lambda g: g / g.norm())
+        return x
+
+
+class _UnitLength(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, g):
+        return g / g.norm()
+
+
+class OwnFunction(nn.Module):
+    """By a Function of one's own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _UnitLength.apply(x)
+
+
+NOT_LINEAR = (Tapped, OwnFunction)

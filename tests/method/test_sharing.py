@@ -7,7 +7,7 @@ import torch
 import datgan_fast as dat
 from algorithm1 import M, N, algorithm1, batches, each_sides_signs_agree, gradient_of, relative_error
 from datgan_fast.method.sharing import common_factor
-from networks import build, conv, images
+from networks import NOT_LINEAR, build, conv, images
 from oracle import FORMULATIONS, OBJECTIVES
 
 pytestmark = pytest.mark.usefixtures("one_thread", "merging")
@@ -115,34 +115,7 @@ def test_batchnorm(objective, formulation, lambda_clean, shift):
     assert record.path == ("shared" if shares else "separate")
 
 
-class Tapped(torch.nn.Module):
-    """A hook on a tensor inside, which makes the gradient of the whole batch unit length."""
-
-    def forward(self, x):
-        x = x * 1
-        if x.requires_grad:
-            x.register_hook(lambda g: g / g.norm())
-        return x
-
-
-class UnitLength(torch.autograd.Function):
-    """The same as a Function of one's own."""
-
-    @staticmethod
-    def forward(ctx, x):
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, g):
-        return g / g.norm()
-
-
-class OwnFunction(torch.nn.Module):
-    def forward(self, x):
-        return UnitLength.apply(x)
-
-
-@pytest.mark.parametrize("layer", [Tapped, OwnFunction])
+@pytest.mark.parametrize("layer", NOT_LINEAR)
 def test_a_backward_that_is_not_linear_shares_nothing_under_batchnorm(layer):
     def factory():
         torch.manual_seed(0)

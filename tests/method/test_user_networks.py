@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 import datgan_fast as dat
 from algorithm1 import ROUNDING, M, N, algorithm1, batches, each_path, gradient_of, relative_error
-from networks import build, conv, images
+from networks import NOT_LINEAR, build, conv, images
 
 pytestmark = pytest.mark.usefixtures("one_thread", "merging")
 
@@ -109,32 +109,7 @@ def test_hooks_on_a_modules_backward_take_the_reference(kind):
     assert relative_error(gradient_of(network), expected) < ROUNDING[torch.float32]
 
 
-class Tapped(nn.Module):
-    """Makes the gradient of its input unit length, over the whole batch."""
-
-    def forward(self, x):
-        x = x * 1
-        if x.requires_grad:
-            x.register_hook(lambda g: g / g.norm())
-        return x
-
-
-class _UnitLength(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, g):
-        return g / g.norm()
-
-
-class FunctionOfOnesOwn(nn.Module):
-    def forward(self, x):
-        return _UnitLength.apply(x)
-
-
-@pytest.mark.parametrize("layer", [Tapped, FunctionOfOnesOwn])
+@pytest.mark.parametrize("layer", NOT_LINEAR)
 @each_path
 def test_a_backward_that_is_not_linear(layer, fused):
     _, record = compare(lambda: conv(layer()), fused, steps=2)

@@ -11,24 +11,11 @@ from datgan_fast.errors import ConfigError, DataError
 from datgan_fast.training import augment
 from datgan_fast.training.augment import Augmented, diffaugment
 from run_states import assert_same
-
-SMALL = {"batch_size": 6, "z_dim": 8, "width": 4, "device": "cpu", "precision": "fp32", "batch_norm": False}
+from small_trainers import SMALL, train, weights
 
 
 def trainer(**options):
     return dat.Trainer(dat.TrainConfig(**{**SMALL, **options}))
-
-
-def train(made, steps):
-    torch.manual_seed(3)
-    for _ in range(steps):
-        made.train_step()
-    return made
-
-
-def weights(made):
-    networks = (made.generator, made.discriminator)
-    return [torch.cat([p.detach().flatten() for p in network.parameters()]).double() for network in networks]
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -18,25 +18,13 @@ from datgan_fast.training.checkpoints import find_generator, open_checkpoint
 from datgan_fast.training.networks import build_discriminator, build_generator
 from image_files import random_bytes
 from run_states import assert_same
+from small_trainers import SMALL, train, weights
 
-SMALL = {"batch_size": 6, "z_dim": 8, "width": 4, "device": "cpu", "precision": "fp32", "batch_norm": False}
 SHAPE = {"image_size": 16, "channels": 3, "width": 4, "classes": 5}
 
 
 def trainer(**options):
     return dat.Trainer(dat.TrainConfig(**{**SMALL, "conditional": True, **options}))
-
-
-def train(made, steps):
-    torch.manual_seed(3)
-    for _ in range(steps):
-        made.train_step()
-    return made
-
-
-def weights(made):
-    networks = (made.generator, made.discriminator)
-    return [torch.cat([p.detach().flatten() for p in network.parameters()]).double() for network in networks]
 
 
 # Networks
