@@ -29,8 +29,7 @@ class ChangedError(RuntimeError):
 class Batches:
     """Real and generated images on their way through D, one batch after the other, or merged into one.
 
-    Where images are independent the two are the same. On a GPU merging halves the launches; on a CPU, where it saves
-    nothing, it would double the memory that a pass takes.
+    Where images are independent the two are the same, and one batch is faster (`merging_is_faster`).
 
     merge: make them one; only where `ask` has said that this is the same.
     """
@@ -125,8 +124,15 @@ class Batches:
         return (t, t[:0]) if k == 0 else (t[:0], t)
 
 
-def merging_saves_launches(device: torch.device) -> bool:
-    return device.type == "cuda"
+# Numbers in both batches' images from which on a CPU is slower with one: what its layers make then leaves the caches.
+# docs/performance.md has the times.
+LARGE_ON_CPU = 2**20
+
+
+def merging_is_faster(x_real: Tensor, x_fake: Tensor) -> bool:
+    """A GPU is given half as many operations; a CPU's fill its cores better."""
+    device = x_real.device.type
+    return device == "cuda" or (device == "cpu" and x_real.numel() + x_fake.numel() < LARGE_ON_CPU)
 
 
 def capturing(device: torch.device) -> bool:
@@ -136,11 +142,15 @@ def capturing(device: torch.device) -> bool:
 Result = TypeVar("Result")
 
 
-def merged_or_apart(given: StepArguments, run: Callable[[bool], Result]) -> Result:
+def merged_or_apart(given: StepArguments, run: Callable[[bool], Result], apart: bool = False) -> Result:
     """run(whether to merge both batches). A network that has changed since it was asked whether that may be shows it in its
-    first forward, before anything is kept: then once more with the batches apart."""
+    first forward, before anything is kept: then once more with the batches apart.
+
+    apart: never to merge them.
+    """
     device = given.x_real.device
-    merge = merging_saves_launches(device) and ask(given.calls, given.x_real, given.x_fake).why_not is None
+    x = given.x_real, given.x_fake
+    merge = not apart and merging_is_faster(*x) and ask(given.calls, *x).why_not is None
     if not merge or capturing(device):  # a captured network does what it did in the warm-up
         return run(merge)
     put_back = remember(given.network.module)

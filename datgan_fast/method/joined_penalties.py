@@ -66,6 +66,12 @@ def _precision(device: str) -> torch.dtype | None:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
+def wants_one_side(penalty: Penalty | None, device: torch.device) -> bool:
+    """Whether only one batch's gradients may be differentiated again: if both were one, the other's would go along, which costs
+    more than that saves."""
+    return len({p.side for p in parts_of(penalty, device.type) if isinstance(p, ZeroCentred)}) == 1
+
+
 class StepPenalties:
     """The penalties of one step: those that still have to be computed, and what the others came to."""
 

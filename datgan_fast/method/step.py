@@ -20,7 +20,7 @@ from .conditions import Beside
 from .formulas import Bound, as_float, image_norm, objective_of, weights_are_alike
 from .gradients import GradientSum
 from .independence import HOOKED, Forward, note_mixing
-from .joined_penalties import StepPenalties
+from .joined_penalties import StepPenalties, wants_one_side
 from .launchers import Backward, past_refusals
 from .memory import keep_freed_memory
 from .module_state import one_power_iteration, weights_are_cached
@@ -121,7 +121,8 @@ def discriminator_step(
         reason = reason or "nothing is known of a function that holds no module and no weights"
     if reason:
         return discriminator_step_checked(given, terms, reason)
-    return merged_or_apart(given, lambda merge: _Step(given, terms, merge).run())
+    apart = wants_one_side(terms.penalty, given.x_real.device)
+    return merged_or_apart(given, lambda merge: _Step(given, terms, merge).run(), apart)
 
 
 SEVERAL = "an image has several scores, which are not known to be all pushed the same way"
