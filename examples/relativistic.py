@@ -50,9 +50,9 @@ def main(arguments: list[str] | None = None) -> nn.Module:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--steps", type=int, default=2000)
     options.add_argument("--batch-size", type=int, default=64)
-    options.add_argument("--width", type=int, default=32)
+    options.add_argument("--width", type=int, default=16)
     options.add_argument("--latents", type=int, default=32)
-    options.add_argument("--gamma", type=float, default=0.5)
+    options.add_argument("--gamma", type=float, default=5.0)
     o = options.parse_args(arguments)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     images = torch.as_tensor(load_digits().images, dtype=torch.get_default_dtype(), device=device)
