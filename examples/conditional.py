@@ -78,8 +78,8 @@ def main(arguments: list[str] | None = None) -> nn.Module:
     images = F.interpolate(images[:, None] / 8 - 1, scale_factor=2)
     labels = torch.as_tensor(digits.target, device=device)
     G, D = Generator(o.latents, o.width).to(device), Projection(o.width).to(device)
-    optimizer_g = torch.optim.Adam(G.parameters(), 2e-4, (0.0, 0.9))
-    optimizer_d = torch.optim.Adam(D.parameters(), 2e-4, (0.0, 0.9))
+    optimizer_g = torch.optim.Adam(G.parameters(), 1e-3, (0.5, 0.9))
+    optimizer_d = torch.optim.Adam(D.parameters(), 1e-3, (0.5, 0.9))
 
     for step in range(o.steps):
         drawn = torch.randint(len(images), (o.batch_size,), device=device)
