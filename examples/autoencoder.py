@@ -77,6 +77,7 @@ def main(arguments: list[str] | None = None) -> nn.Module:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     options.add_argument("--data-dir", help="folder of CIFAR-10's batches")
     options.add_argument("--picture", help="write held-out images above their reconstructions here")
+    # An image's score is a mean over patches, so its gradient is small: this eps moves a pixel by about three grey levels.
     options.add_argument("--eps", type=float, default=20.0, help="of the attack; 0 trains without it")
     options.add_argument("--weight", type=float, default=0.1, help="of the adversarial loss beside the L1 error")
     options.add_argument("--seed", type=int)
