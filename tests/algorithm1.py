@@ -22,6 +22,7 @@ G1 = {
     "wasserstein": lambda t: t,
     "hinge": lambda t: torch.where(t < 1, t - 1, 0),
     "least_squares": lambda t: -((t - 1) ** 2),
+    "relativistic": lambda t: t,
 }
 G2 = {
     "vanilla": lambda t: F.logsigmoid(-t),
@@ -29,9 +30,10 @@ G2 = {
     "wasserstein": lambda t: -t,
     "hinge": lambda t: torch.where(t > -1, -t - 1, 0),
     "least_squares": lambda t: -(t**2),
+    "relativistic": lambda t: -t,
 }
 # What D minimises, of losses that compare the scores of both batches.
-LOSSES = {}
+LOSSES = {"relativistic": lambda r, f: -F.logsigmoid(r - f).mean()}
 
 
 def discriminator_loss(r, f, objective):

@@ -75,13 +75,13 @@ def by_image(scales):
 
 
 def scored_step(network, real, fake, x, *, eps=1.0, objective="vanilla", formulation="eq10", norm="none", lambda_clean=1.0,
-                lambda_adv=1.0):  # fmt: skip
+                lambda_adv=1.0, clip_min=-1.0, clip_max=1.0):  # fmt: skip
     """real, fake: functions from a side's images to D's scores; network: whose gradients they leave."""
     clean = [t.detach().requires_grad_() for t in x]
     scores = [scales_of(call(t)) for call, t in zip((real, fake), clean, strict=True)]
     gradients = torch.autograd.grad(attack_loss(*scores, objective, formulation), clean, retain_graph=True)
     with torch.no_grad():
-        adv = [_moved(t, g, eps, norm).clamp(-1, 1) for t, g in zip(clean, gradients, strict=True)]
+        adv = [_moved(t, g, eps, norm).clamp(clip_min, clip_max) for t, g in zip(clean, gradients, strict=True)]
     slopes = torch.autograd.grad(sum(by_image(t).sum() for t in scores), clean, retain_graph=True)
     loss_clean = objective_of(*scores, objective)
     loss_adv = objective_of(*(scales_of(call(t)) for call, t in zip((real, fake), adv, strict=True)), objective)

@@ -12,7 +12,8 @@ import torch
 import datgan_fast as dat
 import layers
 import penalty_formulas
-from algorithm1 import algorithm1
+from algorithm1 import G1, G2
+from scored_step import scored_step
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 FOLDER = layers.ROOT / "examples"
@@ -24,29 +25,47 @@ EXAMPLES = {
     "diffaugment_inside": ["--batch-size=5", "--width=4"],
     "volumes": ["--batch-size=4", "--width=4"],
     "transformer_tokens": ["--batch-size=5", "--width=16"],
+    "conditional": ["--batch-size=6", "--width=4", "--latents=8"],
+    "autoencoder": ["--batch-size=3", "--width=4", "--latents=4"],
+    "vocoder": ["--batch-size=3", "--width=4"],
+    "relativistic": ["--batch-size=5", "--width=4", "--latents=8"],
 }
 
 
-def trained(name, monkeypatch):
+def trained(name, *options):
     """The weights after four steps."""
     torch.manual_seed(3)
-    network = runpy.run_path(str(FOLDER / f"{name}.py"))["main"](["--steps=4", *EXAMPLES[name]])
+    network = runpy.run_path(str(FOLDER / f"{name}.py"))["main"](["--steps=4", *EXAMPLES[name], *options])
     return [p.detach().clone() for p in network.parameters()]
 
 
-def plain_step(discriminator, x_real, x_fake, *, penalty=None, clip_min=-1.0, clip_max=1.0, **options):
+def plain_step(discriminator, x_real, x_fake, *, penalty=None, clip_min=-1.0, clip_max=1.0, condition_real=(),
+               condition_fake=(), scores=lambda out: out, **options):  # fmt: skip
     bounds = {
         "clip_min": -math.inf if clip_min is None else clip_min,
         "clip_max": math.inf if clip_max is None else clip_max,
     }
     x = x_real.detach(), x_fake.detach()
-    found = algorithm1(discriminator, *x, **bounds, **options)
+    sides = [lambda t, y=y: scores(discriminator(t, *positional(y))) for y in (condition_real, condition_fake)]
+    found = scored_step(discriminator, *sides, x, **bounds, **options)
     value = torch.zeros(())
     if penalty is not None:
         value = penalty(discriminator, *x)
         value.backward()
     wasserstein = found.logits[0].mean() - found.logits[1].mean()
     return SimpleNamespace(loss=found.loss + value.detach(), penalty=value.detach(), wasserstein=wasserstein, path="")
+
+
+def positional(condition):
+    return condition if isinstance(condition, tuple) else (condition,)
+
+
+def step_without_attack(discriminator, x_real, x_fake, *, objective, **unused):
+    """Of maps with as many scores for each image; the objective alone."""
+    r, f = (discriminator(x.detach()) for x in (x_real, x_fake))
+    loss = -G1[objective](r).mean() - G2[objective](f).mean()
+    loss.backward()
+    return SimpleNamespace(loss=loss.detach(), path="")
 
 
 class Plain:
@@ -88,6 +107,7 @@ def formula(name):
 PLAIN = {
     "gradient_penalty": formula("gp"),
     "r1": formula("r1"),
+    "r2": formula("r2"),
     "r1_approximate": approximate(0),
     "r2_approximate": approximate(1),
     "lazily": lazily,
@@ -101,18 +121,30 @@ def double():
     torch.set_default_dtype(torch.float32)
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
-def test_it_trains_as_plain_autograd_does(name, double, monkeypatch, capsys):
-    fast = trained(name, monkeypatch)
+def compare(name, monkeypatch, capsys, plain_step, *options):
+    """That the example trains to the weights, and prints the numbers, of a plain step in its own loop."""
+    fast = trained(name, *options)
     with monkeypatch.context() as patch:
         patch.setattr(dat, "discriminator_step", plain_step)
         for function, plain in PLAIN.items():
             patch.setattr(dat.penalties, function, plain)
-        plain = trained(name, monkeypatch)
+        plain = trained(name, *options)
     for a, b in zip(fast, plain, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-8)
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2 and lines[0].split(", path")[0] == lines[1].split(", path")[0]
+    lines = [line.split(", path")[0] for line in capsys.readouterr().out.splitlines()]
+    count = len(lines) // 2
+    assert lines and lines[:count] == lines[count:]
+    return lines[:count]
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_it_trains_as_plain_autograd_does(name, double, monkeypatch, capsys):
+    lines = compare(name, monkeypatch, capsys, plain_step)
+    assert len(lines) == (2 if name == "autoencoder" else 1)
+
+
+def test_without_eps_the_autoencoder_trains_without_the_attack(double, monkeypatch, capsys):
+    compare("autoencoder", monkeypatch, capsys, step_without_attack, "--eps=0")
 
 
 def test_every_example_is_here_and_is_short():
