@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> nn.Module:
             optimizer_d.zero_grad()
 
             D.requires_grad_(False)  # its gradients are still being added up
-            loss_g = -D(x_fake).mean()
+            loss_g = -accelerator.unwrap_model(D)(x_fake).mean()  # bare: several processes wait for a wrapped one's
             accelerator.backward(loss_g)
             D.requires_grad_(True)
             optimizer_g.step()

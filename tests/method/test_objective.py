@@ -17,7 +17,7 @@ from datgan_fast.method import dispatch
 from datgan_fast.method.formulas import OBJECTIVES
 from datgan_fast.method.generator_terms import generator_terms
 from datgan_fast.method.native import cpu_backend
-from networks import build, conv, images
+from networks import build, conv, images, steeper, steepness
 from oracle import FORMULATIONS, NORMS
 from penalty_formulas import r1, r2
 from scored_step import judge, scored_step
@@ -78,8 +78,8 @@ def batches(own, dtype=torch.float32):
     return images(M, 1, dtype), images(M if own == "relativistic" else N, 2, dtype)
 
 
-def scaled(name, dtype, scale=1.0, shift=0.0):
-    network = build(name, dtype)
+def scaled(name, dtype, scale=1.0, shift=0.0, steep=1.0):
+    network = steeper(build(name, dtype), steep)
     with torch.no_grad():
         for p in list(network.parameters())[-2:]:
             p.mul_(scale)
@@ -87,13 +87,14 @@ def scaled(name, dtype, scale=1.0, shift=0.0):
     return network
 
 
-def compare(own, name="conv", dtype=torch.float64, scale=1.0, shift=0.0, formula=None, **options):
+def compare(own, name="conv", dtype=torch.float64, scale=1.0, shift=0.0, steep=1.0, formula=None, **options):
     """Runs the step and Algorithm 1 from the same weights; `formula`: the penalty's."""
-    network, double = scaled(name, dtype, scale, shift), scaled(name, torch.float64, scale, shift)
-    record = dat.discriminator_step(network, *batches(own, dtype), **{"eps": 0.5, "objective": OWN[own][0], **options})
+    network, double = (scaled(name, each, scale, shift, steep) for each in (dtype, torch.float64))
+    x = [t / steep for t in batches(own, dtype)]
+    record = dat.discriminator_step(network, *x, **{"eps": 0.5, "objective": OWN[own][0], **options})
     for theirs in ("fused", "penalty"):
         options.pop(theirs, None)
-    expected = algorithm1(double, *batches(own), **{"eps": 0.5, "objective": own, **options})
+    expected = algorithm1(double, *(t / steep for t in batches(own)), **{"eps": 0.5, "objective": own, **options})
     if formula:
         formula(double, *batches(own, torch.float64)).backward()
         expected.gradient = gradient_of(double)
@@ -117,8 +118,11 @@ def compare(own, name="conv", dtype=torch.float64, scale=1.0, shift=0.0, formula
 @pytest.mark.parametrize("formulation", FORMULATIONS)
 @pytest.mark.parametrize("norm", NORMS)
 def test_formulations_and_norms(own, formulation, norm):
-    record, expected = compare(own, formulation=formulation, norm=norm)
+    steep = steepness(norm)
+    record, expected = compare(own, formulation=formulation, norm=norm, steep=steep, eps=0.5 / steep)
     assert record.path == "shared"
+    if norm == "clamp":
+        plain.assert_cut([t / steep for t in batches(own)], expected.adv, 0.5 / steep)
     torch.testing.assert_close(record.input_grad_norm, expected.input_grad_norm, rtol=1e-9, atol=0)
 
 
