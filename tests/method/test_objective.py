@@ -20,7 +20,7 @@ from datgan_fast.method.native import cpu_backend
 from networks import build, conv, images, steeper, steepness
 from oracle import FORMULATIONS, NORMS
 from penalty_formulas import r1, r2
-from scored_step import judge, scored_step
+from scored_step import OUTPUTS, judge, scored_step
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 merges = pytest.mark.usefixtures("merging")
@@ -281,13 +281,53 @@ def test_a_side_that_the_loss_leaves_out():
     assert relative_error(*gradients) < 1e-12
 
 
+# of each kind: what D takes beside the images of a side with these labels
+CONDITIONS = {"nothing": lambda y: None, "labels": lambda y: y, "keywords": lambda y: {"y": y, "gain": 0.7}}
+
+
+def beside(network, condition):
+    """D on a side's images, as a user would write it."""
+    keywords = isinstance(condition, dict)
+    return lambda x: network(x, **condition) if keywords else network(x, *(() if condition is None else (condition,)))
+
+
+@merges
+@pytest.mark.parametrize("own", ["exponential", "relativistic", "average"])
+@pytest.mark.parametrize("output", OUTPUTS)
+@pytest.mark.parametrize("kind", CONDITIONS)
+@pytest.mark.parametrize("formulation", FORMULATIONS)
+@pytest.mark.parametrize("norm", [NORMS[0], *(pytest.param(norm, marks=pytest.mark.slow) for norm in NORMS[1:])])
+def test_every_combination(own, output, kind, formulation, norm):
+    """A loss over pairs is one of each scale, summed."""
+    steep = steepness(norm)
+    x = [t / steep for t in batches(own, torch.float64)]
+    options = {"eps": 0.5 / steep, "formulation": formulation, "norm": norm}
+    sides = [CONDITIONS[kind](torch.arange(k, len(t) + k) % 5) for k, t in enumerate(x)]
+    told = {} if kind == "nothing" else dict(zip(("condition_real", "condition_fake"), sides, strict=True))
+    double = steeper(judge(output), steep)
+    expected = scored_step(double, *(beside(double, c) for c in sides), x, objective=own, **options)
+    if norm == "clamp":
+        plain.assert_cut(x, expected.adv, options["eps"])
+    options["objective"] = OWN[own][0]
+    for fused in (True, False):
+        network = steeper(judge(output), steep)
+        record = dat.discriminator_step(network, *x, fused=fused, **told, **options)
+        assert relative_error(gradient_of(network), expected.gradient) < 1e-11
+        for field in ("loss", "loss_clean", "loss_adv"):
+            torch.testing.assert_close(getattr(record, field), getattr(expected, field), rtol=1e-11, atol=1e-12)
+        scores = record.real_logits, record.fake_logits
+        torch.testing.assert_close(scores, tuple(expected.logits), rtol=1e-11, atol=1e-12)
+    adv = dat.adversarial_batch(steeper(judge(output), steep), *x, **told, **options)
+    torch.testing.assert_close(adv, tuple(expected.adv), rtol=1e-9, atol=1e-11)
+
+
 @merges
 @pytest.mark.parametrize("own", ["exponential", "relativistic", "average"])
 @pytest.mark.parametrize("output", ["map", "tokens", "scales"])
 @pytest.mark.parametrize("formulation", FORMULATIONS)
 @pytest.mark.parametrize(("fused", "lambda_clean"), [(True, 1.0), (False, 1.0), (True, 0.0)])
 def test_maps_tokens_and_scales(own, output, formulation, fused, lambda_clean):
-    """A loss over pairs is one of each scale, summed; beside the images D is told labels."""
+    """Real labels as a tensor, the generated images' as keywords."""
     x = batches(own, torch.float64)
     real, fake = (torch.arange(len(t)) % 5 for t in x)
     network, double = judge(output), judge(output)
