@@ -7,6 +7,7 @@ that matter are numbered.
 
 import argparse
 from collections.abc import Iterator
+from itertools import islice
 
 import torch
 from accelerate import Accelerator
@@ -56,7 +57,7 @@ def main(arguments: list[str] | None = None) -> nn.Module:
     loader = DataLoader(digits(), o.batch_size, shuffle=True, drop_last=True)
     G, D, optimizer_g, optimizer_d, loader = accelerator.prepare(G, D, optimizer_g, optimizer_d, loader)  # (1)
 
-    for step, x_real in zip(range(o.steps), forever(loader)):
+    for step, x_real in enumerate(islice(forever(loader), o.steps)):
         with accelerator.accumulate(G, D):
             x_fake = G(torch.randn(len(x_real), 32, device=accelerator.device))
 
