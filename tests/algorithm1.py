@@ -61,6 +61,13 @@ def moved(x, gradient, size, norm):
     return x - size * gradient
 
 
+def assert_cut(x, adv, eps):
+    """Norm clamp was at work on both of its bounds, and not on all elements."""
+    moved = torch.cat([(t.double() - a).flatten() / eps for t, a in zip(x, adv, strict=True)])
+    assert moved.min() == pytest.approx(-1) and moved.max() == pytest.approx(1)
+    assert (moved.abs() < 0.9).any()
+
+
 def into_ball(x, center, eps, norm):
     if norm == "linf":
         return center + (x - center).clamp(-eps, eps)

@@ -13,6 +13,7 @@ import yaml
 from safetensors.torch import load_file
 
 from datgan_fast import TrainConfig, train
+from run_states import assert_same
 from train_runs import TINY, run_train
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -127,6 +128,37 @@ def test_resume_goes_on_past_the_end(tmp_path, undisturbed, deterministic):
     (run,) = tmp_path.iterdir()
     assert (run / "generator.safetensors").read_bytes() == (undisturbed / "generator.safetensors").read_bytes()
     assert train.main([*options, "--steps", "9", "--resume", str(run)]) == 0  # nothing left to do
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("moment", ["step2", "step5", "rename"])
+def test_resume_of_a_relativistic_run_is_exact(tmp_path, deterministic, moment):
+    """Its generator's loss compares its images with the iteration's real ones, which have to be the same again."""
+    options = [
+        *TINY,
+        "--deterministic",
+        "--steps",
+        "7",
+        "--save-every",
+        "3",
+        "--objective",
+        "relativistic",
+        "--r1",
+        "1",
+        "--r2",
+        "1",
+    ]
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert train.main([*options, "--outdir", str(whole)]) == 0
+    assert child(moment, *options, "--outdir", str(stopped)) == -signal.SIGKILL
+    assert train.main([*options, "--outdir", str(stopped), "--resume"]) == 0
+    (whole,), (run,) = whole.iterdir(), [max(stopped.iterdir())]
+    assert yaml.safe_load((run / "config.yaml").read_text())["objective"] == "relativistic"
+    states = [torch.load(folder / "checkpoints" / "step-000007.pt", weights_only=True) for folder in (whole, run)]
+    for state in states:
+        state["config"].pop("outdir")
+    assert_same(*states)
+    assert (run / "generator.safetensors").read_bytes() == (whole / "generator.safetensors").read_bytes()
 
 
 @pytest.mark.trains

@@ -5,7 +5,7 @@ import torch
 
 import datgan_fast as dat
 from algorithm1 import ROUNDING, M, algorithm1, batches, each_discriminator, relative_error
-from networks import build, images
+from networks import build, images, steeper, steepness
 from oracle import FORMULATIONS, NORMS
 
 pytestmark = pytest.mark.usefixtures("one_thread", "merging")
@@ -28,18 +28,23 @@ def test_adversarial_batch(name, dtype):
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("formulation", FORMULATIONS)
 def test_adversarial_batch_of_several_steps(formulation, norm):
+    steep = steepness(norm)
     options = {
-        "eps": 0.8,
-        "alpha": 0.3,
+        "eps": 0.8 / steep,
+        "alpha": 0.3 / steep,
         "steps": 4,
         "formulation": formulation,
         "norm": norm,
-        "clip_max": 0.9,
+        "clip_max": 0.9 / steep,
     }
-    adv = dat.adversarial_batch(build("conv", torch.float64), *batches(torch.float64), **options)
-    expected = algorithm1(build("conv", torch.float64), *batches(), **options).adv
+    x = [t / steep for t in batches(torch.float64)]
+    adv = dat.adversarial_batch(steeper(build("conv", torch.float64), steep), *x, **options)
+    expected = algorithm1(steeper(build("conv", torch.float64), steep), *x, **options).adv
     for a, b in zip(adv, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+    if norm == "clamp":
+        free = algorithm1(steeper(build("conv", torch.float64), steep), *x, **options | {"norm": "none"}).adv
+        assert not any(map(torch.equal, free, expected))
 
 
 @pytest.mark.parametrize(("norm", "order", "eps"), [("l2", 2, 0.5), ("linf", float("inf"), 0.05)])

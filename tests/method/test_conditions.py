@@ -14,6 +14,7 @@ from datgan_fast import penalties
 from datgan_fast.method.callables import parts_of
 from datgan_fast.method.conditions import Beside, Call, Calls
 from datgan_fast.method.module_state import Network
+from designs import Auxiliary, Features, Patches, Periods, Projection
 from networks import MinibatchStddev, conv, images
 from scored_step import judge, scored_step
 
@@ -51,19 +52,6 @@ def compare(make, call, fused, conditions=(None, None), x=None, network=None, **
 # Discriminators as the field builds them
 
 
-class Projection(nn.Module):
-    """Miyato and Koyama (2018)."""
-
-    def __init__(self, norm=None):
-        super().__init__()
-        self.features = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), norm or nn.Identity(), nn.LeakyReLU(0.2), nn.Flatten())
-        self.linear, self.embedding = nn.Linear(128, 1), nn.Embedding(5, 128)
-
-    def forward(self, x, y):
-        h = self.features(x)
-        return self.linear(h) + (self.embedding(y) * h).sum(1, keepdim=True)
-
-
 @pytest.mark.parametrize("norm", [None, lambda: nn.BatchNorm2d(8)], ids=["independent", "BatchNorm"])
 @pytest.mark.parametrize("wrap", [lambda y: y, lambda y: (y,), lambda y: {"y": y}], ids=["tensor", "tuple", "dict"])
 @each_path
@@ -75,38 +63,12 @@ def test_projection(norm, wrap, fused):
         assert record.path == ("shared" if fused else "reference")
 
 
-class Auxiliary(nn.Module):
-    """A score and a class for each image (Odena et al. 2017)."""
-
-    def __init__(self):
-        super().__init__()
-        self.features, self.score, self.classes = conv()[:-1], nn.Linear(64, 1), nn.Linear(64, 5)
-
-    def forward(self, x):
-        h = self.features(x)
-        return self.score(h), self.classes(h)
-
-
 @each_path
 def test_an_auxiliary_classifier(fused):
     record = compare(Auxiliary, lambda d, k: lambda x: d(x)[0], fused, scores=lambda out: out[0])
     assert record.path == ("shared" if fused else "reference")
     with pytest.raises(ValueError, match=r"gave tuple of .*scores=lambda out: out\[0\]"):
         dat.discriminator_step(Auxiliary().double(), *batches(), eps=0.1, fused=fused)
-
-
-class Patches(nn.Module):
-    """Of an image and what it was made from (Isola et al. 2017)."""
-
-    def __init__(self):
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Conv2d(6, 8, 4, 2, 1), nn.LeakyReLU(0.2), nn.Conv2d(8, 8, 3, 1, 1), nn.InstanceNorm2d(8), nn.LeakyReLU(0.2),
-            nn.Conv2d(8, 1, 3, 1, 1),
-        )  # fmt: skip
-
-    def forward(self, source, x):
-        return self.layers(torch.cat([source, x], 1))
 
 
 @pytest.mark.parametrize("objective", ["hinge", "least_squares"])
@@ -122,29 +84,6 @@ def test_patches_of_joined_images(objective, fused):
         objective=objective,
     )
     assert record.path in (("shared", "separate") if fused else ("reference",))
-
-
-class Periods(nn.Module):
-    """Sound seen at several periods (Kong et al. 2020): a list of scores, each with its features."""
-
-    def __init__(self):
-        super().__init__()
-        self.periods = (2, 3, 5)
-        self.heads = nn.ModuleList(
-            nn.Sequential(
-                nn.Conv2d(1, 4, (3, 1), (2, 1), (1, 0)), nn.LeakyReLU(0.1), nn.Conv2d(4, 1, (3, 1), 1, (1, 0))
-            )
-            for _ in self.periods
-        )
-
-    def forward(self, x):
-        out, features = [], []
-        for period, head in zip(self.periods, self.heads, strict=True):
-            padded = F.pad(x, (0, -x.shape[-1] % period), "reflect")
-            h = head(padded.view(len(x), 1, -1, period))
-            out.append(h.flatten(1, -1))
-            features.append(h)
-        return out, features
 
 
 @pytest.mark.parametrize("formulation", ["eq10", "alg1", "batch_mean"])
@@ -178,16 +117,7 @@ def test_a_minibatchs_deviation(fused):
 
 @each_path
 def test_features_beside_the_score(fused):
-    class Deep(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.head, self.tail = conv()[:-1], nn.Linear(64, 1)
-
-        def forward(self, x):
-            h = self.head(x)
-            return self.tail(h), [h]
-
-    record = compare(Deep, lambda d, k: lambda x: d(x)[0], fused, scores=lambda out: out[0])
+    record = compare(Features, lambda d, k: lambda x: d(x)[0], fused, scores=lambda out: out[0])
     assert record.path == ("shared" if fused else "reference")
 
 

@@ -9,6 +9,7 @@ from algorithm1 import (
     M,
     N,
     algorithm1,
+    assert_cut,
     batches,
     buffers_of,
     each_discriminator,
@@ -17,21 +18,22 @@ from algorithm1 import (
     gradient_of,
     relative_error,
 )
-from networks import DISCRIMINATORS, build, conv
+from networks import DISCRIMINATORS, build, conv, steeper, steepness
 from oracle import FORMULATIONS, NORMS, OBJECTIVES
 
 pytestmark = pytest.mark.usefixtures("one_thread", "merging")
 
 
-def compare(name, fused, dtype=torch.float32, seed=7, **options):
+def compare(name, fused, dtype=torch.float32, seed=7, steep=1.0, **options):
     """Runs the step and Algorithm 1 from the same weights and random state; returns the step's record."""
-    discriminator = build(name, dtype)
+    discriminator = steeper(build(name, dtype), steep)
+    x = [t / steep for t in batches(dtype)]
     torch.manual_seed(seed)
-    record = dat.discriminator_step(discriminator, *batches(dtype), **{"eps": 1.0, "fused": fused, **options})
+    record = dat.discriminator_step(discriminator, *x, **{"eps": 1.0, "fused": fused, **options})
     # float32 inputs are exact in float64, so both see the same images
-    double = build(name, torch.float64)
+    double = steeper(build(name, torch.float64), steep)
     torch.manual_seed(seed)
-    expected = algorithm1(double, *batches(), **options)
+    expected = algorithm1(double, *(t / steep for t in batches()), **options)
     rounding = ROUNDING[dtype]
     assert relative_error(gradient_of(discriminator), expected.gradient) < rounding
     for field in ("loss", "loss_clean", "loss_adv"):
@@ -69,9 +71,12 @@ def test_gradients_buffers_and_record(name, fused, dtype):
 @pytest.mark.parametrize("norm", NORMS)
 @each_path
 def test_objectives_formulations_norms(objective, formulation, norm, fused):
-    eps = {"none": 1.0, "l2": 2.0, "linf": 0.1, "clamp": 1.0}[norm]
-    record, _ = compare("conv", fused, objective=objective, formulation=formulation, norm=norm, eps=eps)
+    options = {"norm": norm, "eps": {"none": 1.0, "l2": 2.0, "linf": 0.1, "clamp": 2**-8}[norm]}
+    steep = steepness(norm)
+    record, expected = compare("conv", fused, steep=steep, objective=objective, formulation=formulation, **options)
     assert record.path == ("shared" if fused else "reference")
+    if norm == "clamp":
+        assert_cut([t / steep for t in batches()], expected.adv, options["eps"])
 
 
 @pytest.mark.parametrize("name", ["BatchNorm", "minibatch stddev"])

@@ -17,10 +17,10 @@ from datgan_fast.method import dispatch
 from datgan_fast.method.formulas import OBJECTIVES
 from datgan_fast.method.generator_terms import generator_terms
 from datgan_fast.method.native import cpu_backend
-from networks import build, conv, images
+from networks import build, conv, images, steeper, steepness
 from oracle import FORMULATIONS, NORMS
 from penalty_formulas import r1, r2
-from scored_step import judge, scored_step
+from scored_step import OUTPUTS, judge, scored_step
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 merges = pytest.mark.usefixtures("merging")
@@ -78,8 +78,8 @@ def batches(own, dtype=torch.float32):
     return images(M, 1, dtype), images(M if own == "relativistic" else N, 2, dtype)
 
 
-def scaled(name, dtype, scale=1.0, shift=0.0):
-    network = build(name, dtype)
+def scaled(name, dtype, scale=1.0, shift=0.0, steep=1.0):
+    network = steeper(build(name, dtype), steep)
     with torch.no_grad():
         for p in list(network.parameters())[-2:]:
             p.mul_(scale)
@@ -87,13 +87,14 @@ def scaled(name, dtype, scale=1.0, shift=0.0):
     return network
 
 
-def compare(own, name="conv", dtype=torch.float64, scale=1.0, shift=0.0, formula=None, **options):
+def compare(own, name="conv", dtype=torch.float64, scale=1.0, shift=0.0, steep=1.0, formula=None, **options):
     """Runs the step and Algorithm 1 from the same weights; `formula`: the penalty's."""
-    network, double = scaled(name, dtype, scale, shift), scaled(name, torch.float64, scale, shift)
-    record = dat.discriminator_step(network, *batches(own, dtype), **{"eps": 0.5, "objective": OWN[own][0], **options})
+    network, double = (scaled(name, each, scale, shift, steep) for each in (dtype, torch.float64))
+    x = [t / steep for t in batches(own, dtype)]
+    record = dat.discriminator_step(network, *x, **{"eps": 0.5, "objective": OWN[own][0], **options})
     for theirs in ("fused", "penalty"):
         options.pop(theirs, None)
-    expected = algorithm1(double, *batches(own), **{"eps": 0.5, "objective": own, **options})
+    expected = algorithm1(double, *(t / steep for t in batches(own)), **{"eps": 0.5, "objective": own, **options})
     if formula:
         formula(double, *batches(own, torch.float64)).backward()
         expected.gradient = gradient_of(double)
@@ -117,8 +118,11 @@ def compare(own, name="conv", dtype=torch.float64, scale=1.0, shift=0.0, formula
 @pytest.mark.parametrize("formulation", FORMULATIONS)
 @pytest.mark.parametrize("norm", NORMS)
 def test_formulations_and_norms(own, formulation, norm):
-    record, expected = compare(own, formulation=formulation, norm=norm)
+    steep = steepness(norm)
+    record, expected = compare(own, formulation=formulation, norm=norm, steep=steep, eps=0.5 / steep)
     assert record.path == "shared"
+    if norm == "clamp":
+        plain.assert_cut([t / steep for t in batches(own)], expected.adv, 0.5 / steep)
     torch.testing.assert_close(record.input_grad_norm, expected.input_grad_norm, rtol=1e-9, atol=0)
 
 
@@ -277,13 +281,53 @@ def test_a_side_that_the_loss_leaves_out():
     assert relative_error(*gradients) < 1e-12
 
 
+# of each kind: what D takes beside the images of a side with these labels
+CONDITIONS = {"nothing": lambda y: None, "labels": lambda y: y, "keywords": lambda y: {"y": y, "gain": 0.7}}
+
+
+def beside(network, condition):
+    """D on a side's images, as a user would write it."""
+    keywords = isinstance(condition, dict)
+    return lambda x: network(x, **condition) if keywords else network(x, *(() if condition is None else (condition,)))
+
+
+@merges
+@pytest.mark.parametrize("own", ["exponential", "relativistic", "average"])
+@pytest.mark.parametrize("output", OUTPUTS)
+@pytest.mark.parametrize("kind", CONDITIONS)
+@pytest.mark.parametrize("formulation", FORMULATIONS)
+@pytest.mark.parametrize("norm", [NORMS[0], *(pytest.param(norm, marks=pytest.mark.slow) for norm in NORMS[1:])])
+def test_every_combination(own, output, kind, formulation, norm):
+    """A loss over pairs is one of each scale, summed."""
+    steep = steepness(norm)
+    x = [t / steep for t in batches(own, torch.float64)]
+    options = {"eps": 0.5 / steep, "formulation": formulation, "norm": norm}
+    sides = [CONDITIONS[kind](torch.arange(k, len(t) + k) % 5) for k, t in enumerate(x)]
+    told = {} if kind == "nothing" else dict(zip(("condition_real", "condition_fake"), sides, strict=True))
+    double = steeper(judge(output), steep)
+    expected = scored_step(double, *(beside(double, c) for c in sides), x, objective=own, **options)
+    if norm == "clamp":
+        plain.assert_cut(x, expected.adv, options["eps"])
+    options["objective"] = OWN[own][0]
+    for fused in (True, False):
+        network = steeper(judge(output), steep)
+        record = dat.discriminator_step(network, *x, fused=fused, **told, **options)
+        assert relative_error(gradient_of(network), expected.gradient) < 1e-11
+        for field in ("loss", "loss_clean", "loss_adv"):
+            torch.testing.assert_close(getattr(record, field), getattr(expected, field), rtol=1e-11, atol=1e-12)
+        scores = record.real_logits, record.fake_logits
+        torch.testing.assert_close(scores, tuple(expected.logits), rtol=1e-11, atol=1e-12)
+    adv = dat.adversarial_batch(steeper(judge(output), steep), *x, **told, **options)
+    torch.testing.assert_close(adv, tuple(expected.adv), rtol=1e-9, atol=1e-11)
+
+
 @merges
 @pytest.mark.parametrize("own", ["exponential", "relativistic", "average"])
 @pytest.mark.parametrize("output", ["map", "tokens", "scales"])
 @pytest.mark.parametrize("formulation", FORMULATIONS)
 @pytest.mark.parametrize(("fused", "lambda_clean"), [(True, 1.0), (False, 1.0), (True, 0.0)])
 def test_maps_tokens_and_scales(own, output, formulation, fused, lambda_clean):
-    """A loss over pairs is one of each scale, summed; beside the images D is told labels."""
+    """Real labels as a tensor, the generated images' as keywords."""
     x = batches(own, torch.float64)
     real, fake = (torch.arange(len(t)) % 5 for t in x)
     network, double = judge(output), judge(output)

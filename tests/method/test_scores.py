@@ -7,19 +7,19 @@ import torch
 from torch import nn
 
 import datgan_fast as dat
-from algorithm1 import M, N, each_path, gradient_of, relative_error
+from algorithm1 import M, N, assert_cut, each_path, gradient_of, relative_error
 from counting import Convolutions
 from datgan_fast import penalties
 from datgan_fast.method.scores import Scores, scores_in
 from datgan_fast.method.sharing import factors_by_image
 from host_reads import NoHostReads
-from networks import images
+from networks import images, steeper, steepness
 from oracle import FORMULATIONS, NORMS, OBJECTIVES
 from scored_step import OUTPUTS, by_image, judge, scales_of, scored_step
 
 pytestmark = pytest.mark.usefixtures("one_thread", "merging")
 
-EPS = {"none": 1.0, "l2": 2.0, "linf": 0.1, "clamp": 1.0}
+EPS = {"none": 1.0, "l2": 2.0, "linf": 0.1, "clamp": 2**-8}
 LABELS = torch.tensor([0, 3, 1, 4, 2, 0]), torch.tensor([2, 2, 0, 1])
 # of each kind: the arguments of one side
 CONDITIONS = {
@@ -70,16 +70,19 @@ def agree(record, network, expected):
 @pytest.mark.parametrize("norm", [NORMS[0], *(pytest.param(norm, marks=pytest.mark.slow) for norm in NORMS[1:])])
 def test_every_combination(output, kind, formulation, objective, norm):
     options = {"objective": objective, "formulation": formulation, "norm": norm, "eps": EPS[norm]}
-    double = judge(output)
-    expected = expected_step(double, kind, batches(), **options)
+    steep = steepness(norm)
+    x = [t / steep for t in batches()]
+    expected = expected_step(steeper(judge(output), steep), kind, x, **options)
     for fused in (True, False):
-        network = judge(output)
-        record = dat.discriminator_step(network, *batches(), fused=fused, **arguments(kind), **options)
+        network = steeper(judge(output), steep)
+        record = dat.discriminator_step(network, *x, fused=fused, **arguments(kind), **options)
         known = agree(record, network, expected)
         assert known or output != "logit" or (objective == "hinge" and not fused)
         assert known or objective != "wasserstein"
-    adv = dat.adversarial_batch(judge(output), *batches(), **arguments(kind), **options)
+    adv = dat.adversarial_batch(steeper(judge(output), steep), *x, **arguments(kind), **options)
     torch.testing.assert_close(adv, tuple(expected.adv), rtol=1e-9, atol=1e-11)
+    if norm == "clamp":
+        assert_cut(x, expected.adv, EPS[norm])
 
 
 @pytest.mark.parametrize("output", OUTPUTS)
