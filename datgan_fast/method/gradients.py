@@ -18,6 +18,7 @@ from .module_state import Network
 from .scores import Scores
 from .second_pass import differentiable
 from .step_arguments import NO_GRADIENT
+from .weight_gradients import faster_weight_gradients
 
 
 class GradientSum:
@@ -30,6 +31,7 @@ class GradientSum:
         # DDP and FSDP reduce gradients in the nodes that accumulate them.
         self._by_torch = network.distributed or launcher is not None
         self._launcher = launcher
+        self._compiled = network.compiled
 
     def wide(self, scores: Scores) -> Scores:
         """The logits in a dtype that can hold their weights: a launcher scales them before they go back through float16."""
@@ -61,7 +63,8 @@ class GradientSum:
         """`to_images`, and a backward through its result as well: to the weights, from the result's own gradient, which
         `cotangent` makes of it."""
         weights = weights_below(logits, images)
-        gradient, *found = torch.autograd.grad(logits, [images, *weights], seed, create_graph=True, allow_unused=True)
+        with faster_weight_gradients(logits, self._compiled):
+            gradient, *found = torch.autograd.grad(logits, [images, *weights], seed, create_graph=True, allow_unused=True)
         if gradient is None:
             raise ValueError(NO_GRADIENT)
         result = gradient.detach()
@@ -86,7 +89,8 @@ class GradientSum:
             output.backward(seed, retain_graph=retain_graph)
             return None if images is None else images.grad
         leaves = weights if images is None else [*weights, images]
-        found = list(torch.autograd.grad(output, leaves, seed, retain_graph=retain_graph, allow_unused=True))
+        with faster_weight_gradients(output, self._compiled):
+            found = list(torch.autograd.grad(output, leaves, seed, retain_graph=retain_graph, allow_unused=True))
         gradient = None if images is None else found.pop()
         add_gradients(weights, found, [t for t in (seed, gradient) if t is not None])
         return gradient

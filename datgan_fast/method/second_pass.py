@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .autograd_graph import Graph, edges_below
+from .weight_gradients import weight_gradient
 
 Node = Any  # torch.autograd.graph.Node
 Place = tuple[Node, int]  # one of the results of the operation that a node belongs to
@@ -306,11 +307,7 @@ def _through_convolution(node: Node, u: Tensor) -> Sequence[Tensor | None]:
     how = (node._saved_stride, node._saved_padding, node._saved_dilation)
     more = (node._saved_transposed, node._saved_output_padding, node._saved_groups)
     there = None if to_g is None else torch.ops.aten.convolution(u, weight, None, *how, *more)
-    part = None
-    if to_weight is not None:
-        mask = [False, True, False]
-        part = torch.ops.aten.convolution_backward(g, u, weight, None, *how, *more, mask)[1]
-    return there, None, part
+    return there, None, None if to_weight is None else weight_gradient(g, u, weight, (*how, *more))
 
 
 def _outside(work: Callable[[], Any], like: Tensor) -> Any:
