@@ -19,10 +19,12 @@ import torch  # noqa: F401  the extension shares torch's OpenMP threads, so torc
 from .errors import BackendError
 from .method import penalties, reference
 from .method.adversarial import adversarial_batch
+from .method.average_gradients import average_gradients
 from .method.dispatch import backends, use_backend
 from .method.objective import Objective
 from .method.ops import attack_loss, attack_step, perturb
-from .method.reference import AttackStep, DiscriminatorStep
+from .method.records import DiscriminatorStep
+from .method.reference import AttackStep
 from .method.step import discriminator_step
 from .moved import find_moved_modules
 from .version import __version__ as __version__
@@ -45,6 +47,7 @@ __all__ = [
     "adversarial_batch",
     "attack_loss",
     "attack_step",
+    "average_gradients",
     "backends",
     "discriminator_step",
     "penalties",

@@ -15,11 +15,13 @@ from .differentiable import clipped_from
 from .formulas import Bound, clip, project
 from .independence import Forward
 from .module_state import unchanged_state
+from .nothing import say_nothing
 from .objective import Objective
 from .ops import attack_coefficients, attack_step_into, perturb
 from .reference import random_points
+from .reference_operations import Aims, terms_towards
 from .scores import ScoredSides, by_scale
-from .step_arguments import StepArguments, checked, image_gradients
+from .step_arguments import StepArguments, Targets, checked, image_gradients
 
 
 def adversarial_batch(
@@ -39,6 +41,7 @@ def adversarial_batch(
     condition_real: Any = None,
     condition_fake: Any = None,
     scores: Callable[[Any], Any] | None = None,
+    group: Any = None,
     differentiable: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Real and generated images pushed towards the other batch's mean discriminator score.
@@ -56,6 +59,8 @@ def adversarial_batch(
         condition_real, condition_fake: what the discriminator takes beside the images: a tensor, a tuple (positional arguments)
             or a dict (keywords). Tensors in it with one row per image travel with their images; the rest is handed on as it is.
         scores: callable from the discriminator's output to its scores; default: the output itself.
+        group: a torch.distributed process group that shares the batch: each process gives its own images, and what the attack
+            aims at is the mean over the images of all. Default: none. A process may have no images of one side, or none at all.
         differentiable: whether a gradient goes from the perturbed images back to x_real and x_fake and what they were made from;
             the perturbation is a constant, so that it is that of torch.clamp where the last step ended.
 
@@ -72,7 +77,9 @@ def adversarial_batch(
     """
     attack = Attack(eps, objective, formulation, norm, clip_min, clip_max)
     beside = Beside(condition_real, condition_fake, scores)
-    given = checked("adversarial_batch", discriminator, x_real, x_fake, attack, steps, alpha, random_start, beside)
+    given = checked(
+        "adversarial_batch", discriminator, x_real, x_fake, attack, steps, alpha, random_start, beside, group
+    )
     if not differentiable:
         return adversarial_images(given)
     real, fake = adversarial_images(given, clipped=False)
@@ -82,6 +89,9 @@ def adversarial_batch(
 def adversarial_images(given: StepArguments, clipped: bool = True) -> Pair:
     """`clipped`: whether the last step is; every other one is."""
     start = (given.x_real, given.x_fake)
+    if given.empty:
+        say_nothing(given)
+        return start
     if given.random_start:
         start = random_points(start, given.attack)  # here, where the random state moves on
     return merged_or_apart(given, lambda merge: _attacked(given, start, merge, clipped))
@@ -95,17 +105,17 @@ def _attacked(given: StepArguments, start: Pair, merge: bool, clipped: bool) -> 
     with unchanged_state(given.network.module), torch.enable_grad():
         batches = Batches(given, merge)
         adv = batches.join(*start)
-        target: ScoredSides | None = None  # the clean batches' scores
+        target: Targets | None = None  # the clean batches' scores
         if given.random_start:
             with torch.no_grad():
                 clean = [batches.scores(k, images.clone()) for k, images in enumerate(batches.clean)]
-                target = batches.scored_sides(clean)
-        for _ in range(given.steps):
+                target = given.targets(batches.scored_sides(clean))
+        for step_number in range(given.steps):
             x = leaves(adv)
             passes = [batches.forward(k, images) for k, images in enumerate(x)]
             scores = batches.scored_sides([p.scores.detach() for p in passes])
             if target is None or attack.formulation == "batch_mean":  # whose scalar has both batches' means in it
-                target = scores
+                target = given.targets(scores, step_number + given.random_start)
             moved_to = attack_backward(batches, x, scores, passes, step, target)
             del passes
             if not given.single:
@@ -126,12 +136,12 @@ def attack_backward(
     scores: ScoredSides,
     passes: list[Forward],
     attack: Attack,
-    target: ScoredSides,
+    target: Targets,
     retain_graph: bool = False,
 ) -> list[Tensor]:
     """One attack step by a backward of its own, from the graphs of `passes` to the leaves `x`."""
     logits = [p.logits for p in passes]
-    if all(p.why_not is None and not p.hooks.hung and p.scores.single for p in passes):
+    if not isinstance(target, list) and all(p.why_not is None and not p.hooks.hung and p.scores.single for p in passes):
         # Each image's gradient is its own, so that its coefficient can come later.
         v = image_gradients(logits, x, [torch.ones_like(t) for t in logits], retain_graph)
         adv = [torch.empty_like(t, requires_grad=False) for t in x]
@@ -142,6 +152,13 @@ def attack_backward(
     return moved(x, gradients, attack)
 
 
+def coefficients_towards(own: Pair, aims: Aims, attack: Attack) -> Pair:
+    """`attack_coefficients` where the means are known and not the logits."""
+    with torch.no_grad():
+        (_, real), (_, fake) = terms_towards(own, aims, attack.objective, attack.formulation)
+    return real, fake
+
+
 def moved(x: Sequence[Tensor], gradients: Sequence[Tensor], attack: Attack) -> list[Tensor]:
     return [
         perturb(images, gradient, attack.eps, norm=attack.norm, clip_min=attack.clip_min, clip_max=attack.clip_max)
@@ -149,12 +166,17 @@ def moved(x: Sequence[Tensor], gradients: Sequence[Tensor], attack: Attack) -> l
     ]
 
 
-def coefficients(scores: ScoredSides, target: ScoredSides, attack: Attack) -> Pair:
+def coefficients(scores: ScoredSides, target: Targets, attack: Attack) -> Pair:
     """The attack loss's gradients with respect to the logits: of an image's mean over its positions, in each scale by itself;
     batch_mean's one scalar is a mean over them already."""
     found: tuple[list[Tensor], list[Tensor]] = ([], [])
-    for own, targets, widths in by_scale(scores, target):
-        parts = attack_coefficients(own, targets, attack.objective, attack.formulation)
+    aims = target if isinstance(target, list) else None
+    every = by_scale(scores, scores if isinstance(target, list) else target)
+    for scale, (own, targets, widths) in enumerate(every):
+        if aims is None:
+            parts = attack_coefficients(own, targets, attack.objective, attack.formulation)
+        else:
+            parts = coefficients_towards(own, aims[scale], attack)
         for side, c, t, k in zip(found, parts, own, widths, strict=True):
             side.append((c if k == 1 or attack.formulation == "batch_mean" else c / k).to(t.dtype))
     return scores[0].join(found[0]), scores[1].join(found[1])

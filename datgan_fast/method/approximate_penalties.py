@@ -18,6 +18,7 @@ from .conditions import Beside
 from .formulas import as_float
 from .module_state import one_power_iteration, unchanged_random_state
 from .penalty import Addable, Discriminator
+from .processes import Over
 from .step_arguments import check_lambda, images_of
 
 
@@ -29,6 +30,10 @@ class ApproximateZeroCentred(Addable):
     sigma: float
     side: Literal["real", "fake"]
 
+    @property
+    def over(self) -> Over:
+        return self.side
+
     def __post_init__(self) -> None:
         check_lambda("gamma", self.gamma)
         if not 0 < number("sigma", self.sigma) < math.inf:
@@ -36,7 +41,7 @@ class ApproximateZeroCentred(Addable):
 
     def __call__(self, discriminator: Discriminator, x_real: Tensor, x_fake: Tensor, **beside: Any) -> Tensor:
         name = "r1_approximate" if self.side == "real" else "r2_approximate"
-        calls, *images = images_of(f"penalties.{name}", discriminator, x_real, x_fake, Beside.of(beside))
+        calls, *images = images_of(f"penalties.{name}", discriminator, x_real, x_fake, Beside.of(beside), (self.side,))
         side = SIDES.index(self.side)
         call, x, module = calls.sides[side], images[side], calls.network.module
         noise = torch.randn(x.shape, dtype=torch.float32, device=x.device).to(x.dtype)

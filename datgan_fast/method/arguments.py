@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +18,8 @@ FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 Pair = tuple[Tensor, Tensor]  # (real, fake)
 OptionalPair = tuple[Tensor | None, Tensor | None]
-SIDES = ("real", "fake")
+Side = Literal["real", "fake"]
+SIDES: tuple[Side, Side] = ("real", "fake")
 
 
 class Perturbation(NamedTuple):

@@ -8,12 +8,13 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from .arguments import Pair, loss_dtype
+from .arguments import SIDES, Pair, loss_dtype
 from .conditions import Call
 from .formulas import as_float
 from .independence import HOOKED, Answer, Forward, ask, forget, forward, seen_to_mix
 from .module_state import remember
 from .ops import logit_terms_into
+from .processes import Processes
 from .scores import ScoredSides, Scores
 from .step_arguments import StepArguments, check_graph
 
@@ -31,21 +32,25 @@ class Batches:
 
     Where images are independent the two are the same, and one batch is faster (`merging_is_faster`).
 
-    merge: make them one; only where `ask` has said that this is the same.
+    merge: make them one; only where `ask` has said that this is the same, or where one of them is empty.
     """
 
     def __init__(self, given: StepArguments, merge: bool) -> None:
         self.m = len(given.x_real)
         self._network = given.network
         self._attack = given.attack
+        self._processes = given.processes
         self.merged = merge
+        self._asked = merge and not given.one_sided
         self._calls: Sequence[Call] = given.calls.sides
-        if merge:
+        if self._asked:
             self._answer: Answer | None = ask(given.calls, given.x_real, given.x_fake)
             assert given.calls.together is not None
             self._calls = [given.calls.together]
         else:
             self._answer = seen_to_mix(given.network)  # without an answer the forward is watched
+            if merge:
+                self._calls = self._calls[:1] if self.m else self._calls[1:]
         self.clean = self.join(given.x_real, given.x_fake)
 
     def join(self, real: Tensor, fake: Tensor) -> list[Tensor]:
@@ -81,7 +86,7 @@ class Batches:
     def forward(self, k: int, images: Tensor) -> Forward:
         """D's scores of batch k with their graph to the leaf `images`."""
         result = forward(self._calls[k], images, self._answer)
-        if self.merged:
+        if self._asked:
             if result.why_not or result.hooks.inside:
                 raise ChangedError(result.why_not or HOOKED, lasts=result.hooks.inside)
             result.hooks.refuse = ChangedError(HOOKED, lasts=True)  # the output's come first in the backward
@@ -100,6 +105,8 @@ class Batches:
 
     def _terms(self, k: int, logits: Tensor, m: int, weight: float | Tensor, floor: float) -> tuple[Tensor, Tensor]:
         """m: how many of the logits are the real side's, where both are here."""
+        if self._processes is not None:
+            return self._parts_of_terms(self._processes, k, logits, m, weight, floor)
         scales = isinstance(weight, Tensor)
         t = (
             as_float(logits.detach()) if scales else logits.detach()
@@ -116,6 +123,22 @@ class Batches:
             formulation=self._attack.formulation,
         )
         return (weights * weight).to(logits.dtype) if scales else weights, sums
+
+    def _parts_of_terms(
+        self, processes: Processes, k: int, logits: Tensor, m: int, weight: float | Tensor, floor: float
+    ) -> tuple[Tensor, Tensor]:
+        """The same where the means are over the images of all processes: this one's part of them."""
+        t = as_float(logits.detach())
+        found, total = [], torch.zeros(4, dtype=t.dtype, device=t.device)
+        for side, part in zip(SIDES, self._two(k, t, m), strict=True):
+            weights, sums, none = torch.empty_like(part), torch.empty_like(total), part[:0]
+            if processes.counts(side):  # a mean over no images is none
+                own, out = ((part, none), (weights, none)) if side == "real" else ((none, part), (none, weights))
+                logit_terms_into(own, out, sums, weight=1.0, floor=floor, objective=self._attack.objective)
+                share = processes.share(side).to(t.dtype)
+                weights, total = weights * (share * weight), total + sums * share
+            found.append(weights)
+        return torch.cat(found).to(logits.dtype), total
 
     def _two(self, k: int, t: Tensor, m: int) -> Pair:
         """Batch k's sides, of which one may be empty."""
@@ -150,6 +173,8 @@ def merged_or_apart(given: StepArguments, run: Callable[[bool], Result], apart: 
     """
     device = given.x_real.device
     x = given.x_real, given.x_fake
+    if given.one_sided:  # one batch goes through D, whatever D does with it
+        return run(True)
     merge = not apart and merging_is_faster(*x) and ask(given.calls, *x).why_not is None
     if not merge or capturing(device):  # a captured network does what it did in the warm-up
         return run(merge)

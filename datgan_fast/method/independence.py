@@ -184,6 +184,8 @@ def ask(calls: Calls, x_real: Tensor, x_fake: Tensor) -> Answer:
     """Whether both batches may go through D as one; remembered for the same modules, modes, sizes and kinds of conditions."""
     if x_real.shape[1:] != x_fake.shape[1:] or x_real.dtype != x_fake.dtype:
         return Answer("real and generated images have different shapes or dtypes")
+    if not (len(x_real) and len(x_fake)):
+        return Answer("one of both batches is empty")
     if calls.together is None:
         return Answer("real and generated images have conditions of different kinds")
     network = calls.network
@@ -197,6 +199,8 @@ def ask(calls: Calls, x_real: Tensor, x_fake: Tensor) -> Answer:
     if key not in answers:
         if len(answers) >= LARGEST_MEMORY:
             return Answer("the network has changed too often to be asked again")
+        if network.exchanges:  # other processes might not ask
+            return Answer("its layers exchange tensors between processes")
         answer = _ask(calls, calls.together, x_real.detach(), x_fake.detach())
         if answer is None:
             return Answer("its scores are not finite")

@@ -25,9 +25,10 @@ from .gradients import GradientSum
 from .independence import Forward, ask
 from .module_state import Network
 from .penalties import ZeroCentred
-from .penalty import Addable, Discriminator, Total, applied, as_written, column
+from .penalty import Addable, Discriminator, Total, applied, as_written, column, over, with_images
+from .processes import Over
 from .sharing import is_narrow
-from .step_arguments import LossTerms, Penalty, StepArguments, check_penalty, check_range
+from .step_arguments import LossTerms, Penalty, StepArguments, check_penalty, check_range, sides_may_lack
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,14 @@ class Within(Addable):
 
     penalty: Penalty
     context: Callable[[], AbstractContextManager[object]]
+
+    @property
+    def over(self) -> Over:
+        return over(self.penalty)
+
+    def skip(self) -> None:
+        if isinstance(self.penalty, Addable):
+            self.penalty.skip()
 
     def __call__(self, discriminator: Discriminator, x_real: Tensor, x_fake: Tensor, **beside: Any) -> Tensor:
         with self.context():
@@ -77,7 +86,7 @@ class StepPenalties:
 
     def __init__(self, given: StepArguments, terms: LossTerms, batches: Batches, gradients: GradientSum) -> None:
         self._given, self._terms, self._batches, self._gradients = given, terms, batches, gradients
-        self._left = parts_of(terms.penalty, given.x_real.device.type)
+        self._left = with_images(parts_of(terms.penalty, given.x_real.device.type), given.processes)
         self._values: list[Tensor] = []
         self._alone = True  # each image, in all clean forwards that were seen
         self.retain_graph = False  # of what is done from now on
@@ -113,6 +122,7 @@ class StepPenalties:
         def cotangent(v: Tensor) -> Tensor:
             gradient = (as_float(v) / factors).requires_grad_()
             values = [p.value(gradient[places[SIDES.index(p.side)]]) for p in joining]
+            values = [self._part(p, value) for p, value in zip(joining, values, strict=True)]
             self._values += [value.detach() for value in values]
             (slope,) = torch.autograd.grad(values, gradient, [torch.ones_like(value) for value in values])
             return (slope * self._terms.grad_scale / factors).to(v.dtype)
@@ -165,7 +175,8 @@ class StepPenalties:
         distance = penalty.distance(x, x_adv)
         # D may change what it is given.
         own = given.calls.by_image(x_adv.clone() if self._looks(x) else x_adv)
-        value, slope, own_slope = penalty.terms(scores, as_float(own.detach()), distance)
+        terms = penalty.terms(scores, as_float(own.detach()), distance)
+        value, slope, own_slope = (self._part(penalty, t) for t in terms)
         self._values.append(value)
         self._go_back(x_adv, own, own_slope)
         return slope
@@ -191,6 +202,12 @@ class StepPenalties:
     # What has not joined
 
     def run_apart(self) -> None:
+        if self._given.one_sided:
+            with sides_may_lack(self._given):
+                return self._run_each()
+        self._run_each()
+
+    def _run_each(self) -> None:
         for part in self._left:
             penalty, context = (part.penalty, part.context) if isinstance(part, Within) else (part, nullcontext)
             with context():
@@ -203,9 +220,15 @@ class StepPenalties:
         given = self._given
         beside = given.calls.beside.given()
         value = check_penalty(applied(penalty, given.network.call, given.x_real, given.x_fake, beside))
+        value = self._part(penalty, value)
         if value.requires_grad:
             self._gradients.add(self._scaled(value), retain_graph=self.retain_graph)
         self._values.append(value.detach())
+
+    def _part(self, penalty: Penalty, t: Tensor) -> Tensor:
+        """Of what is a mean over this process's images, its part of that over all processes'."""
+        processes = self._given.processes
+        return t if processes is None else t * processes.share(over(penalty)).to(t.dtype)
 
     def _scaled(self, gradient: Tensor) -> Tensor:
         scale = self._terms.grad_scale

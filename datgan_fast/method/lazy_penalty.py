@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from .batches import capturing
-from .penalty import Addable, Discriminator, applied, as_written
+from .penalty import Addable, Discriminator, applied, as_written, over
+from .processes import Over
 from .step_arguments import Penalty
 
 
@@ -27,6 +28,13 @@ class Lazily(Addable):
             raise TypeError(f"a penalty must be a callable (discriminator, x_real, x_fake); got {got}")
         if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:
             raise ValueError(f"every must be a whole number of calls, 1 or more; got {self.every!r}")
+
+    @property
+    def over(self) -> Over:
+        return over(self.penalty)
+
+    def skip(self) -> None:
+        self.calls += 1
 
     def __call__(self, discriminator: Discriminator, x_real: Tensor, x_fake: Tensor, **beside: Any) -> Tensor:
         return self._value(self.penalty, discriminator, x_real, x_fake, beside)

@@ -236,11 +236,16 @@ class Network:
         kinds = tuple(kind for where, name in wrappers if (kind := getattr(sys.modules.get(where), name, None)))
         return any(isinstance(m, kinds) for m in self.modules)
 
+    @cached_property
+    def exchanges(self) -> bool:
+        """Whether its forwards exchange tensors between processes, so that all must make the same ones."""
+        return any(isinstance(m, nn.SyncBatchNorm) and m.training for m in self.modules)
+
     def is_lazy(self) -> bool:
         return any(map(nn.parameter.is_lazy, (*self.parameters, *self.buffers)))
 
-    def initialise_lazy(self, run: Callable[[], object]) -> None:
-        """Lazy layers get their shapes by a forward in evaluation mode, which leaves statistics and random state alone."""
+    def in_evaluation(self, run: Callable[[], object]) -> None:
+        """A forward that gives lazy layers, or shows the scores', shapes, and leaves statistics and random state alone."""
         modes = [m.training for m in self.modules]
         self.module.eval()
         try:

@@ -26,6 +26,7 @@ from .formulas import Bound, as_float, check_choice, image_norm
 from .independence import eager
 from .lazy_penalty import Lazily, lazily
 from .penalty import Addable, Discriminator, Total, column, total
+from .processes import Over
 from .second_pass import differentiable
 from .step_arguments import check_graph, images_of
 
@@ -74,6 +75,10 @@ class GradientPenalty(_OfGradients):
     one_sided: bool
     condition: Literal["real", "fake"] = "real"
 
+    @property
+    def over(self) -> Over:
+        return "pairs"
+
     def _value(
         self, discriminator: Discriminator, x_real: Tensor, x_fake: Tensor, beside: Beside, second_pass: SecondPass
     ) -> Tensor:
@@ -96,11 +101,15 @@ class ZeroCentred(_OfGradients):
     gamma: float
     side: Literal["real", "fake"]
 
+    @property
+    def over(self) -> Over:
+        return self.side
+
     def _value(
         self, discriminator: Discriminator, x_real: Tensor, x_fake: Tensor, beside: Beside, second_pass: SecondPass
     ) -> Tensor:
         name = "r1" if self.side == "real" else "r2"
-        calls, *images = images_of(f"penalties.{name}", discriminator, x_real, x_fake, beside)
+        calls, *images = images_of(f"penalties.{name}", discriminator, x_real, x_fake, beside, (self.side,))
         side = SIDES.index(self.side)
         with torch.enable_grad():
             return self.value(_input_gradient(calls.sides[side], images[side], second_pass))

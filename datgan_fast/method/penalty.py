@@ -6,13 +6,14 @@ What D takes beside the images comes as keywords, condition_real, condition_fake
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from .processes import Over, Processes
 from .step_arguments import Penalty
 
 Discriminator = Callable[..., Any]
@@ -20,6 +21,14 @@ Discriminator = Callable[..., Any]
 
 class Addable:
     """A penalty that knows how the field writes it, and can be added to another, or to a user's callable."""
+
+    @property
+    def over(self) -> Over:
+        """The images whose mean it is, by whose number a process's part counts."""
+        return "both"
+
+    def skip(self) -> None:
+        """A step in which a process has none of its images."""
 
     def __call__(self, discriminator: Discriminator, x_real: Tensor, x_fake: Tensor, **beside: Any) -> Tensor:
         raise NotImplementedError
@@ -50,6 +59,16 @@ class Total(Addable):
         parts = (q for p in penalties for q in (p.parts if isinstance(p, Total) else (p,)))
         object.__setattr__(self, "parts", tuple(parts))
 
+    @property
+    def over(self) -> Over:
+        kinds = {over(p) for p in self.parts}
+        if len(kinds) > 1:
+            raise ValueError(
+                "a sum of penalties over different images, such as r1() + r2(), has no one share of a batch in several "
+                "processes; put each term by itself into what is around the sum"
+            )
+        return kinds.pop()
+
     def __call__(self, discriminator: Discriminator, x_real: Tensor, x_fake: Tensor, **beside: Any) -> Tensor:
         return torch.stack([applied(p, discriminator, x_real, x_fake, beside) for p in self.parts]).sum()
 
@@ -60,6 +79,28 @@ class Total(Addable):
 def total(*penalties: Penalty) -> Total | None:
     """The sum of several penalties, the library's own or anybody's callables; None for none."""
     return Total(*penalties) if penalties else None
+
+
+def terms_of(penalty: Penalty | None) -> Sequence[Penalty]:
+    if penalty is None:
+        return ()
+    return penalty.parts if isinstance(penalty, Total) else (penalty,)
+
+
+def over(penalty: Penalty) -> Over:
+    """A user's own callable counts as a mean over real and generated images alike."""
+    return penalty.over if isinstance(penalty, Addable) else "both"
+
+
+def with_images(penalties: Sequence[Penalty], processes: Processes | None) -> list[Penalty]:
+    """Those that have images in this process; the others are told that a step goes by."""
+    found = []
+    for p in penalties:
+        if processes is None or processes.counts(over(p)):
+            found.append(p)
+        elif isinstance(p, Addable):
+            p.skip()
+    return found
 
 
 def as_written(penalty: Penalty) -> Penalty:

@@ -8,13 +8,13 @@ with targets of its own. Half-precision inputs are computed in float32; float64 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .arguments import Attack, Logits, Pair, Perturbation
+from .arguments import SIDES, Attack, Pair, Perturbation
 from .autograd_graph import Graph, next_number
 from .conditions import Beside, Call
 from .differentiable import clipped_from
@@ -32,6 +32,7 @@ from .formulas import (
     generator_loss,
     image_norm,
     normalise,
+    objective_of,
     project,
     random_point,
     slope1,
@@ -40,15 +41,28 @@ from .formulas import (
 )
 from .launchers import Backward, past_refusals, run_backward
 from .module_state import one_power_iteration, unchanged_state
+from .nothing import say_nothing, step_of_nothing
 from .objective import Objective
-from .penalty import applied, as_written
-from .reference_operations import AttackStep, attack_loss, attack_step, attack_terms, differences, perturb, perturbed
+from .penalty import applied, as_written, over, terms_of, with_images
+from .processes import Processes, difference_of_means
+from .records import DiscriminatorStep
+from .reference_operations import (
+    AttackStep,
+    aims_of,
+    attack_loss,
+    attack_step,
+    attack_terms,
+    differences_towards,
+    perturb,
+    perturbed,
+)
 from .scores import ScoredSides, Scores, by_scale, check_scales
 from .step_arguments import (
     NO_GRADIENT,
     LossTerms,
     Penalty,
     StepArguments,
+    Targets,
     check_graph,
     check_penalty,
     check_trainable,
@@ -56,6 +70,7 @@ from .step_arguments import (
     checked_terms,
     image_gradients,
     logits_of,
+    sides_may_lack,
 )
 
 __all__ = [
@@ -87,23 +102,6 @@ __all__ = [
 ]
 
 
-class DiscriminatorStep(NamedTuple):
-    """What one discriminator step saw; every tensor is detached."""
-
-    loss: Tensor  # 0-d: lambda_clean * loss_clean + lambda_adv * loss_adv + penalty
-    loss_clean: Tensor  # 0-d: -(mean g1(r) + mean g2(f)) on the clean images
-    loss_adv: Tensor  # 0-d: the same on the perturbed images; 0 where lambda_adv is 0
-    penalty: Tensor  # 0-d; 0 without a penalty
-    real_logits: Tensor  # [m], clean images; of maps the mean over an image's positions, summed over scales
-    fake_logits: Tensor  # [n]
-    wasserstein: Tensor  # 0-d: mean r - mean f
-    # [m + n]: ||grad_x D(x)||; NaN, in the reference and in float16, for images that have no weight in the loss, and for maps
-    # with an objective whose slope is not the same everywhere
-    input_grad_norm: Tensor
-    path: str  # "shared", "separate" or "reference"
-    reason: str = ""  # why it is not "shared"
-
-
 def adversarial_batch(
     discriminator: Callable[..., Any],
     x_real: Tensor,
@@ -121,12 +119,15 @@ def adversarial_batch(
     condition_real: Any = None,
     condition_fake: Any = None,
     scores: Callable[[Any], Any] | None = None,
+    group: Any = None,
     differentiable: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Perturbed real and generated images, with autograd through the whole attack loss; see `datgan_fast.adversarial_batch`."""
     attack = Attack(eps, objective, formulation, norm, clip_min, clip_max)
     beside = Beside(condition_real, condition_fake, scores)
-    given = checked("adversarial_batch", discriminator, x_real, x_fake, attack, steps, alpha, random_start, beside)
+    given = checked(
+        "adversarial_batch", discriminator, x_real, x_fake, attack, steps, alpha, random_start, beside, group
+    )
     if not differentiable:
         return _adversarial_batch(given)
     real, fake = _adversarial_batch(given, clipped=False)
@@ -135,18 +136,21 @@ def adversarial_batch(
 
 def _adversarial_batch(given: StepArguments, clipped: bool = True) -> Pair:
     """`clipped`: whether the last step is; every other one is."""
-    attack, clean, (real, fake) = given.attack, (given.x_real, given.x_fake), given.calls.sides
+    attack, clean, sides = given.attack, (given.x_real, given.x_fake), given.calls.sides
+    if given.empty:
+        say_nothing(given)
+        return clean
     adv = random_points(clean, attack) if given.random_start else clean  # outside, where the random state moves on
-    target: ScoredSides | None = None  # the clean batches' scores
+    target: Targets | None = None  # the clean batches' scores
     with unchanged_state(given.network.module), torch.enable_grad():
         if given.random_start:
             with torch.no_grad():
-                target = real(clean[0].clone()), fake(clean[1].clone())
-        for _ in range(given.steps):
+                target = given.targets(_of_both(sides, clean, lambda call, images: call(images.clone())))
+        for number in range(given.steps):
             adv = adv[0].detach().requires_grad_(), adv[1].detach().requires_grad_()
-            scores = _scores(real, adv[0], attack.objective), _scores(fake, adv[1], attack.objective)
+            scores = _of_both(sides, adv, lambda call, images: _scores(call, images, attack.objective))
             if target is None or attack.formulation == "batch_mean":  # whose scalar has both batches' means in it
-                target = scores[0].detach(), scores[1].detach()
+                target = given.targets((scores[0].detach(), scores[1].detach()), number + given.random_start)
             grads = _attack_gradients(adv, scores, target, attack)
             moved = _moved(given, adv[0], grads[0], clean[0]), _moved(given, adv[1], grads[1], clean[1])
             adv = _clipped(moved, attack)
@@ -163,11 +167,14 @@ def _clipped(x: Pair, attack: Attack) -> Pair:
     return clip(x[0], attack.clip_min, attack.clip_max), clip(x[1], attack.clip_min, attack.clip_max)
 
 
-def _attack_gradients(x: Pair, scores: ScoredSides, target: ScoredSides, attack: Attack) -> list[Tensor]:
+def _attack_gradients(x: Pair, scores: ScoredSides, target: Targets, attack: Attack) -> list[Tensor]:
     """Of each scale's attack loss, in which an image counts by the mean over its positions (batch_mean: one mean over all)."""
     losses = []
-    for own, targets, widths in by_scale(scores, target):
-        sides = differences(Logits(own, targets), attack.objective, attack.formulation)
+    aims = target if isinstance(target, list) else None
+    every = by_scale(scores, scores if isinstance(target, list) else target)
+    for scale, (own, targets, widths) in enumerate(every):
+        aim = aims_of(targets, attack.objective, attack.formulation) if aims is None else aims[scale]
+        sides = differences_towards(own, aim, attack.objective, attack.formulation)
         for (difference, _), k in zip(sides, widths, strict=True):
             losses.append(difference.abs().sum() / (1 if attack.formulation == "batch_mean" else k))
     loss = torch.stack(losses).sum()
@@ -189,11 +196,52 @@ def _scores(call: Call, images: Tensor, objective: str | Objective) -> Scores:
     return scores
 
 
-def _loss(scores: ScoredSides, objective: str | Objective) -> Tensor:
-    """-(mean g1(r) + mean g2(f)), the means over images and positions, or the objective's loss; summed over the scales."""
+def _of_both(sides: Sequence[Call], x: Pair, run: Callable[[Call, Tensor], Scores]) -> ScoredSides:
+    """D on both batches. An empty one, which a process may have, has no scores, which have the other's scales."""
+    if len(x[0]) and len(x[1]):
+        return run(sides[0], x[0]), run(sides[1], x[1])
+    k = 0 if len(x[0]) else 1
+    found, none = run(sides[k], x[k]), x[1 - k]
+    others = found._replace(logits=found.logits[:0] + none.sum())
+    return (found, others) if k == 0 else (others, found)
+
+
+def _loss(scores: ScoredSides, objective: str | Objective, processes: Processes | None = None) -> Tensor:
+    """-(mean g1(r) + mean g2(f)), the means over images and positions, or the objective's loss; summed over the scales. Of
+    several processes this one's part of it."""
     check_scales(*scores)
+    if processes is not None:
+        return _part_of_loss(scores, objective, processes)
     real, fake = (t.scales() for t in scores)
     return torch.stack([discriminator_loss(r, f, objective) for r, f in zip(real, fake, strict=True)]).sum()
+
+
+def _part_of_loss(scores: ScoredSides, objective: str | Objective, processes: Processes) -> Tensor:
+    row = objective_of(objective)
+    if row.loss is not None:
+        return processes.part_of_loss(_loss(processes.everybodys(scores), objective))
+    terms = [
+        -processes.part(side, g(t).mean())
+        for side, g, own in zip(SIDES, (row.g1, row.g2), scores, strict=True)
+        for t in own.scales()
+        if processes.counts(side)
+    ]
+    return torch.stack(terms).sum()
+
+
+def _penalty(given: StepArguments, penalty: Penalty) -> Tensor:
+    """Of several processes this one's part: each term of a sum is a mean over images of its own."""
+    processes, beside = given.processes, given.calls.beside.given()
+
+    def value(p: Penalty) -> Tensor:
+        return check_penalty(applied(as_written(p), given.network.call, given.x_real, given.x_fake, beside))
+
+    if processes is None:
+        return value(penalty)
+    parts = with_images(terms_of(penalty), processes)
+    with sides_may_lack(given):
+        values = [processes.part(over(p), value(p)) for p in parts]
+    return torch.stack(values).sum() if values else as_float(given.x_real).new_zeros(())
 
 
 def discriminator_step(
@@ -217,6 +265,7 @@ def discriminator_step(
     condition_real: Any = None,
     condition_fake: Any = None,
     scores: Callable[[Any], Any] | None = None,
+    group: Any = None,
     backward: Backward | None = None,
 ) -> DiscriminatorStep:
     """Algorithm 1, lines 5-10, as the paper writes it; accumulates into the parameters' .grad.
@@ -228,7 +277,9 @@ def discriminator_step(
     """
     attack = Attack(eps, objective, formulation, norm, clip_min, clip_max)
     beside = Beside(condition_real, condition_fake, scores)
-    given = checked("discriminator_step", discriminator, x_real, x_fake, attack, steps, alpha, random_start, beside)
+    given = checked(
+        "discriminator_step", discriminator, x_real, x_fake, attack, steps, alpha, random_start, beside, group
+    )
     check_trainable(given.network)
     terms = checked_terms(lambda_clean, lambda_adv, penalty, grad_scale, backward)
     return discriminator_step_checked(given, terms)
@@ -237,25 +288,25 @@ def discriminator_step(
 def discriminator_step_checked(
     given: StepArguments, terms: LossTerms, reason: str = "fused=False"
 ) -> DiscriminatorStep:
-    objective, discriminator, sides = given.attack.objective, given.network.call, given.calls.sides
+    objective, sides, processes = given.attack.objective, given.calls.sides, given.processes
     launcher, module = terms.launcher, given.network.module
+    if given.empty:
+        return step_of_nothing(given, terms)
     with past_refusals(launcher, given.network), one_power_iteration(module), torch.enable_grad():
         if terms.lambda_adv:
             adv = _adversarial_batch(given)  # lines 6 to 8
-        clean = [x.detach().requires_grad_() for x in (given.x_real, given.x_fake)]
-        scores = _scores(sides[0], clean[0], objective), _scores(sides[1], clean[1], objective)
+        clean = given.x_real.detach().requires_grad_(), given.x_fake.detach().requires_grad_()
+        scores = _of_both(sides, clean, lambda call, images: _scores(call, images, objective))
+        given.targets((scores[0].detach(), scores[1].detach()))  # without an attack nobody has asked yet
         logits = [t.logits for t in scores]
         for t in logits:
             t.retain_grad()
-        loss_clean = _loss(scores, objective)
+        loss_clean = _loss(scores, objective, processes)
         loss, loss_adv, penalty = (torch.zeros_like(loss_clean) for _ in range(3))
         if terms.lambda_adv:
-            loss_adv = _loss((sides[0](adv[0]), sides[1](adv[1])), objective)
+            loss_adv = _loss(_of_both(sides, adv, lambda call, images: call(images)), objective, processes)
         if terms.penalty is not None:
-            written = as_written(terms.penalty)
-            penalty = check_penalty(
-                applied(written, discriminator, given.x_real, given.x_fake, given.calls.beside.given())
-            )
+            penalty = _penalty(given, terms.penalty)
         if terms.lambda_clean:
             loss = terms.lambda_clean * loss_clean
         loss = loss + terms.lambda_adv * loss_adv + penalty
@@ -272,7 +323,7 @@ def discriminator_step_checked(
         penalty=penalty.detach(),
         real_logits=r,
         fake_logits=f,
-        wasserstein=(r.mean(dtype=loss.dtype) - f.mean(dtype=loss.dtype)),
+        wasserstein=difference_of_means(r.to(loss.dtype), f.to(loss.dtype), processes),
         input_grad_norm=torch.cat([_input_grad_norm(x, t, alike) for x, t in zip(clean, scores, strict=True)]),
         path="reference",
         reason=reason,

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .arguments import Attack, AttackInputs, Logits, Perturbation
+from .arguments import Attack, AttackInputs, Logits, Pair, Perturbation
 from .formulas import FORMULATIONS, Bound, as_float, check_choice, clip, normalise, objective_of
 from .objective import Formula, Objective
 from .renamed import targets_renamed
@@ -57,11 +57,48 @@ def logits_with_targets(
     )
 
 
+class Aims(NamedTuple):
+    """Where a batch's images, in one scale, are pushed; all 0-d, without history."""
+
+    towards: Pair  # what a real image's score is compared with, and a generated one's; of batch_mean the other side's mean logit
+    counts: tuple[int | Tensor, int | Tensor]  # of the logits of each side, over which the means are
+
+
 def attack_terms(logits: Logits, objective: str | Objective, formulation: str) -> list[tuple[Tensor, Tensor]]:
     """(loss, its gradient with respect to the side's logits in closed form) of the real and of the generated side."""
-    real, fake = logits.own
-    sides = differences(logits._replace(own=(real.detach(), fake.detach())), objective, formulation)
+    return terms_towards(logits.own, aims_of(logits.targets, objective, formulation), objective, formulation)
+
+
+def terms_towards(
+    own: Pair, aims: Aims | None, objective: str | Objective, formulation: str
+) -> list[tuple[Tensor, Tensor]]:
+    """`attack_terms`, of logits whose aims are known; None: there is nothing to compare with."""
+    sides = differences_towards((own[0].detach(), own[1].detach()), aims, objective, formulation)
     return [(difference.abs().sum(), difference.sign() * slope()) for difference, slope in sides]
+
+
+def aims_of(targets: Pair, objective: str | Objective, formulation: str) -> Aims | None:
+    """Of the logits whose means the other side is compared with; None where a side has none."""
+    check_choice("formulation", formulation, FORMULATIONS)
+    real, fake = (as_float(t).detach() for t in targets)
+    if not (len(real) and len(fake)):
+        return None
+    real, fake = compared((real, fake), objective, formulation)
+    return towards_means((real.mean(), fake.mean()), (len(real), len(fake)), objective, formulation)
+
+
+def compared(logits: Pair, objective: str | Objective, formulation: str) -> Pair:
+    """That of the logits whose means the aims are made of: eq10 takes the mean of scores, the others the mean logit."""
+    row = objective_of(objective)
+    return (row.g2(logits[0]), row.g1(logits[1])) if formulation == "eq10" else logits
+
+
+def towards_means(
+    means: Pair, counts: tuple[int | Tensor, int | Tensor], objective: str | Objective, formulation: str
+) -> Aims:
+    """The aims, from the means of `compared`."""
+    row, (real, fake) = objective_of(objective), means
+    return Aims((row.g2(fake), row.g1(real)) if formulation == "alg1" else (fake, real), counts)
 
 
 Difference = tuple[Tensor, Callable[[], Tensor]]  # (score - target, the score's slope)
@@ -69,37 +106,41 @@ Difference = tuple[Tensor, Callable[[], Tensor]]  # (score - target, the score's
 
 def differences(logits: Logits, objective: str | Objective, formulation: str) -> tuple[Difference, Difference]:
     """Of each side: [m] and [m], or, where the batch has one score, [1] and [m]."""
+    return differences_towards(logits.own, aims_of(logits.targets, objective, formulation), objective, formulation)
+
+
+def differences_towards(
+    own: Pair, aims: Aims | None, objective: str | Objective, formulation: str
+) -> tuple[Difference, Difference]:
+    """`differences`, of logits whose aims are known; None: there is nothing to compare with."""
     row = objective_of(objective)
-    check_choice("formulation", formulation, FORMULATIONS)
-    real, fake = map(as_float, logits.own)
-    target_real, target_fake = (as_float(t).detach() for t in logits.targets)
-    if not (len(target_real) and len(target_fake)):  # there is nothing to compare with
+    real, fake = map(as_float, own)
+    if aims is None:
         return _no_difference(real), _no_difference(fake)
+    towards_real, towards_fake = aims.towards
     if formulation == "batch_mean":
-        return _mean_difference(real, target_real, target_fake), _mean_difference(fake, target_fake, target_real)
+        m, n = aims.counts
+        return _mean_difference(real, towards_fake, towards_real, m), _mean_difference(
+            fake, towards_real, towards_fake, n
+        )
     first, second = (row.g1, row.slope1), (row.g2, row.slope2)
     if formulation == "alg1":
-        return _mean_score_difference(real, target_fake, *second), _mean_score_difference(fake, target_real, *first)
-    return _score_difference(real, target_fake, *first), _score_difference(fake, target_real, *second)
+        first, second = second, first
+    return _difference(real, towards_real, *first), _difference(fake, towards_fake, *second)
 
 
-def _score_difference(t: Tensor, other: Tensor, g: Formula, slope: Formula) -> Difference:
-    """eq10: each image's score and the other side's mean score."""
-    return g(t) - g(other).mean(), lambda: slope(t)
+def _difference(t: Tensor, target: Tensor, g: Formula, slope: Formula) -> Difference:
+    """eq10, alg1: each image's score, and the other side's mean score or the score of its mean logit."""
+    return g(t) - target, lambda: slope(t)
 
 
-def _mean_score_difference(t: Tensor, other: Tensor, g: Formula, slope: Formula) -> Difference:
-    """alg1: each image's score and the score of the other side's mean logit."""
-    return g(t) - g(other.mean()), lambda: slope(t)
-
-
-def _mean_difference(t: Tensor, own: Tensor, other: Tensor) -> Difference:
+def _mean_difference(t: Tensor, own: Tensor, other: Tensor, count: int | Tensor) -> Difference:
     """batch_mean: the two batches' mean logits."""
     if not len(t):
         return _no_difference(t)
-    # own.mean() carries the value and t the gradient, 1/len(own) for each logit
-    mean = own.mean() + (t - t.detach()).sum() / len(own)
-    return (mean - other.mean()).view(1), lambda: torch.ones_like(t) / len(own)
+    # own carries the value and t the gradient, 1/count for each logit
+    mean = own + (t - t.detach()).sum() / count
+    return (mean - other).view(1), lambda: torch.ones_like(t) / count
 
 
 def _no_difference(t: Tensor) -> Difference:

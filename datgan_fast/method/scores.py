@@ -5,6 +5,7 @@ Whatever they are, they travel as one tensor, so that one backward serves them a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -44,7 +45,7 @@ class Scores(NamedTuple):
         """What `split` has taken apart."""
         if self.single:
             return parts[0]
-        return torch.cat([part.view(len(self.logits), -1) for part in parts], 1)
+        return torch.cat([part.view(-1, width) for part, width in zip(parts, self.widths, strict=True)], 1)
 
     def shares(self) -> Tensor:
         """Of each logit in its image's score."""
@@ -99,10 +100,11 @@ def scores_in(output: Any, count: int) -> Scores:
         raise ValueError(
             f"the discriminator must give one logit per image: {count} images gave {_shown(output)}; {_hint(output, count)}"
         )
-    if len(scales) == 1 and scales[0].numel() == count:
+    widths = tuple(t.numel() // count if count else math.prod(t.shape[1:]) for t in scales)
+    if widths == (1,):
         return Scores(scales[0].reshape(-1))
-    rows = [t.reshape(count, -1) for t in scales]
-    return Scores(rows[0] if len(rows) == 1 else torch.cat(rows, 1), tuple(t.shape[1] for t in rows))
+    rows = [t.reshape(count, width) for t, width in zip(scales, widths, strict=True)]
+    return Scores(rows[0] if len(rows) == 1 else torch.cat(rows, 1), widths)
 
 
 def _fits(t: Any, count: int) -> bool:

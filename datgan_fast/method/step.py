@@ -24,10 +24,12 @@ from .joined_penalties import StepPenalties, wants_one_side
 from .launchers import Backward, past_refusals
 from .memory import keep_freed_memory
 from .module_state import one_power_iteration, weights_are_cached
+from .nothing import step_of_nothing
 from .objective import Objective
 from .ops import attack_step_into
 from .pair_loss import pair_terms
-from .reference import DiscriminatorStep, Penalty, discriminator_step_checked
+from .records import DiscriminatorStep
+from .reference import Penalty, discriminator_step_checked
 from .scores import ScoredSides, Scores
 from .sharing import FLOOR, Sharing, is_narrow
 from .step_arguments import (
@@ -63,6 +65,7 @@ def discriminator_step(
     condition_real: Any = None,
     condition_fake: Any = None,
     scores: Callable[[Any], Any] | None = None,
+    group: Any = None,
     backward: Backward | None = None,
 ) -> DiscriminatorStep:
     """One discriminator update's gradients, added to the parameters' .grad; the optimiser's step stays yours.
@@ -82,6 +85,11 @@ def discriminator_step(
             Of condition_real, condition_fake and scores it is given, as keywords, those that its signature takes.
         grad_scale: factor on every gradient (not on what is returned), for a loss scaler in float16.
         condition_real, condition_fake, scores: as in `adversarial_batch`.
+        group: a torch.distributed process group that shares the batch: every process gives its own images and calls the step.
+            All means, of the attack, the losses and the penalties, are over the images of all; a user's own penalty counts as a
+            mean over its process's images. Gradients are this process's part, times the number of processes: call
+            `average_gradients` with the same group before the optimiser's step. One message of a few numbers; a loss over pairs
+            also gathers the scores themselves, clean and perturbed. A process may have no images of one side, or none at all.
         backward: called in place of a loss's own `.backward()`, for launchers that want theirs: `fabric.backward`,
             `accelerator.backward`, a DeepSpeed engine's, or a function that scales. It is called as backward(loss) several times
             in a step, with a 0-d tensor whose gradients, not its value, are the step's; and with retain_graph=True as well where
@@ -109,12 +117,16 @@ def discriminator_step(
     """
     attack = Attack(eps, objective, formulation, norm, clip_min, clip_max)
     beside = Beside(condition_real, condition_fake, scores)
-    given = checked("discriminator_step", discriminator, x_real, x_fake, attack, steps, alpha, random_start, beside)
+    given = checked(
+        "discriminator_step", discriminator, x_real, x_fake, attack, steps, alpha, random_start, beside, group
+    )
     check_trainable(given.network)
     terms = checked_terms(lambda_clean, lambda_adv, penalty, grad_scale, backward)
     if given.x_real.device.type == "cpu":
         keep_freed_memory()
     reason = "fused=False" if not fused else given.network.backward_hooks()
+    if given.empty:
+        return step_of_nothing(given, terms)
     if weights_are_cached() and given.network.compiled:
         reason = reason or "compiled code gives one backward, and cached weights want several"
     if not given.network.is_known:
@@ -140,6 +152,7 @@ class _Step:
         self.objective = objective_of(given.attack.objective)
         self.merge = merge
         self.sharing = Sharing(given.attack, terms.lambda_clean)
+        self.processes = given.processes
         self.gradients = GradientSum(given.network, terms.launcher)
         self.reasons: list[str] = []  # why the step is not shared
 
@@ -181,22 +194,22 @@ class _Step:
         self.held: dict[int, Forward] = {}  # for a penalty that compares both batches' scores
         self.borrowed = weights_are_cached()  # a part of these graphs is wanted by later backwards
         self.compares = self.penalties.compares_scores()
-        pairs: dict[int, Forward] = {}  # for a loss that compares both batches' scores
+        together: dict[int, Forward] = {}  # for a loss, or processes, that want both batches' scores first
         for k, images in enumerate(self.x):
             result = self.batches.forward(k, images)
             result = result._replace(scores=self.gradients.wide(result.scores))
             self.borrowed |= result.lends
             self.scores.append(result.scores.detach())
-            if self.objective.loss is None:
+            if self.objective.loss is None and self.processes is None:
                 self.clean_loss(k, result)
                 self.go_back_or_wait(k, result)
             else:
-                pairs[k] = result
+                together[k] = result
             del result  # before the next one is built
-        if pairs:
-            self.clean_pair_loss(pairs)
-        for k in sorted(pairs):
-            self.go_back_or_wait(k, pairs.pop(k))
+        if together:
+            self.clean_losses(together)
+        for k in sorted(together):
+            self.go_back_or_wait(k, together.pop(k))
         if len(self.held) == len(self.x):
             self.penalties.retain_graph = self.borrowed
             self.penalties.add_to_weights(self.x, [t.logits for t in self.scores], self.weights)
@@ -218,6 +231,15 @@ class _Step:
         floors = self.terms.lambda_clean > 0 and alone and not is_narrow(result.graph)
         return FLOOR if floors else 0.0
 
+    def clean_losses(self, together: dict[int, Forward]) -> None:
+        """The losses on both batches, when both have their scores."""
+        if self.processes is not None:
+            self.given.targets(self.batches.scored_sides(self.scores))  # tells the others
+        if self.objective.loss is not None:
+            return self.clean_pair_loss(together)
+        for k in sorted(together):
+            self.clean_loss(k, together[k])
+
     def clean_pair_loss(self, pairs: dict[int, Forward]) -> None:
         """`clean_loss` of both batches at once."""
         lambda_clean = self.terms.lambda_clean
@@ -229,7 +251,14 @@ class _Step:
         self, scores: list[Scores], weight: float, floors: tuple[float, float], sums: list[Tensor]
     ) -> list[Tensor]:
         """The weights with which each batch's logits go backward; the loss goes to the sums."""
-        weights, found = pair_terms(self.objective, self.batches.scored_sides(scores), self.scaled(weight), floors)
+        sides, processes = self.batches.scored_sides(scores), self.processes
+        if processes is None:
+            weights, found = pair_terms(self.objective, sides, self.scaled(weight), floors)
+        else:
+            every = processes.everybodys((sides[0].detach(), sides[1].detach()))
+            weights, found = pair_terms(self.objective, every, self.scaled(weight * processes.size), floors)
+            real, fake = processes.own_rows(weights)
+            weights = real.to(sides[0].logits.dtype), fake.to(sides[1].logits.dtype)
         sums.append(found)
         return self.batches.join(*weights)
 
@@ -281,7 +310,7 @@ class _Step:
         """Lines 7 and 8: the perturbed images, from the clean backward or by a backward of the attack's own."""
         self.norms: list[Tensor] = []
         scores = self.batches.scored_sides(self.scores)
-        if self.attacks and self.waiting:
+        if self.attacks and (self.waiting or self.processes is not None):  # whose aims no kernel knows
             self.adv = self.attack_of_waiting(scores)
         for k in sorted(self.waiting):
             self.clean_backward(k, self.waiting.pop(k))
@@ -294,13 +323,13 @@ class _Step:
     def attack_of_waiting(self, scores: ScoredSides) -> list[Tensor]:
         """The perturbed images where not all clean backwards could go at once. Those whose coefficients turn out to be multiples
         of the weights go now, the others after the attack's own."""
-        passes = list(self.waiting.values())
+        passes, target = list(self.waiting.values()), self.given.targets(scores)
         if not self.v and not any(map(self.sharing.by_a_look, passes)):
             for result in passes:
                 self.because(self.why_separate(result))
-            return attack_backward(self.batches, self.x, scores, passes, self.attack, scores, True)
+            return attack_backward(self.batches, self.x, scores, passes, self.attack, target, True)
         del passes
-        wanted = self.batches.join(*coefficients(scores, scores, self.attack))
+        wanted = self.batches.join(*coefficients(scores, target, self.attack))
         gradients: dict[int, Tensor] = {}
         for k, c in enumerate(wanted):
             if (factor := self.factor(k, c)) is None:

@@ -7,24 +7,29 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from .arguments import Attack, check_attack, check_bound, check_float, number
+from .arguments import SIDES, Attack, check_attack, check_bound, check_float, number
 from .autograd_graph import Graph
 from .conditions import Beside, Calls, check_beside, check_both_conditions
 from .formulas import NORMS, Bound, default_alpha, named, norms_with_random_start, objective_of
 from .launchers import Backward, Launcher
 from .module_state import Network
 from .objective import Objective
-from .scores import scores_in
+from .processes import Processes, of_group
+from .reference_operations import Aims
+from .scores import ScoredSides, scores_in
 
 LOOKS = 1  # first calls in which values are looked at: an iteration must be free of it when it is captured
 
+_sides_may_lack: ContextVar[bool] = ContextVar("_sides_may_lack", default=False)
 _looks: WeakKeyDictionary[Any, Counter[str]] = WeakKeyDictionary()
 
 
@@ -38,6 +43,7 @@ class StepArguments(NamedTuple):
     steps: int
     alpha: float  # size of each step
     random_start: bool
+    processes: Processes | None = None  # that share the batch
 
     @property
     def network(self) -> Network:
@@ -48,6 +54,21 @@ class StepArguments(NamedTuple):
         """Whether this is the paper's attack: one step of size eps from the images themselves."""
         return self.steps == 1 and not self.random_start and self.alpha == self.attack.eps
 
+    @property
+    def one_sided(self) -> bool:
+        """Whether this process has images of one side only."""
+        return not (len(self.x_real) and len(self.x_fake))
+
+    @property
+    def empty(self) -> bool:
+        return not (len(self.x_real) or len(self.x_fake))
+
+    def targets(self, scores: ScoredSides, when: int = 0) -> Targets:
+        """Whose means the attack aims at: the scores themselves, or those of all processes. `when`: as for `Processes.aims`."""
+        return scores if self.processes is None else self.processes.aims(scores, self.attack, when)
+
+
+Targets = ScoredSides | list[Aims]  # of each scale
 
 Penalty = Callable[..., Tensor]  # (discriminator, x_real, x_fake) -> 0-d; perhaps with the keywords of `Beside`
 
@@ -84,6 +105,7 @@ def checked(
     alpha: float | None,
     random_start: bool,
     beside: Beside,
+    group: Any = None,
 ) -> StepArguments:
     """Raises TypeError, ValueError or RuntimeError, in one sentence that names the argument."""
     attack = attack._replace(eps=number("eps", attack.eps), objective=named(attack.objective))
@@ -95,25 +117,57 @@ def checked(
     if alpha is not None and not math.isfinite(alpha := number("alpha", alpha)):
         raise ValueError(f"alpha must be a finite number; got {alpha}")
     check_both_conditions(beside)
-    calls, x_real, x_fake = images_of(function, discriminator, x_real, x_fake, beside)
+    calls, x_real, x_fake = images_of(function, discriminator, x_real, x_fake, beside, SIDES if group is None else ())
+    processes = of_group(group, len(x_real), len(x_fake), x_real.device)
+    _check_bounds(attack, x_real, x_fake)
+    check_range(function, calls.network, x_real, x_fake, attack.clip_min, attack.clip_max)
+    if alpha is None:
+        alpha = default_alpha(attack.eps, steps, attack.norm)
+    return StepArguments(calls, x_real, x_fake, attack, steps, alpha, random_start, processes)
+
+
+def _check_bounds(attack: Attack, *images: Tensor) -> None:
     for name, bound in (("clip_min", attack.clip_min), ("clip_max", attack.clip_max)):
-        for x in (x_real, x_fake):
+        for x in images:
             check_bound(name, bound, x)
             if isinstance(bound, Tensor) and bound.dim() == x.dim() and len(bound) > 1:
                 raise ValueError(
                     f"{name} must be the same for all images, such as [channels, 1, 1]; got {tuple(bound.shape)}"
                 )
-    check_range(function, calls.network, x_real, x_fake, attack.clip_min, attack.clip_max)
-    if alpha is None:
-        alpha = default_alpha(attack.eps, steps, attack.norm)
-    return StepArguments(calls, x_real, x_fake, attack, steps, alpha, random_start)
+
+
+@contextmanager
+def sides_may_lack(given: StepArguments) -> Iterator[None]:
+    """Inside, a penalty over both batches is one over those images that a process has, of one side perhaps."""
+    token = _sides_may_lack.set(given.one_sided)
+    try:
+        yield
+    finally:
+        _sides_may_lack.reset(token)
+
+
+def _check_sides(network: Network, x_real: Tensor, x_fake: Tensor, needed: Sequence[str]) -> None:
+    """needed: the sides that must have images."""
+    lacking = [side for side, x in zip(SIDES, (x_real, x_fake), strict=True) if not len(x)]
+    if any(side in needed for side in lacking) and not _sides_may_lack.get():
+        raise ValueError(f"a step needs at least one real and one generated image; got {len(x_real)} and {len(x_fake)}")
+    if lacking and network.exchanges:
+        raise ValueError(
+            "layers whose forward exchanges tensors between processes (SyncBatchNorm) need at least one real and one generated "
+            f"image in every process; got {len(x_real)} and {len(x_fake)}"
+        )
 
 
 def images_of(
-    function: str, discriminator: Any, x_real: Tensor, x_fake: Tensor, beside: Beside
+    function: str,
+    discriminator: Any,
+    x_real: Tensor,
+    x_fake: Tensor,
+    beside: Beside,
+    needed: Sequence[str] = SIDES,
 ) -> tuple[Calls, Tensor, Tensor]:
     """D on both batches, for a discriminator that can be differentiated and is on their device; and the batches as plain
-    tensors without history."""
+    tensors without history. `needed`: the sides that must have images."""
     if torch.is_inference_mode_enabled():
         raise RuntimeError(
             f"datgan_fast.{function} computes gradients, which torch.inference_mode() rules out; use torch.no_grad() instead"
@@ -123,14 +177,13 @@ def images_of(
         check_float(name, x)
         if x.dim() == 0:
             raise ValueError(f"{name} must have shape [batch, ...]; got a tensor without dimensions")
-    if len(x_real) == 0 or len(x_fake) == 0:
-        raise ValueError(f"a step needs at least one real and one generated image; got {len(x_real)} and {len(x_fake)}")
     if x_real.device != x_fake.device:
         raise ValueError(f"x_real and x_fake must be on one device; got {x_real.device} and {x_fake.device}")
     x_real, x_fake = _plain(x_real), _plain(x_fake)
     calls = Calls(network := Network(discriminator), beside, len(x_real), len(x_fake))
+    _check_sides(network, x_real, x_fake, needed)
     if network.is_lazy():
-        network.initialise_lazy(lambda: calls.sides[0].output(x_real.detach().clone()))
+        network.in_evaluation(lambda: calls.sides[0].output(x_real.detach().clone()))
         calls = Calls(network := Network(discriminator), beside, len(x_real), len(x_fake))
     tensors = (*network.parameters, *network.buffers)
     if any(t.is_inference() for t in tensors):

@@ -84,6 +84,20 @@ def test_accumulation(names):
     assert relative_error(found, total) < 5e-6
 
 
+def test_many_processes(names, tmp_path, monkeypatch):
+    """Of which there is one here; test_processes.py has more."""
+    start = torch.distributed.init_process_group
+    file = f"file://{tmp_path}/one"
+    monkeypatch.setattr(
+        torch.distributed,
+        "init_process_group",
+        lambda backend: start(backend, init_method=file, rank=0, world_size=1),
+    )
+    found = names.run("average_gradients")
+    torch.distributed.destroy_process_group()
+    assert relative_error(found, expected(names.before, names.images())) < 5e-6
+
+
 def test_checkpoints(names):
     found = names.run("import checkpoint")
     assert relative_error(found, expected(names.before, names.images(), r1)) < 5e-6
@@ -118,7 +132,7 @@ def test_a_cuda_graph(names):
 
 
 def test_every_block_has_its_test():
-    assert len(BLOCKS) == 7
+    assert len(BLOCKS) == 8
 
 
 def test_its_links():
