@@ -224,9 +224,14 @@ class Network:
             for m in self.modules
         )
 
-    @cached_property
+    @property
     def distributed(self) -> bool:
         """Whether DDP or FSDP is at work in it, which exchange gradients between processes while they are accumulated."""
+        return bool(self.wrappers)
+
+    @cached_property
+    def wrappers(self) -> list[nn.Module]:
+        """The modules by which it is."""
         wrappers = (
             ("torch.nn.parallel", "DistributedDataParallel"),
             ("torch.distributed.fsdp", "FullyShardedDataParallel"),
@@ -234,7 +239,16 @@ class Network:
         )
         # Of modules that nobody has imported nobody has made one.
         kinds = tuple(kind for where, name in wrappers if (kind := getattr(sys.modules.get(where), name, None)))
-        return any(isinstance(m, kinds) for m in self.modules)
+        return [m for m in self.modules if isinstance(m, kinds)]
+
+    @property
+    def replicas(self) -> list[nn.parallel.DistributedDataParallel]:
+        return [m for m in self.wrappers if isinstance(m, nn.parallel.DistributedDataParallel)]
+
+    @property
+    def group(self) -> Any:
+        """The process group over which a wrapper in it averages gradients; None for none."""
+        return next((m.process_group for m in self.replicas), None)
 
     @cached_property
     def exchanges(self) -> bool:
