@@ -63,7 +63,7 @@ def adversarial_batch(
         scores: callable from the discriminator's output to its scores; default: the output itself.
         group: a torch.distributed process group that shares the batch: each process gives its own images, of one side or none at
             all perhaps, and what the attack aims at is the mean over the images of all. Default: that of a discriminator in
-            DistributedDataParallel, else none.
+            DistributedDataParallel or FSDP2, else none.
         differentiable: whether a gradient goes from the perturbed images back to x_real and x_fake and what they were made from;
             the perturbation is a constant, so that it is that of torch.clamp where the last step ended.
 

@@ -91,8 +91,8 @@ def discriminator_step(
             mean over its process's images. Gradients are this process's part, times the number of processes: call
             `average_gradients` with the same group before the optimiser's step. One message of a few numbers; a loss over pairs
             also gathers the scores themselves, clean and perturbed. A process may have no images of one side, or none at all.
-            Default: those of a discriminator in DistributedDataParallel, which reduces its gradients by itself, once, when the
-            step is done; else none.
+            Default: those of a discriminator in DistributedDataParallel or FSDP2 (`fully_shard` on a mesh of one dimension),
+            which reduces its gradients by itself, once in a step; else none.
         backward: called in place of a loss's own `.backward()`, for launchers that want theirs: `fabric.backward`,
             `accelerator.backward`, a DeepSpeed engine's, or a function that scales. It is called as backward(loss) several times
             in a step, with a 0-d tensor whose gradients, not its value, are the step's; and with retain_graph=True as well where
@@ -139,6 +139,11 @@ def _one_step(given: StepArguments, terms: LossTerms, fused: bool) -> Discrimina
         return step_of_nothing(given, terms)
     if weights_are_cached() and given.network.compiled:
         reason = reason or "compiled code gives one backward, and cached weights want several"
+    if given.network.sharded:
+        reason = (
+            reason
+            or "FSDP2 gathers weights in each forward and backward, so that all processes must make the same ones"
+        )
     if not given.network.is_known:
         reason = reason or "nothing is known of a function that holds no module and no weights"
     if reason:

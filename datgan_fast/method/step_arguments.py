@@ -155,7 +155,7 @@ def _check_sides(network: Network, x_real: Tensor, x_fake: Tensor, needed: Seque
         raise ValueError(f"a step needs at least one real and one generated image; got {len(x_real)} and {len(x_fake)}")
     if lacking and network.exchanges:
         raise ValueError(
-            "layers whose forward exchanges tensors between processes (SyncBatchNorm) need at least one real and one generated "
+            "a forward that exchanges tensors between processes (SyncBatchNorm, FSDP2) needs at least one real and one generated "
             f"image in every process; got {len(x_real)} and {len(x_fake)}"
         )
 

@@ -1,4 +1,4 @@
-"""A discriminator in DistributedDataParallel goes through a step as one process's would, with one reduction of its gradients."""
+"""A discriminator in DistributedDataParallel or FSDP2 goes through a step as one process's would."""
 
 import copy
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import distributed as dist
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 
 import datgan_fast as dat
 from algorithm1 import gradient_of, relative_error
@@ -79,6 +80,7 @@ def work(rank, count):
             for name, options in OPTIONS.items():
                 found[path, penalty, name] = training(rank, penalty, fused, **options)
         found[path, "others"] = others(rank, fused)
+        found[path, "sharded"] = sharded(rank, fused)
     return found
 
 
@@ -124,6 +126,64 @@ def others(rank, fused):
     network.module[1].running_mean.fill_(rank)
     step()
     found["buffers"] = network.module[1].running_mean, gradient_of(network)
+    return found
+
+
+class Line(nn.Module):
+    """Its slope is its weights', whatever the adversarial Lipschitz penalty draws."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(3)
+        self.layer = nn.Linear(192, 1, dtype=torch.float64)
+
+    def forward(self, x):
+        return 3 * self.layer(x.flatten(1))
+
+
+def alp(network, x, y):
+    return 10 * (3 * network.layer.weight.norm() - 1).clamp(min=0).square()
+
+
+SHARDED = {
+    "none": (conv, None, None),
+    "own": (conv, *PENALTIES["own"]),
+    "alp": (Line, dat.penalties.adversarial_lipschitz(clip_min=None, clip_max=None), alp),
+}
+
+
+def shard(network):
+    mesh = dist.init_device_mesh("cpu", (COUNT,))
+    for layer in network.children():
+        if list(layer.parameters()):
+            fully_shard(layer, mesh=mesh)
+    return fully_shard(network, mesh=mesh)
+
+
+def whole_gradient(network):
+    return torch.cat([p.grad.full_tensor().flatten() for p in network.parameters()])
+
+
+def sharded(rank, fused):
+    found, x = {}, part(batch(0, False), rank)
+    for name, (build_one, penalty, _) in SHARDED.items():
+        network = shard(build_one())
+        record = dat.discriminator_step(network, *x, eps=1.0, penalty=penalty, fused=fused)
+        found[name] = whole_gradient(network), record.path
+    network = shard(conv())
+    dat.discriminator_step(network, *x, eps=1.0, penalty=dat.penalties.r1_approximate(), fused=fused)
+    found["r1_approximate"] = whole_gradient(network)
+    for name in ("gp", "r1"):
+        try:
+            dat.discriminator_step(network, *x, eps=1.0, penalty=PENALTIES[name][0], fused=fused)
+        except RuntimeError as error:
+            found[name] = str(error)
+    try:
+        dat.discriminator_step(network, x[0][:0], x[1], eps=1.0, fused=fused)
+    except ValueError as error:
+        found["empty"] = str(error)
+    network = shard(conv())
+    found["attacked"] = (dat if fused else dat.reference).adversarial_batch(network, *x, eps=1.0)
     return found
 
 
@@ -211,3 +271,35 @@ def test_buffers_are_the_first_processes(found):
         mean, gradient = r["buffers"]
         assert (mean == 0).all()
         assert relative_error(gradient, whole(copy.deepcopy(network))) < 1e-10
+
+
+@pytest.mark.parametrize("path", FUSED)
+@pytest.mark.parametrize("name", SHARDED)
+def test_fsdp2(ranks, path, name):
+    build_one, _, formula = SHARDED[name]
+    network, x = build_one(), batch(0, False)
+    whole(network, x)
+    if formula is not None:
+        formula(network, *x).backward()
+    for r in ranks:
+        gradient, ran = r[path, "sharded"][name]
+        assert relative_error(gradient, gradient_of(network)) < 1e-10
+        assert ran == "reference"
+
+
+@pytest.mark.parametrize("path", FUSED)
+def test_fsdp2_attacks(ranks, path):
+    network = conv()
+    want = scored_step(network, network, network, batch(0, False)).adv
+    for side in range(2):
+        found = torch.cat([r[path, "sharded"]["attacked"][side] for r in ranks])
+        torch.testing.assert_close(found, want[side], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("path", FUSED)
+def test_what_fsdp2_cannot(ranks, path):
+    for r in ranks:
+        assert r[path, "sharded"]["r1_approximate"].isfinite().all()
+        for name in ("gp", "r1"):
+            assert "use penalties.r1_approximate" in r[path, "sharded"][name]
+        assert "FSDP2) needs at least one real and one generated image in every process" in r[path, "sharded"]["empty"]
