@@ -22,8 +22,10 @@ from .reference import random_points
 from .reference_operations import Aims, terms_towards
 from .scores import ScoredSides, by_scale
 from .step_arguments import StepArguments, Targets, checked, image_gradients
+from .wrappers import as_its_module
 
 
+# Long: its arguments, and what is said of them.
 def adversarial_batch(
     discriminator: Callable[..., Any],
     x_real: Tensor,
@@ -59,8 +61,9 @@ def adversarial_batch(
         condition_real, condition_fake: what the discriminator takes beside the images: a tensor, a tuple (positional arguments)
             or a dict (keywords). Tensors in it with one row per image travel with their images; the rest is handed on as it is.
         scores: callable from the discriminator's output to its scores; default: the output itself.
-        group: a torch.distributed process group that shares the batch: each process gives its own images, and what the attack
-            aims at is the mean over the images of all. Default: none. A process may have no images of one side, or none at all.
+        group: a torch.distributed process group that shares the batch: each process gives its own images, of one side or none at
+            all perhaps, and what the attack aims at is the mean over the images of all. Default: that of a discriminator in
+            DistributedDataParallel or FSDP2, else none.
         differentiable: whether a gradient goes from the perturbed images back to x_real and x_fake and what they were made from;
             the perturbation is a constant, so that it is that of torch.clamp where the last step ended.
 
@@ -80,9 +83,10 @@ def adversarial_batch(
     given = checked(
         "adversarial_batch", discriminator, x_real, x_fake, attack, steps, alpha, random_start, beside, group
     )
+    with as_its_module(given.network):
+        real, fake = adversarial_images(given, clipped=not differentiable)
     if not differentiable:
-        return adversarial_images(given)
-    real, fake = adversarial_images(given, clipped=False)
+        return real, fake
     return clipped_from(x_real, real, clip_min, clip_max), clipped_from(x_fake, fake, clip_min, clip_max)
 
 

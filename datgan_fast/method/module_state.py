@@ -224,9 +224,14 @@ class Network:
             for m in self.modules
         )
 
-    @cached_property
+    @property
     def distributed(self) -> bool:
         """Whether DDP or FSDP is at work in it, which exchange gradients between processes while they are accumulated."""
+        return bool(self.wrappers)
+
+    @cached_property
+    def wrappers(self) -> list[nn.Module]:
+        """The modules by which it is."""
         wrappers = (
             ("torch.nn.parallel", "DistributedDataParallel"),
             ("torch.distributed.fsdp", "FullyShardedDataParallel"),
@@ -234,12 +239,30 @@ class Network:
         )
         # Of modules that nobody has imported nobody has made one.
         kinds = tuple(kind for where, name in wrappers if (kind := getattr(sys.modules.get(where), name, None)))
-        return any(isinstance(m, kinds) for m in self.modules)
+        return [m for m in self.modules if isinstance(m, kinds)]
+
+    @property
+    def replicas(self) -> list[nn.parallel.DistributedDataParallel]:
+        return [m for m in self.wrappers if isinstance(m, nn.parallel.DistributedDataParallel)]
+
+    @property
+    def group(self) -> Any:
+        """The process group over which a wrapper in it averages gradients; None for none, or where it is not known."""
+        if self.sharded:
+            mesh = next((p.device_mesh for p in self.parameters if hasattr(p, "device_mesh")), None)
+            return mesh.get_group() if mesh is not None and mesh.ndim == 1 else None
+        return next((m.process_group for m in self.replicas), None)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether FSDP2 gathers its weights for every forward and backward."""
+        kind = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", ())
+        return any(isinstance(m, kind) for m in self.wrappers)
 
     @cached_property
     def exchanges(self) -> bool:
         """Whether its forwards exchange tensors between processes, so that all must make the same ones."""
-        return any(isinstance(m, nn.SyncBatchNorm) and m.training for m in self.modules)
+        return self.sharded or any(isinstance(m, nn.SyncBatchNorm) and m.training for m in self.modules)
 
     def is_lazy(self) -> bool:
         return any(map(nn.parameter.is_lazy, (*self.parameters, *self.buffers)))

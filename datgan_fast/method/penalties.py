@@ -165,6 +165,11 @@ def r2(gamma: float = 10.0) -> ZeroCentred:
 
 def _input_gradient(call: Call, x: Tensor, second_pass: SecondPass) -> Tensor:
     """d sum(D(x)) / dx with its graph, to be differentiated again; compiled code, which cannot be, runs as Python."""
+    if call.network.sharded:
+        raise RuntimeError(
+            "weights that FSDP2 has sharded are gone before a gradient penalty can be differentiated again; use "
+            "penalties.r1_approximate, penalties.r2_approximate or penalties.adversarial_lipschitz instead"
+        )
     x = x.detach().requires_grad_()
     logits, graph = _forward(call, x, call.network.compiled)
     if graph.is_compiled():  # by a function inside, which the modules do not show

@@ -30,13 +30,13 @@ def of_group(group: Any, m: int, n: int, device: torch.device) -> Processes | No
     that this process is not in."""
     if group is None:
         return None
-    if not isinstance(group, getattr(dist, "ProcessGroup", ())):
-        if group is getattr(dist.GroupMember, "NON_GROUP_MEMBER", None):
+    if not isinstance(group, dist.ProcessGroup):
+        if group is dist.GroupMember.NON_GROUP_MEMBER:
             raise ValueError(
                 "group must be one that this process is in; got torch.distributed.GroupMember.NON_GROUP_MEMBER"
             )
         raise TypeError(f"group must be a torch.distributed process group; got {type(group).__name__}")
-    return Processes(group, m, n, device)
+    return None if dist.get_world_size(group) == 1 else Processes(group, m, n, device)
 
 
 class Processes:

@@ -72,6 +72,7 @@ from .step_arguments import (
     logits_of,
     sides_may_lack,
 )
+from .wrappers import as_its_module, reduced_once
 
 __all__ = [
     "FORMULATIONS",
@@ -128,9 +129,10 @@ def adversarial_batch(
     given = checked(
         "adversarial_batch", discriminator, x_real, x_fake, attack, steps, alpha, random_start, beside, group
     )
+    with as_its_module(given.network):
+        real, fake = _adversarial_batch(given, clipped=not differentiable)
     if not differentiable:
-        return _adversarial_batch(given)
-    real, fake = _adversarial_batch(given, clipped=False)
+        return real, fake
     return clipped_from(x_real, real, clip_min, clip_max), clipped_from(x_fake, fake, clip_min, clip_max)
 
 
@@ -282,7 +284,8 @@ def discriminator_step(
     )
     check_trainable(given.network)
     terms = checked_terms(lambda_clean, lambda_adv, penalty, grad_scale, backward)
-    return discriminator_step_checked(given, terms)
+    with reduced_once(given.network):
+        return discriminator_step_checked(given, terms)
 
 
 def discriminator_step_checked(

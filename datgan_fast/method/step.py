@@ -40,6 +40,7 @@ from .step_arguments import (
     checked_terms,
     image_gradients,
 )
+from .wrappers import reduced_once
 
 
 # Long: its arguments, and what is said of them.
@@ -90,6 +91,8 @@ def discriminator_step(
             mean over its process's images. Gradients are this process's part, times the number of processes: call
             `average_gradients` with the same group before the optimiser's step. One message of a few numbers; a loss over pairs
             also gathers the scores themselves, clean and perturbed. A process may have no images of one side, or none at all.
+            Default: those of a discriminator in DistributedDataParallel or FSDP2 (`fully_shard` on a mesh of one dimension),
+            which reduces its gradients by itself, once in a step; else none.
         backward: called in place of a loss's own `.backward()`, for launchers that want theirs: `fabric.backward`,
             `accelerator.backward`, a DeepSpeed engine's, or a function that scales. It is called as backward(loss) several times
             in a step, with a 0-d tensor whose gradients, not its value, are the step's; and with retain_graph=True as well where
@@ -122,6 +125,13 @@ def discriminator_step(
     )
     check_trainable(given.network)
     terms = checked_terms(lambda_clean, lambda_adv, penalty, grad_scale, backward)
+    if not given.network.replicas:
+        return _one_step(given, terms, fused)
+    with reduced_once(given.network):
+        return _one_step(given, terms, fused)
+
+
+def _one_step(given: StepArguments, terms: LossTerms, fused: bool) -> DiscriminatorStep:
     if given.x_real.device.type == "cpu":
         keep_freed_memory()
     reason = "fused=False" if not fused else given.network.backward_hooks()
@@ -129,6 +139,11 @@ def discriminator_step(
         return step_of_nothing(given, terms)
     if weights_are_cached() and given.network.compiled:
         reason = reason or "compiled code gives one backward, and cached weights want several"
+    if given.network.sharded:
+        reason = (
+            reason
+            or "FSDP2 gathers weights in each forward and backward, so that all processes must make the same ones"
+        )
     if not given.network.is_known:
         reason = reason or "nothing is known of a function that holds no module and no weights"
     if reason:

@@ -117,8 +117,10 @@ def checked(
     if alpha is not None and not math.isfinite(alpha := number("alpha", alpha)):
         raise ValueError(f"alpha must be a finite number; got {alpha}")
     check_both_conditions(beside)
-    calls, x_real, x_fake = images_of(function, discriminator, x_real, x_fake, beside, SIDES if group is None else ())
+    calls, x_real, x_fake = images_of(function, discriminator, x_real, x_fake, beside, ())
+    group = calls.network.group if group is None else group
     processes = of_group(group, len(x_real), len(x_fake), x_real.device)
+    _check_sides(calls.network, x_real, x_fake, SIDES if processes is None else ())
     _check_bounds(attack, x_real, x_fake)
     check_range(function, calls.network, x_real, x_fake, attack.clip_min, attack.clip_max)
     if alpha is None:
@@ -153,7 +155,7 @@ def _check_sides(network: Network, x_real: Tensor, x_fake: Tensor, needed: Seque
         raise ValueError(f"a step needs at least one real and one generated image; got {len(x_real)} and {len(x_fake)}")
     if lacking and network.exchanges:
         raise ValueError(
-            "layers whose forward exchanges tensors between processes (SyncBatchNorm) need at least one real and one generated "
+            "a forward that exchanges tensors between processes (SyncBatchNorm, FSDP2) needs at least one real and one generated "
             f"image in every process; got {len(x_real)} and {len(x_fake)}"
         )
 
