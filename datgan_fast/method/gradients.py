@@ -64,7 +64,9 @@ class GradientSum:
         `cotangent` makes of it."""
         weights = weights_below(logits, images)
         with faster_weight_gradients(logits, self._compiled):
-            gradient, *found = torch.autograd.grad(logits, [images, *weights], seed, create_graph=True, allow_unused=True)
+            gradient, *found = torch.autograd.grad(
+                logits, [images, *weights], seed, create_graph=True, allow_unused=True
+            )
         if gradient is None:
             raise ValueError(NO_GRADIENT)
         result = gradient.detach()
