@@ -1,7 +1,7 @@
 """Weight gradients of convolutions, each computed in the way that is the fastest for it.
 
-oneDNN's bfloat16 weight gradient of a layer with many weights takes a CPU up to twice as long as the same sums written as a forward
-convolution with the batch as channels. On a CPU in bfloat16 large layers go that way; everything else goes torch's.
+oneDNN's bfloat16 weight gradient of a layer with many weights takes a CPU up to twice as long as the same sums written as a
+forward convolution with the batch as channels. On a CPU in bfloat16 large layers go that way; everything else goes torch's.
 docs/performance.md has the times.
 """
 
