@@ -567,7 +567,7 @@ def half(t):
 @pytest.mark.parametrize(
     ("objective", "error", "said"),
     [
-        (dat.Objective("x", half, half), ValueError, r"'x': g1 must be elementwise, .*; scores \(6,\) gave .*\(3,\)"),
+        (dat.Objective("x", half, half), ValueError, r"'x': g\d must be elementwise, .*; scores \(6,\) gave .*\(3,\)"),
         (dat.Objective("x", torch.sin, torch.mean), ValueError, "'x': g2 must be elementwise"),
         (dat.Objective("x", lambda t: t > 0, torch.sin), ValueError, "'x': g1 must be elementwise, .* gave torch.bool"),
         (dat.Objective("x", lambda t: 1.0, torch.sin), ValueError, "'x': g1 must be elementwise, .* gave float"),

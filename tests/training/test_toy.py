@@ -154,7 +154,9 @@ def test_defaults(baseline):
 @pytest.mark.parametrize("options", [{}, {"spectral_norm": True}, {"r1": 1.0, "norm": "l2"}], ids=str)
 @pytest.mark.parametrize("use_dat", [True, False], ids=["dat", "plain"])
 @pytest.mark.parametrize("baseline", BASELINES)
-def test_fused_follows_the_reference(baseline, use_dat, options):
+def test_fused_follows_the_reference(baseline, use_dat, options, monkeypatch):
+    # Of one batch the sums are rounded in another order, and RMSprop's and Adam's first steps are mere signs.
+    monkeypatch.setattr("datgan_fast.method.batches.merging_is_faster", lambda *x: False)
     options = {"baseline": baseline, "dat": use_dat, "precision": "fp32", "tf32": False, **options}
     fast, slow = (steps(trainer(fused=fused, **options), 4) for fused in (True, False))
     ours, theirs = (made.iteration.statistics.read() for made in (fast, slow))
