@@ -147,9 +147,9 @@ class Batches:
         return (t, t[:0]) if k == 0 else (t[:0], t)
 
 
-# Numbers in both batches' images from which on a CPU is slower with one: what its layers make then leaves the caches.
-# docs/performance.md has the times.
-LARGE_ON_CPU = 2**20
+# Numbers in both batches' images from which a CPU sends them apart: one batch is then hardly faster, or slower, and holds the
+# activations of both, up to twice the memory. docs/performance.md has the measurements.
+LARGE_ON_CPU = 2**18
 
 
 def merging_is_faster(x_real: Tensor, x_fake: Tensor) -> bool:
