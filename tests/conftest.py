@@ -1,12 +1,13 @@
 """Shared by all tests: real images where DATGAN_FAST_DATA names a folder of them, a cache folder, and the markers.
 
 Tests that neither compile, train, start processes nor are slow otherwise are `quick`. Tests marked `gpu` are skipped without a
-CUDA device, those marked `needs("module")` where the module is not installed; but a module that DATGAN_FAST_TESTS_REQUIRE lists
+CUDA device, those marked `needs("name")` where the module or command is not installed; but what DATGAN_FAST_TESTS_REQUIRE lists
 (with commas) must be there: then they fail.
 """
 
 import importlib.util
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def pytest_collection_modifyitems(items):
 def pytest_runtest_setup(item):
     required = os.environ.get("DATGAN_FAST_TESTS_REQUIRE", "").split(",")
     for name in (name for marker in item.iter_markers("needs") for name in marker.args):
-        if importlib.util.find_spec(name) is None:
+        if importlib.util.find_spec(name) is None and shutil.which(name) is None:
             if name in required:
                 pytest.fail(f"{name} is not installed, and DATGAN_FAST_TESTS_REQUIRE lists it", pytrace=False)
             pytest.skip(f"{name} is not installed")

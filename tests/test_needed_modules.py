@@ -1,4 +1,4 @@
-"""Tests that need a module which may be missing are left out, but not where it must be there."""
+"""Tests that need a module or a command which may be missing are left out, but not where it must be there."""
 
 from types import SimpleNamespace
 
@@ -26,3 +26,7 @@ def test_a_module_that_must_be_there(monkeypatch):
 def test_a_module_that_is_there():
     pytest_runtest_setup(item("torch"))
     pytest_runtest_setup(item())
+
+
+def test_a_command_that_is_there():
+    pytest_runtest_setup(item("sh"))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 RULES = Path(__file__).resolve().parents[2] / "csrc" / "cuda" / "architectures.cmake"
-pytestmark = pytest.mark.skipif(not shutil.which("cmake"), reason="cmake is not installed")
+pytestmark = pytest.mark.needs("cmake")
 
 
 def listing(*numbers):
@@ -81,7 +81,7 @@ def test_an_nvcc_that_is_not_there_is_an_error(tmp_path):
     assert "names no architecture" in ask(tmp_path, f'major_architectures("{tmp_path}/none" answer)')
 
 
-@pytest.mark.skipif(not shutil.which("nvcc"), reason="nvcc is not installed")
+@pytest.mark.needs("nvcc")
 def test_the_installed_nvcc_builds_what_is_chosen(tmp_path):
     chosen = ask(tmp_path, f'major_architectures("{shutil.which("nvcc")}" answer)')
     known = subprocess.run(["nvcc", "--list-gpu-code"], capture_output=True, text=True, check=True).stdout.split()

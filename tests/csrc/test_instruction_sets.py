@@ -31,11 +31,10 @@ def test_what_a_variant_is_compiled_for_is_asked_of_the_processor():
 
 @pytest.mark.compiles
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the flags are for x86")
+@pytest.mark.needs("nm")
 @pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
 def test_no_function_of_a_variant_can_stand_for_anothers(isa, tmp_path):
     """Without optimisation nothing is inlined, and the linker keeps one of equally named functions."""
-    if not shutil.which("nm"):
-        pytest.skip("nm is not installed")
     compiler = os.environ.get("CXX") or shutil.which("g++") or "clang++"
     flags = ["-std=c++17", "-O0", f"-DDAT_ISA={isa}", *VARIANTS[isa]]
     source, compiled = ROOT / "csrc" / "cpu" / "rows.cpp", tmp_path / "rows.o"
