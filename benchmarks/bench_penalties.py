@@ -12,22 +12,11 @@ import torch
 
 import critics
 from activity import peak_memory
-from measure import DEVICE, figures, interleaved
+from measure import DEVICE, interleaved, report
 
 REFERENCE = "plain autograd"
 CASES = [("dcgan", name) for name, penalty in critics.PENALTIES.items() if penalty is not None] + [("mlp", "gp")]
 LAYERS = {"3-64": (3, 64, 32), "64-128": (64, 128, 16), "128-256": (128, 256, 8)}  # channels in, out, image size
-
-
-def report(benchmark, capsys, title, samples, costs, **cell):
-    if benchmark.stats is None:  # --benchmark-disable
-        return
-    results = {name: figure | costs.get(name, {}) for name, figure in figures(samples, REFERENCE).items()}
-    benchmark.extra_info |= {**cell, "providers": results}
-    with capsys.disabled():
-        print(f"\n{title}")
-        for name, result in results.items():
-            print(f"  {name:16}", {k: round(v, 3) for k, v in result.items()})
 
 
 @pytest.mark.parametrize(("network", "name"), CASES, ids=[f"{name}-{network}" for network, name in CASES])
@@ -45,7 +34,7 @@ def test_penalty(benchmark, rounds, capsys, network, name):
         first()
     costs = {provider: {"peak_mib": peak_memory(first) / 2**20} for provider, first in runs.items()}
     samples = interleaved(benchmark, runs, 3 * rounds)
-    report(benchmark, capsys, f"{name}, {network}", samples, costs, network=network, penalty=name)
+    report(benchmark, capsys, f"{name}, {network}", samples, REFERENCE, costs, network=network, penalty=name)
 
 
 @pytest.mark.parametrize("layer", LAYERS)
@@ -76,4 +65,4 @@ def test_weight_part(benchmark, rounds, capsys, layer):
     with torch.no_grad():
         torch.testing.assert_close(torchs().transpose(0, 1), ours(), rtol=1e-3, atol=1e-2)
         samples = interleaved(benchmark, {REFERENCE: torchs, "ours": ours}, rounds)
-    report(benchmark, capsys, f"weight part, {layer}", samples, {}, layer=layer)
+    report(benchmark, capsys, f"weight part, {layer}", samples, REFERENCE, {}, layer=layer)

@@ -90,3 +90,15 @@ def figures(samples: dict[str, list[float]], reference: str) -> dict[str, dict[s
             ratios = [r / t for r, t in zip(samples[reference], times, strict=True)]
             result[name] |= {"speedup": statistics.median(ratios), "speedup_noise": spread(ratios)}
     return result
+
+
+def report(benchmark, capsys, title: str, samples, reference: str, costs: dict[str, dict[str, float]], **cell) -> None:
+    """Puts the figures of a cell, with what each function costs beside time, into the result file and on the screen."""
+    if benchmark.stats is None:  # --benchmark-disable
+        return
+    results = {name: figure | costs.get(name, {}) for name, figure in figures(samples, reference).items()}
+    benchmark.extra_info |= {**cell, "providers": results}
+    with capsys.disabled():
+        print(f"\n{title}")
+        for name, result in results.items():
+            print(f"  {name:16}", {k: round(v, 3) for k, v in result.items()})
