@@ -12,6 +12,7 @@ from torch.nn.functional import softshrink
 
 from .autograd_graph import Graph, next_number
 from .conditions import Beside
+from .drawn import drawn
 from .formulas import Bound, as_float, clip, image_norm
 from .penalty import Addable, Discriminator, column
 from .step_arguments import check_graph, check_range, images_of
@@ -43,12 +44,13 @@ class AdversarialLipschitz(Addable):
 
     def neighbours(self, score: Score, x: Tensor, logits: Tensor | None = None) -> Tensor:
         """X' of X, constant. `logits`: D(X), [len(x)], where they are known; else they are computed in each iteration."""
-        d = torch.empty_like(x).uniform_(-0.5, 0.5)
+        d = drawn(torch.empty_like(x), lambda t: t.uniform_(-0.5, 0.5))
         length = image_norm(d).clamp(min=LEAST)
         for _ in range(self.power_iterations):
             d = self._change(score, torch.addcdiv(x, d, column(length, d).to(d.dtype), value=self.xi), x, logits)
             length = image_norm(d).clamp(min=LEAST * len(x) / self.xi)
-        e = torch.empty(len(x), device=x.device, dtype=torch.float32).uniform_(*self.radius)
+        e = torch.empty(len(x), device=x.device, dtype=torch.float32)
+        e = drawn(e, lambda t: t.uniform_(*self.radius))
         return clip(torch.addcmul(x, column(e / length, x).to(x.dtype), d), self.clip_min, self.clip_max)
 
     def _change(self, score: Score, moved: Tensor, x: Tensor, logits: Tensor | None) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .arguments import SIDES, number
 from .conditions import Beside
+from .drawn import drawn
 from .formulas import as_float
 from .module_state import one_power_iteration, unchanged_random_state
 from .penalty import Addable, Discriminator
@@ -44,7 +45,7 @@ class ApproximateZeroCentred(Addable):
         calls, *images = images_of(f"penalties.{name}", discriminator, x_real, x_fake, Beside.of(beside), (self.side,))
         side = SIDES.index(self.side)
         call, x, module = calls.sides[side], images[side], calls.network.module
-        noise = torch.randn(x.shape, dtype=torch.float32, device=x.device).to(x.dtype)
+        noise = drawn(torch.empty(x.shape, dtype=torch.float32, device=x.device), Tensor.normal_).to(x.dtype)
         # Both scores are one discriminator's: another dropout mask or power iteration between them would be divided by sigma.
         with torch.enable_grad(), one_power_iteration(module):
             with unchanged_random_state(module, x.device):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,12 +27,17 @@ def average_gradients(module: nn.Module, group: Any = None) -> None:
     """
     if group is None and not (dist.is_available() and dist.is_initialized()):
         return
+    average_gradients_of([(name, p) for name, p in module.named_parameters() if p.requires_grad], group)
+
+
+@torch.no_grad()
+def average_gradients_of(named: Sequence[tuple[str, Tensor]], group: Any) -> None:
+    """`average_gradients` of these parameters, with names for messages."""
     alike: dict[tuple[torch.dtype, torch.device], list[tuple[str, Tensor]]] = {}
-    for name, p in module.named_parameters():
-        if p.requires_grad:
-            alike.setdefault((p.dtype, p.device), []).append((name, p))
-    for named in alike.values():
-        _average([_dense(name, p) for name, p in named], [p for _, p in named], group)
+    for name, p in named:
+        alike.setdefault((p.dtype, p.device), []).append((name, p))
+    for some in alike.values():
+        _average([_dense(name, p) for name, p in some], [p for _, p in some], group)
 
 
 def _dense(name: str, p: Tensor) -> Tensor:
@@ -46,8 +52,11 @@ def _dense(name: str, p: Tensor) -> Tensor:
 
 
 def _average(gradients: list[Tensor], parameters: list[Tensor], group: Any) -> None:
-    there = torch.tensor([p.grad is not None for p in parameters], dtype=parameters[0].dtype, device="cpu")
-    flat = torch.cat([*(g.reshape(-1).to(parameters[0].dtype) for g in gradients), there.to(parameters[0].device)])
+    there = parameters[0].new_ones(len(parameters))  # made on the device: a copy from the host would wait for it
+    for k, p in enumerate(parameters):
+        if p.grad is None:
+            there[k].zero_()
+    flat = torch.cat([*(g.reshape(-1).to(parameters[0].dtype) for g in gradients), there])
     flat /= dist.get_world_size(group)  # before they are added up, which float16 might not hold
     dist.all_reduce(flat, group=group)
     sizes = [g.numel() for g in gradients]

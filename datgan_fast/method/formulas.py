@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .drawn import drawn
 from .objective import LINEAR, Formula, Objective
 from .objective import as_float as as_float
 
@@ -260,8 +261,8 @@ def _l2_projection(x: Tensor, x_clean: Tensor, eps: float) -> Tensor:
 
 
 def _l2_random_point(x: Tensor, eps: float) -> Tensor:
-    direction = torch.randn_like(x)
-    radius = torch.rand(len(x), device=x.device, dtype=x.dtype) ** (1 / max(1, x[0].numel()))
+    direction = drawn(torch.empty_like(x), Tensor.normal_)
+    radius = drawn(torch.empty(len(x), device=x.device, dtype=x.dtype), Tensor.uniform_) ** (1 / max(1, x[0].numel()))
     return x + direction * _per_image(eps * radius / image_norm(direction).clamp(min=1e-12), x)
 
 
@@ -270,7 +271,7 @@ def _linf_projection(x: Tensor, x_clean: Tensor, eps: float) -> Tensor:
 
 
 def _linf_random_point(x: Tensor, eps: float) -> Tensor:
-    return x + torch.empty_like(x).uniform_(-eps, eps)
+    return x + drawn(torch.empty_like(x), lambda t: t.uniform_(-eps, eps))
 
 
 # Where the gradient is normalised, eps is a length whatever the gradient's, so that the default holds for every baseline.

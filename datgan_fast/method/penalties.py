@@ -22,6 +22,7 @@ from .approximate_penalties import ApproximateZeroCentred, r1_approximate, r2_ap
 from .arguments import SIDES
 from .autograd_graph import Graph, next_number
 from .conditions import Beside, Call
+from .drawn import drawn
 from .formulas import Bound, as_float, check_choice, image_norm
 from .independence import eager
 from .lazy_penalty import Lazily, lazily
@@ -84,7 +85,8 @@ class GradientPenalty(_OfGradients):
     ) -> Tensor:
         calls, x_real, x_fake = images_of("penalties.gradient_penalty", discriminator, x_real, x_fake, beside)
         pairs = min(len(x_real), len(x_fake))
-        alpha = column(torch.rand(pairs, device=x_real.device, dtype=torch.float32), x_real).to(x_real.dtype)
+        alpha = drawn(torch.empty(pairs, device=x_real.device, dtype=torch.float32), Tensor.uniform_)
+        alpha = column(alpha, x_real).to(x_real.dtype)
         x_hat = x_fake[:pairs] + alpha * (x_real[:pairs] - x_fake[:pairs])
         call = calls.sides[SIDES.index(self.condition)].rows(slice(pairs))
         with torch.enable_grad():

@@ -11,6 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ..method.drawn import drawn
+
 AugmentName = Literal["none", "diffaugment"]
 
 SHIFT = 1 / 8  # of the height and of the width, at most
@@ -77,11 +79,13 @@ def cut_out(images: Tensor) -> Tensor:
 
 
 def _uniform(images: Tensor) -> Tensor:
-    return torch.rand(len(images), 1, 1, 1, dtype=images.dtype, device=images.device)
+    empty = torch.empty(len(images), 1, 1, 1, dtype=images.dtype, device=images.device)
+    return drawn(empty, Tensor.uniform_)
 
 
 def _integers(images: Tensor, low: int, high: int) -> Tensor:
-    return torch.randint(low, high, (len(images), 1, 1, 1), dtype=torch.int64, device=images.device)
+    empty = torch.empty(len(images), 1, 1, 1, dtype=torch.int64, device=images.device)
+    return drawn(empty, lambda t: t.random_(low, high))
 
 
 def _positions(images: Tensor, dim: int) -> Tensor:
