@@ -24,6 +24,7 @@ from .scores import Scores, scores_in
 
 MOST_GRAPHS = 8  # ways that one batch may take and be known; a network that has more is watched
 HOOKED = "a hook on a tensor inside the network may change its gradient"
+EXCHANGES = "its layers exchange tensors between processes"
 LARGEST_MEMORY = 64  # answers for one network; one that asks for more changes all the time and is not asked again
 
 # Each by the network's anchor.
@@ -61,7 +62,10 @@ class _KnownGraphs:
 
 
 def seen_to_mix(network: Network) -> Answer | None:
-    """The answer of an earlier forward; should images no longer meet, it costs time and is right."""
+    """The answer of an earlier forward; should images no longer meet, it costs time and is right. Where layers exchange tensors
+    the answer is there before: all processes must go the same way, whatever each has seen."""
+    if network.exchanges:
+        return Answer(EXCHANGES)
     why_not = _mixing.get(network.anchor, {}).get(network.modes)
     return Answer(why_not) if why_not else None
 
@@ -200,7 +204,7 @@ def ask(calls: Calls, x_real: Tensor, x_fake: Tensor) -> Answer:
         if len(answers) >= LARGEST_MEMORY:
             return Answer("the network has changed too often to be asked again")
         if network.exchanges:  # other processes might not ask
-            return Answer("its layers exchange tensors between processes")
+            return Answer(EXCHANGES)
         answer = _ask(calls, calls.together, x_real.detach(), x_fake.detach())
         if answer is None:
             return Answer("its scores are not finite")

@@ -13,7 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .sync_batch_norm import SyncBatchNorm
+
 COUNTER = "num_batches_tracked"
+_COUNTING = (_BatchNorm.forward, nn.SyncBatchNorm.forward, SyncBatchNorm.forward)
 
 
 class HostCount(int):
@@ -61,6 +64,6 @@ def share_counters(copy: nn.Module, network: nn.Module) -> None:
 
 def _counter(module: nn.Module) -> Tensor | None:
     """Of a layer that adds to it and does not read it."""
-    if not isinstance(module, _BatchNorm) or type(module).forward is not _BatchNorm.forward or module.momentum is None:
+    if not isinstance(module, _BatchNorm) or type(module).forward not in _COUNTING or module.momentum is None:
         return None
     return module._buffers.get(COUNTER)
