@@ -13,10 +13,12 @@ import yaml
 from .cli import Parser, run_command
 from .errors import ConfigError
 from .training.config_file import read_config_file
+from .training.launch import Launch, launcher, restarted
 from .training.networks import parameter_count
 from .training.option_values import flag
 from .training.options import GENERAL, KINDS, Options, typed
 from .training.run_folder import RunFolder
+from .training.share import Share
 from .training.trainer import Trainer, load_checkpoint
 
 # What may change when a run is continued: how long it goes on and what it records, not what it trains.
@@ -62,36 +64,64 @@ def build_parser() -> Parser:
 def train(arguments: argparse.Namespace) -> int:
     given: dict[str, Any] = {k: v for k, v in vars(arguments).items() if v is not None}
     resume, file, dry_run = given.pop("resume", None), given.pop("config", None), given.pop("dry_run")
-    options = {**(read_config_file(file) if file else {}), **typed(given, "command line")}
-    if resume:
-        run, checkpoint = find_run(resume, options)
-        if run:
-            return go_on(run, checkpoint, continued(run, options), dry_run)
-        print(f"nothing to resume in {options.get('outdir', GENERAL['outdir'])}; starting a new run")
-    trainer = Trainer(Options(**options))
-    if dry_run:
-        describe(trainer)
-    else:
-        trainer.fit()
-    return 0
-
-
-def go_on(run: RunFolder, checkpoint: Path | None, options: Options, dry_run: bool) -> int:
-    """Continues a run from its checkpoint, or from the beginning if it has none yet."""
-    if checkpoint:  # its weights replace those that --init-from gave, whose file may be gone
-        options = dataclasses.replace(options, init_from=None)
-    trainer = Trainer(options)
+    share = Share.of_default_group()
+    options = share.alike(lambda: {**(read_config_file(file) if file else {}), **typed(given, "command line")})
+    # Where it goes on is the first process's to find, whose the run's folder is.
+    path, checkpoint, own = share.tell(lambda: where_to_begin(resume, options))
+    trainer = share.alike(lambda: Trainer(own))
     if dry_run:
         describe(trainer)
         return 0
+    if path is None:
+        trainer.fit()
+        return 0
+    return go_on(RunFolder(path), checkpoint, trainer)
+
+
+def where_to_begin(resume: str | None, options: dict[str, Any]) -> tuple[Path | None, Path | None, Options]:
+    """The run that is continued, if it is one, its checkpoint, if it has one yet, and the options to train with."""
+    run, checkpoint = begun_before(resume, options) if restarted() else (None, None)
+    if resume and not run:
+        run, checkpoint = find_run(resume, options)
+        if run is None:
+            print(f"nothing to resume in {options.get('outdir', GENERAL['outdir'])}; starting a new run")
+    if run is None:
+        return None, None, Options(**options)
+    own = continued(run, options)
+    if checkpoint:  # its weights replace those that --init-from gave, whose file may be gone
+        own = dataclasses.replace(own, init_from=None)
+    return run.path, checkpoint, own
+
+
+def go_on(run: RunFolder, checkpoint: Path | None, trainer: Trainer) -> int:
+    """Continues a run from its checkpoint, or from the beginning if it has none yet."""
+    share = trainer.share
     if checkpoint:
-        trainer.load_state(load_checkpoint(checkpoint, "--resume"))
+        trainer.load_state(share.tell(lambda: load_checkpoint(checkpoint, "--resume")))
     if trainer.step >= trainer.config.steps:
         print(f"{run.path}: already at step {trainer.step}; --steps with a larger number goes on")
         return 0
-    run.rewind(trainer.step)
+    if share.first:
+        run.rewind(trainer.step)
     trainer.fit(run)
     return 0
+
+
+def begun_before(resume: str | None, options: dict[str, Any]) -> tuple[RunFolder | None, Path | None]:
+    """The run that this command itself has begun or gone on with, before torchrun had to start it again."""
+    runs = RunFolder.numbered(options.get("outdir", GENERAL["outdir"]))
+    if resume and resume != "latest":
+        path = Path(resume).resolve()
+        runs.append(RunFolder(path.parent.parent if path.is_file() else path))
+    for run in runs:
+        if run.launched_by() == launcher():
+            return run, _newest(run)
+    return None, None
+
+
+def _newest(run: RunFolder) -> Path | None:
+    checkpoints = run.checkpoints()
+    return checkpoints[-1] if checkpoints else None
 
 
 def find_run(resume: str, options: dict[str, Any]) -> tuple[RunFolder | None, Path | None]:
@@ -112,8 +142,7 @@ def find_run(resume: str, options: dict[str, Any]) -> tuple[RunFolder | None, Pa
             raise ConfigError(f"--resume {resume}: must be 'latest', a run folder or a checkpoint of one")
     if run is None:
         return None, None
-    checkpoints = run.checkpoints()
-    return run, checkpoints[-1] if checkpoints else None
+    return run, _newest(run)
 
 
 def continued(run: RunFolder, options: dict[str, Any]) -> Options:
@@ -143,7 +172,8 @@ def describe(trainer: Trainer) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     parser = build_parser()
-    return run_command(parser.prog, lambda: train(parser.parse_args(argv)))
+    with Launch() as launch:
+        return run_command(parser.prog, lambda: launch.run(lambda: train(parser.parse_args(argv))))
 
 
 if __name__ == "__main__":

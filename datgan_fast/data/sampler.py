@@ -33,6 +33,8 @@ class ImageSampler:
     layout            memory format of the batches
     labels            int64 [N], the images' classes, for sample_labelled(); None: they have none
     write             what makes a batch of the images, as `write_batch` does; for a kernel that does it at once
+    rows              the images of each batch that sample() gives, a slice with both ends, where processes share it; None: all.
+                      They are what they would be in the whole batch, and the random state moves on as it does there
     resident          True if the images are on the device, False if they are streamed there from the host
 
         for step in range(1, steps + 1):
@@ -59,6 +61,7 @@ class ImageSampler:
         layout: torch.memory_format = torch.contiguous_format,
         labels: Tensor | None = None,
         write: Write = write_batch,
+        rows: slice | None = None,
     ) -> None:
         points = images.dtype == torch.float32 and images.ndim == 2
         if not (points or (images.dtype == torch.uint8 and images.ndim == 4)) or len(images) == 0:
@@ -72,7 +75,8 @@ class ImageSampler:
         _check_sizes(batch_size=(batch_size, 1), batches=(batches, 1), seed=(seed, 0))
         self.device = torch.device(device)
         self.batch_size, self.batches, self.flip = batch_size, batches, flip
-        self._layout, self._write = layout, write
+        self._layout, self._write, self._rows = layout, write, rows
+        own = batch_size if rows is None else rows.stop - rows.start
         if max_device_bytes is None and self.device.type == "cuda":
             max_device_bytes = torch.cuda.mem_get_info(self.device)[0] // 2
         self.resident = max_device_bytes is None or images.nbytes <= max_device_bytes
@@ -80,9 +84,9 @@ class ImageSampler:
         self.labels = None if labels is None else labels.to(self.images.device)
         self._stream = None
         if not self.resident:
-            self._stream = ImageStream(self.images, self.device, batches, batch_size, seed, self.labels)
+            self._stream = ImageStream(self.images, self.device, batches, batch_size, seed, self.labels, rows)
         self._drawn: int | None = None  # batches since prepare()
-        self._whole = torch.arange(batch_size, dtype=torch.int64, device=self.device)
+        self._whole = torch.arange(own, dtype=torch.int64, device=self.device)
 
     def prepare(self, step: int) -> None:
         """Makes the images of iteration `step` (1, 2, ...) the ones that sample() gives, from their first batch on.
@@ -96,7 +100,7 @@ class ImageSampler:
 
     def sample(self) -> Tensor:
         """The next batch, drawn uniformly with replacement, float32 on the device: images [batch_size, C, H, W] in [-1, 1],
-        or points [batch_size, 2] as they are.
+        or points [batch_size, 2] as they are; of these its `rows`.
 
         After `batches` calls a streaming sampler begins again at the iteration's first batch. Raises RuntimeError if it has
         never been prepared.
@@ -116,8 +120,8 @@ class ImageSampler:
             return images.index_select(0, index)
         mirrored = None
         if self.flip:
-            mirrored = torch.rand(self.batch_size, device=self.device, dtype=torch.float32) < 0.5
-        shape = (self.batch_size, *images.shape[1:])
+            mirrored = self._own(torch.rand(self.batch_size, device=self.device, dtype=torch.float32)) < 0.5
+        shape = (len(index), *images.shape[1:])
         batch = torch.empty(shape, dtype=torch.float32, device=self.device, memory_format=self._layout)
         self._write(images, index, mirrored, batch)
         return batch
@@ -135,7 +139,11 @@ class ImageSampler:
 
     def _draw(self) -> tuple[Tensor, Tensor | None, Tensor]:
         """Images, their labels, and which of them make the batch."""
-        return self.images, self.labels, torch.randint(len(self.images), (self.batch_size,), device=self.device)
+        index = torch.randint(len(self.images), (self.batch_size,), device=self.device)
+        return self.images, self.labels, self._own(index)
+
+    def _own(self, drawn: Tensor) -> Tensor:
+        return drawn if self._rows is None else drawn[self._rows]
 
     def _next(self, stream: ImageStream) -> tuple[Tensor, Tensor | None, Tensor]:
         if self._drawn is None:

@@ -14,6 +14,7 @@ class ImageStream:
 
     buffer  [batches, batch_size, C, H, W], dtype of `images`, on the device; never moves, so a CUDA graph can read it
     labels  [batches, batch_size], of these images; None where none were given
+    rows    a slice with both ends, of each batch, that are fetched; None: all
 
     Images go from `images` to pinned memory and on to a staging buffer in a thread and on a CUDA stream of their own, and
     from there to `buffer` on the stream that trains. Which images is a function of the seed and the iteration's number
@@ -28,11 +29,13 @@ class ImageStream:
         batch_size: int,
         seed: int,
         labels: Tensor | None = None,
+        rows: slice | None = None,
     ) -> None:
         self._sources = [images] if labels is None else [images, labels]
-        self._seed, self._count = seed, batches * batch_size
+        self._seed, self._shape, self._rows = seed, (batches, batch_size), rows or slice(0, batch_size)
+        fetched = self._rows.stop - self._rows.start
         cuda = device.type == "cuda"
-        shapes = [((batches, batch_size, *t.shape[1:]), t.dtype) for t in self._sources]
+        shapes = [((batches, fetched, *t.shape[1:]), t.dtype) for t in self._sources]
         self._buffers = [torch.empty(shape, dtype=dtype, device=device) for shape, dtype in shapes]
         self.buffer, self.labels = self._buffers[0], None if labels is None else self._buffers[1]
         self._staging = [torch.empty_like(t) for t in self._buffers]
@@ -70,7 +73,8 @@ class ImageStream:
 
     def _indices(self, step: int) -> Tensor:
         random = np.random.default_rng([self._seed, step])
-        return torch.from_numpy(random.integers(len(self._sources[0]), size=self._count))
+        drawn = random.integers(len(self._sources[0]), size=self._shape)
+        return torch.from_numpy(drawn[:, self._rows].ravel())
 
     def _fetch(self, step: int) -> None:
         # One thread makes one fetch at a time, to the end: the pinned memory is free when the next begins.

@@ -1,7 +1,7 @@
 """Random numbers for the images of a batch, of which this process may hold a part.
 
-Where processes share a run all draw the whole batch's numbers, from the same random state, and each keeps its own images': what is
-drawn, and the state afterwards, are those of one process.
+Where processes share a run all draw the whole batch's numbers, from the same random state, and each keeps its own images'. What
+is drawn, and the state afterwards, are those of one process.
 """
 
 from __future__ import annotations

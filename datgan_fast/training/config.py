@@ -71,6 +71,7 @@ class Config:
     width: int
     z_dim: int
     batch_norm: bool
+    sync_batch_norm: bool
     ema: float
 
     # optimisation

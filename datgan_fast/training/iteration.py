@@ -8,7 +8,7 @@ recorded once as a CUDA graph and replayed (cuda_graph.py).
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from ..data.sampler import ImageSampler
 from ..method import penalties
+from ..method.average_gradients import average_gradients_of
+from ..method.drawn import drawing_for
 from ..method.formulas import generator_loss, objective_of
 from ..method.generator_terms import generator_terms
 from ..method.joined_penalties import Within
@@ -36,6 +38,8 @@ from .loss_scaler import LossScaler
 from .low_precision import LowPrecision
 from .measuring import Statistics
 from .networks import build_discriminator, build_generator
+from .share import Share
+from .sync_batch_norm import synchronised
 
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -69,6 +73,9 @@ class Iteration:
         images: training images, uint8 [N, C, H, W], or points, float32 [N, 2].
         labels: their classes, int64 [N], 0 to config.classes - 1, for a conditional run.
         generator, discriminator: networks of the user's own; None: those that the options describe.
+        share: this process's of the run. It computes with its part of every batch, and the iteration is the whole batches'.
+
+    Raises ConfigError where a batch has too few images for the processes.
     """
 
     @plain_defaults()
@@ -79,8 +86,10 @@ class Iteration:
         labels: Tensor | None = None,
         generator: nn.Module | None = None,
         discriminator: nn.Module | None = None,
+        share: Share = Share(),  # noqa: B008  one process's, which nothing changes
     ) -> None:
         self.config = c = config
+        self.share, self.part = share, share.part(c.batch_size)
         self.device = torch.device(c.device)
         self.generator = generator or build_generator(c.architecture, z_dim=c.z_dim, **c.network_shape)
         self.discriminator = discriminator or build_discriminator(
@@ -90,6 +99,9 @@ class Iteration:
         for network in (self.generator, self.discriminator):
             network.to(self.device).to(memory_format=layout)
         self.average = copy.deepcopy(self.generator).requires_grad_(False)
+        if not share.alone and c.sync_batch_norm:
+            for network in (self.generator, self.discriminator):
+                synchronised(network, share.group)
         share_counters(self.average, self.generator)
         self._generator: Any = torch.compile(self.generator, dynamic=False) if c.compile else self.generator
         self._discriminator: Any = torch.compile(self.discriminator, dynamic=False) if c.compile else self.discriminator
@@ -101,6 +113,7 @@ class Iteration:
         self.step, self._ten_later = self._steps.unbind()
         self._nine = torch.full((), 9.0, dtype=torch.float32, device=self.device)
         self.lr_g, self.lr_d = (torch.tensor(lr, device=self.device, dtype=torch.float32) for lr in (c.lr_g, c.lr_d))
+        self._weights_g: list[Tensor] = list(self.generator.parameters())
         self._weights_d: list[Tensor] = list(self.discriminator.parameters())
         self.optimizer_g = self._optimizer(self.generator, self.lr_g)
         self.optimizer_d = self._optimizer(self.discriminator, self.lr_d)
@@ -116,6 +129,7 @@ class Iteration:
             layout=layout,
             labels=labels,
             write=sample_images,
+            rows=None if share.alone else self.part.rows,
         )
         update = dict.fromkeys(("loss_d", "loss_clean", "loss_adv", "penalty", "wasserstein"), 1)
         self.statistics = Statistics(
@@ -124,7 +138,9 @@ class Iteration:
             {"discriminator": self.discriminator, "generator": self.generator},
             self.device,
             scaled=c.precision == "fp16",
+            share=share,
         )
+        self._nan = torch.full((c.batch_size,), torch.nan, dtype=torch.float32, device=self.device)
         # Compiled code has casts and counters in its own kernels.
         half = AUTOCAST[c.precision] if c.precision == "bf16" and not c.compile else None
         self._half_g, self._half_d = LowPrecision(self.generator, half), LowPrecision(self.discriminator, half)
@@ -145,7 +161,8 @@ class Iteration:
         real: Batch | None = None
         fake: Batch | None = None
         counted = () if c.compile else (self.generator, self.discriminator)
-        with counted_on_the_host(counted), self._half_g.copies(), self._half_d.copies():
+        drawing = nullcontext() if self.share.alone else drawing_for(self.part)
+        with counted_on_the_host(counted), self._half_g.copies(), self._half_d.copies(), drawing:
             for k in range(c.n_dis):
                 real, fake = self._update_discriminator(k)
             self._update_generator(real, fake if c.reuse_fakes else None)
@@ -183,6 +200,7 @@ class Iteration:
                 grad_scale=self.scaler_d.scale if c.precision == "fp16" else 1.0,
                 condition_real=real.condition or None,
                 condition_fake=fake.condition or None,
+                group=self.share.group,
             )
         self.path, self.reason = record.path, record.reason
         self.statistics.add(
@@ -193,9 +211,10 @@ class Iteration:
             loss_adv=record.loss_adv,
             penalty=record.penalty,
             wasserstein=record.wasserstein,
-            input_grad_norm=record.input_grad_norm,
+            input_grad_norm=self._among_all(record.input_grad_norm),
         )
         self._half_d.hand_over()
+        self._average_gradients(self._weights_d)
         self.scaler_d.step(self.optimizer_d)
         if BASELINES[c.baseline].clamps:
             with torch.no_grad():
@@ -217,14 +236,41 @@ class Iteration:
                 logits = self._discriminator(fake.images, *fake.condition).reshape(-1)
             terms = generator_terms(logits, c.objective) if c.fused and not c.saturating else None
             if terms is None:
-                loss = generator_loss(logits, c.objective, c.saturating, real_logits)
+                loss = self._generator_loss(logits, real_logits)
                 root, slope = loss, torch.ones_like(loss)
             else:
                 root, (loss, slope) = logits, terms
+                loss, slope = self._part_of_mean(loss), self._part_of_mean(slope)
             root.backward(slope * self.scaler_g.scale if c.precision == "fp16" else slope)
         self.statistics.add(c.n_dis, self.scaler_g.scale, loss_g=loss)
         self._half_g.hand_over()
+        self._average_gradients(self._weights_g)
         self.scaler_g.step(self.optimizer_g)
+
+    def _generator_loss(self, logits: Tensor, real_logits: Tensor | None) -> Tensor:
+        """Over the images of all processes: this one's part, so that the mean of theirs is the whole batch's."""
+        c, share = self.config, self.share
+        if share.alone or real_logits is None:
+            return self._part_of_mean(generator_loss(logits, c.objective, c.saturating, real_logits))
+        both = share.everybodys(torch.stack([logits, real_logits.detach()], 1), self.part)
+        loss = generator_loss(both[:, 0], c.objective, c.saturating, both[:, 1])
+        return loss + (share.size - 1) * (loss - loss.detach())  # of whose gradient this process has one part
+
+    def _part_of_mean(self, mean: Tensor) -> Tensor:
+        """Of what is a mean over this process's images, its part of that over all; or of such a mean's gradient."""
+        own, whole = (self.part.end - self.part.first) * self.share.size, self.part.whole
+        return mean if own == whole else mean * (own / whole)
+
+    def _average_gradients(self, weights: Sequence[Tensor]) -> None:
+        if not self.share.alone:
+            average_gradients_of([("a weight", p) for p in weights], self.share.group)
+
+    def _among_all(self, norms: Tensor) -> Tensor:
+        """Norms of this process's real and generated images in their places among everybody's, where no other is known."""
+        if self.share.alone:
+            return norms
+        before, after = self._nan[: self.part.first], self._nan[self.part.end :]
+        return torch.cat([t for side in norms.chunk(2) for t in (before, side, after)])
 
     @torch.no_grad()
     def _update_average(self) -> None:
@@ -262,12 +308,16 @@ class Iteration:
         c, latents = self.config, self._latents()
         condition: tuple[Tensor, ...] = ()
         if c.classes:
-            condition = (torch.randint(c.classes, (c.batch_size,), dtype=torch.int64, device=self.device),)
+            labels = torch.randint(c.classes, (c.batch_size,), dtype=torch.int64, device=self.device)
+            condition = (self._own(labels),)
         return Batch(self._generator(latents, *condition), condition)
 
     def _latents(self) -> Tensor:
         c = self.config
-        return torch.randn(c.batch_size, c.z_dim, device=self.device, dtype=torch.float32)
+        return self._own(torch.randn(c.batch_size, c.z_dim, device=self.device, dtype=torch.float32))
+
+    def _own(self, drawn: Tensor) -> Tensor:
+        return drawn if self.share.alone else drawn[self.part.rows]
 
     def _autocast(self) -> torch.autocast:
         dtype = AUTOCAST[self.config.precision]
@@ -304,6 +354,10 @@ class Iteration:
 
     def tensors(self) -> list[Tensor]:
         """Every tensor that an iteration changes for the next one; their addresses stay."""
+        return [*self.common_tensors(), *self.statistics.tensors()]
+
+    def common_tensors(self) -> list[Tensor]:
+        """Those of them that are the same in all processes."""
         networks = (self.generator, self.discriminator, self.average)
         optimised = (
             value
@@ -319,7 +373,6 @@ class Iteration:
             *optimised,
             *self.scaler_g.tensors(),
             *self.scaler_d.tensors(),
-            *self.statistics.tensors(),
         ]
 
     def state(self) -> dict[str, Any]:

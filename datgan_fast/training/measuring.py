@@ -9,6 +9,8 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from .share import Share
+
 
 class Statistics:
     """Means of an iteration's scalars and the first step that was not finite, kept on the device and read when asked for.
@@ -18,6 +20,8 @@ class Statistics:
         optional: names whose numbers may be NaN where there was nothing to measure.
         networks: whose parameters are watched, by what they are called.
         scaled: whether each group comes with the scale of its loss, as in float16.
+        share: this process's of the run. What is read and saved is of all processes: they do so at the same time. Of a number
+            that is optional one process has it, for an image of its own, and the others NaN; every other is the mean of theirs.
 
     A mean is over all numbers of its name that are finite. Numbers are written as they come into one row of float32, a kernel for
     each group, and looked at together at the iteration's end; what can wait until somebody reads is done then.
@@ -30,6 +34,7 @@ class Statistics:
         networks: Mapping[str, nn.Module],
         device: torch.device,
         scaled: bool = False,
+        share: Share = Share(),  # noqa: B008  one process's, which nothing changes
     ) -> None:
         self._names = list(dict.fromkeys(name for group in groups for name in group))
         named = [(f"{n} {key}", p) for n, network in networks.items() for key, p in network.named_parameters()]
@@ -43,6 +48,11 @@ class Statistics:
         watched = [label not in optional for label in self._labels]
         self._watches = torch.tensor(watched, dtype=torch.bool, device="cpu")[self._label_of]
 
+        self._share = share
+        holders = [
+            1 if self._names[i] in optional else share.size for i in places
+        ]  # processes that have a number of their own
+        self._holders = torch.tensor(holders, dtype=torch.float64, device=device)
         sizes = [sum(group.values()) for group in groups]
         self._row = torch.zeros(len(self._label_of), dtype=torch.float32, device=device)  # this iteration's numbers
         self._groups = list(zip(groups, self._row[: self._count].split(sizes), strict=True))
@@ -81,7 +91,7 @@ class Statistics:
 
     def read(self) -> dict[str, float]:
         """Means since the last reading; they begin anew. Waits for the device."""
-        read = self.sums.to("cpu", copy=True)
+        read = self._everybodys().to("cpu", copy=True)
         self.sums.zero_()
         by_name = read.new_zeros(2, len(self._names)).index_add_(1, self._label_of[: self._count], read)
         totals, counts = by_name.tolist()
@@ -103,13 +113,19 @@ class Statistics:
         steps = torch.where(unsound, self._last_sound.cpu() + 1, never)
         first = torch.full((len(self._labels),), never, dtype=torch.int64, device="cpu")
         first.scatter_reduce_(0, self._label_of, steps, "amin")
+        if not self._share.alone:
+            first = self._share.least(first.to(self.sums.device)).cpu()
         return first.where(first != never, 0)
+
+    def _everybodys(self) -> Tensor:
+        """The sums that one process would have of the whole batches."""
+        return self.sums if self._share.alone else self._share.total(self.sums.clone()) / self._holders
 
     def tensors(self) -> list[Tensor]:
         return [self.sums, self._sound, self._last_sound]
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {"sums": self.sums, "first_broken": self._first_broken()}
+        return {"sums": self._everybodys(), "first_broken": self._first_broken()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         sums, first_broken = state["sums"].to(self.sums), state["first_broken"].cpu()[self._label_of]
@@ -119,6 +135,8 @@ class Statistics:
                 1, torch.tensor(places, dtype=torch.int64, device=sums.device), sums
             )
         self.sums.copy_(sums)
+        if not self._share.alone:  # what all have together
+            self.sums.mul_(self._holders if self._share.first else 0)
         self._sound.copy_(first_broken == 0)
         self._last_sound.copy_(first_broken - 1)
 

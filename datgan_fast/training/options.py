@@ -58,6 +58,7 @@ GENERAL: dict[str, Any] = {
     "classes": 0,
     "architecture": "dcgan",
     "z_dim": 128,
+    "sync_batch_norm": True,
     "ema": 0.999,
     "batch_size": 64,
     "lr_schedule": "constant",
@@ -155,6 +156,10 @@ class Options:
         "size of the generator's latent vector; default: 128, for toy data 4", at_least=1, at_most=65536
     )
     batch_norm: bool | None = _option("BatchNorm in the discriminator; default: the baseline's")
+    sync_batch_norm: bool | None = _option(
+        "with more than one process (torchrun): BatchNorm's statistics over all processes' images, as one process has them; "
+        "default: on"
+    )
     ema: float | None = _option("decay of the generator's moving average", at_least=0, less_than=1)
 
     # optimisation

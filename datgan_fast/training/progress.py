@@ -10,11 +10,11 @@ from .run_folder import RunFolder
 
 
 class Progress:
-    """Of `steps` steps, `done` of which were made before; a context."""
+    """Of `steps` steps, `done` of which were made before; a context. speaks: or says and logs nothing, for a process of many."""
 
-    def __init__(self, run: RunFolder, steps: int, done: int) -> None:
-        self._run = run
-        self.on_terminal = sys.stderr.isatty()
+    def __init__(self, run: RunFolder, steps: int, done: int, speaks: bool = True) -> None:
+        self._run, self._speaks = run, speaks
+        self.on_terminal = speaks and sys.stderr.isatty()
         self._bar = tqdm(total=steps, initial=done, unit="step", disable=not self.on_terminal, dynamic_ncols=True)
 
     def __enter__(self) -> Progress:
@@ -24,6 +24,8 @@ class Progress:
         self._bar.close()
 
     def say(self, text: str) -> None:
+        if not self._speaks:
+            return
         self._run.log(text)
         if self.on_terminal:
             self._bar.write(text, file=sys.stderr)

@@ -26,8 +26,10 @@ from ..errors import ConfigError
 from ..method.dispatch import backends
 from ..version import __version__
 from .config import Config
+from .launch import launcher
 from .options import Options
 from .pictures import draw_curves
+from .share import Share
 
 KEPT_CHECKPOINTS = 3
 
@@ -67,10 +69,14 @@ class RunFolder:
     @classmethod
     def latest(cls, outdir: str, name: str | None = None) -> RunFolder | None:
         """The newest run in outdir (of that name), None if there is none."""
+        return next((run for run in cls.numbered(outdir) if name is None or run.path.name[6:] == name), None)
+
+    @classmethod
+    def numbered(cls, outdir: str) -> list[RunFolder]:
+        """The runs in outdir, the newest first."""
         folder = Path(outdir)
         runs = [p for p in folder.iterdir() if _number(p) >= 0] if folder.is_dir() else []
-        runs = [p for p in runs if (p / "config.yaml").is_file() and (name is None or p.name[6:] == name)]
-        return cls(max(runs, key=_number)) if runs else None
+        return [cls(p) for p in sorted(runs, key=_number, reverse=True) if (p / "config.yaml").is_file()]
 
     def options(self, option: str = "--resume") -> Options:
         """Those of its config.yaml, which has a value for each. Raises ConfigError, naming the option that led here."""
@@ -81,14 +87,19 @@ class RunFolder:
             reason = " ".join(str(error).split())
             raise ConfigError(f"{option} {self.path}: its config.yaml cannot be read ({reason})") from None
 
-    def computed_by(self, how: dict[str, str]) -> None:
+    def computed_by(self, how: dict[str, Any]) -> None:
         """Adds to env.json how the run's steps are computed, which is known once there was one."""
-        path = self.path / "env.json"
+        files.write_text(self.path / "env.json", json.dumps({**self._environment(), **how}, indent=2) + "\n")
+
+    def launched_by(self) -> dict[str, Any] | None:
+        """The torchrun that has begun or gone on with the run last, as `launcher` describes it; None for none."""
+        return self._environment().get("launched_by")
+
+    def _environment(self) -> dict[str, Any]:
         try:
-            before = json.loads(path.read_text(encoding="utf-8"))
+            return json.loads((self.path / "env.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):  # nothing of the run depends on it
-            before = {}
-        files.write_text(path, json.dumps({**before, **how}, indent=2) + "\n")
+            return {}
 
     # What happened
 
@@ -169,6 +180,11 @@ def _number(path: Path) -> int:
     return int(match.group(1)) if match and path.is_dir() else -1
 
 
+def launch() -> dict[str, Any]:
+    """In how many processes a run goes, and who has started them."""
+    return {"processes": Share.of_default_group().size, "launched_by": launcher()}
+
+
 def environment() -> dict[str, Any]:
     """What a run was made with, for env.json."""
 
@@ -197,6 +213,7 @@ def environment() -> dict[str, Any]:
         "numpy": np.__version__,
         "platform": platform.platform(),
         "threads": torch.get_num_threads(),
+        **launch(),
         "gpu": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "cuda": torch.version.cuda,
         "float32_matmul": torch.get_float32_matmul_precision(),

@@ -15,21 +15,25 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..data.datasets import first_of_shuffled, load_classes, load_images
 from ..errors import ConfigError, DataError, TrainingStopped
 from ..method.dispatch import kernels, use_backend
 from ..metrics.evaluator import Evaluator
 from . import cuda_graph
+from .agreed_stop import AgreedStop
 from .checkpoints import generate, in_turn, load_checkpoint, load_generator, save_generator
 from .config import Config
 from .iteration import Iteration
+from .launch import own_device
 from .measuring import Clock
 from .options import Options
-from .own_parts import check_own_networks, own_images, recorded_architecture, with_own_parts
+from .own_parts import check_own_networks, check_random_layers, own_images, recorded_architecture, with_own_parts
 from .pictures import save_grid, save_points
 from .progress import Progress
-from .run_folder import RunFolder
+from .run_folder import RunFolder, launch
+from .share import Share, another_ended_is_said
 from .stop_signals import StopSignals
 
 GRID = 64  # images in a sample grid
@@ -49,6 +53,9 @@ class Trainer:
         images: your own training images, [N, C, H, W] with C 1 or 3, uint8, or float32 in [-1, 1], which are
             rounded to 8 bits; None: the data set's.
 
+    Where torch.distributed is initialised with several processes they are one run: all make the same trainer and call the same
+    methods. The first one writes and says what there is to.
+
     Raises ConfigError, DataError or BackendError, before anything is written, for options that cannot be followed.
     """
 
@@ -61,22 +68,28 @@ class Trainer:
         images: Tensor | None = None,
     ) -> None:
         options = config if isinstance(config, Options) else Options(**config.typed())
-        images = None if images is None else own_images(images)
-        self.config = c = with_own_parts(options, generator, discriminator, images)
+        self.share = share = Share.of_default_group()
+        if not share.alone:
+            options = dataclasses.replace(options, device=own_device(options.device or "auto"))
+        given = None if images is None else own_images(images)
+        self.config = c = share.alike(lambda: with_own_parts(options, generator, discriminator, given))
         self.device = torch.device(c.device)
         self._set_up_torch()
-        if images is None:
-            images = load_images(c.dataset, c.data_dir, c.image_size or None, c.channels or None, download=c.download)
+        if c.download:
+            images, labels = share.after_the_first(lambda: self._data(given))
+        else:
+            images, labels = self._data(given)
         self._real_points = images[:PLOTTED].clone() if c.points else None
         check_own_networks(c, generator, discriminator, images)
-        labels = self._labels(len(images))
+        check_random_layers(c, share, generator, discriminator)
         if labels is not None:
             c = dataclasses.replace(c, classes=c.classes or int(labels.max()) + 1)
-        self.iteration = Iteration(c, *self._chosen(images, labels), generator, discriminator)
+        self.iteration = Iteration(c, *self._chosen(images, labels), generator, discriminator, share)
         self.config = self.iteration.config = recorded_architecture(c, generator, discriminator)
         if c.init_from:
             self._init_from(c.init_from)
         self.step = 0
+        self._together = share.alone  # whether all processes have the same numbers, as they have from the first step on
         self._run: Callable[[], None] | None = None
         self._evaluator = Evaluator(
             c.dataset,
@@ -94,6 +107,13 @@ class Trainer:
         by_column = in_turn(rows, rows * BY_CLASS, self.device)
         self._grid_labels = None if by_column is None else by_column.view(BY_CLASS, rows).T.flatten()
         self._grid_latents = self._own_latents(PLOTTED if c.points else rows * BY_CLASS or GRID)
+
+    def _data(self, images: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Those images or the data set's, and their labels."""
+        c = self.config
+        if images is None:
+            images = load_images(c.dataset, c.data_dir, c.image_size or None, c.channels or None, download=c.download)
+        return images, self._labels(len(images))
 
     def _labels(self, count: int) -> Tensor | None:
         """Each training image's class, for a conditional run."""
@@ -138,8 +158,9 @@ class Trainer:
 
     def train_step(self) -> None:
         """One iteration: n_dis discriminator updates, one generator update, one update of the generator's average."""
-        if self._run is None:
-            self._run = self._prepare()
+        if self._run is None or not self._together:
+            self._run = self._run or self._prepare()
+            self._come_together()
         self.step += 1
         self.iteration.data.prepare(self.step)
         self._run()
@@ -163,6 +184,20 @@ class Trainer:
                 ) from None
             warnings.warn(f"training without a CUDA graph, which is slower: {error}", RuntimeWarning, stacklevel=3)
             return iteration.run
+
+    def _come_together(self) -> None:
+        """All processes go on with the first one's numbers."""
+        if self._together:
+            return
+        self.share.broadcast(self.iteration.common_tensors())
+        cpu, cuda = self.share.tell(self._random_state)
+        torch.set_rng_state(cpu)
+        if cuda is not None:
+            torch.cuda.set_rng_state(cuda, self.device)
+        self._together = True
+
+    def _random_state(self) -> tuple[Tensor, Tensor | None]:
+        return torch.get_rng_state(), torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
 
     def _own_generator(self) -> torch.Generator:
         """Random numbers that take nothing from training's."""
@@ -192,7 +227,7 @@ class Trainer:
     # State
 
     def state(self) -> dict[str, Any]:
-        """Everything that an exact continuation needs; loads with torch.load(weights_only=True)."""
+        """Everything that an exact continuation needs, on as many processes; loads with torch.load(weights_only=True)."""
         return {
             "step": self.step,
             "config": self.config.typed(),
@@ -209,6 +244,7 @@ class Trainer:
                 "--resume: the checkpoint was made with other options than the run's config.yaml has"
             ) from None
         self.step = state["step"]
+        self._together = self.share.alone
         torch.set_rng_state(state["random"].cpu())
         if torch.cuda.is_available() and len(state["random_cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all([t.cpu() for t in state["random_cuda"]])
@@ -218,31 +254,36 @@ class Trainer:
     def fit(self, run: RunFolder | None = None) -> RunFolder:
         """Trains from the current step to config.steps; returns the run folder, a new one if none is given.
 
-        Ctrl-C and SIGTERM finish the step, save a checkpoint and raise TrainingStopped, as does a loss that is not finite.
+        Ctrl-C and SIGTERM finish the step, save a checkpoint and raise TrainingStopped, as does a loss that is not finite. Of
+        several processes all stop after the same step; TrainingStopped also says that another one has ended.
         """
         c = self.config
         with use_backend(None if c.backend == "auto" else c.backend):
             if self._run is None:
                 self._run = self._prepare()
-            run = run or RunFolder.create(c)
-            with Progress(run, c.steps, self.step) as progress, StopSignals() as stop, closing(run):
-                self._train(run, progress, stop)
+            self._come_together()
+            run = run or RunFolder(self.share.tell(lambda: RunFolder.create(c).path))
+            progress = Progress(run, c.steps, self.step, speaks=self.share.first)
+            with progress, StopSignals() as signals, closing(run), another_ended_is_said(lambda: self._alone_in(run)):
+                self._train(run, progress, AgreedStop(signals, self.share, self.device))
         return run
 
-    def _train(self, run: RunFolder, progress: Progress, stop: StopSignals) -> None:
+    def _train(self, run: RunFolder, progress: Progress, stop: AgreedStop) -> None:
         steps = self.config.steps
         progress.say(f"{run.path}: {self._described()}, steps {self.step} to {steps}")
         clock = Clock(self.device)
-        if self.step == 0:
+        if self.step == 0 and self.share.first:
             self._draw(run)
-        first = self.step + 1
-        while self.step < steps and not stop.requested:
+        first, stopping = self.step + 1, False
+        while self.step < steps and not stopping:
             self.train_step()
+            stopping = stop.after(self.step)
             progress.step()
             if self.step == first:  # a run's first step warms up; the rates begin after it
                 self._say_how(run, progress)
                 clock.lap(self.step)
-            self._record_step(run, progress, clock, stop.requested)
+            self._record_step(run, progress, clock, stopping)
+        self.share.wait()  # for what the first one writes: torchrun ends all when one ends
         if self.step < steps:
             raise self._stopped(run, f"stopped at step {self.step}; go on with --resume {run.path}")
         progress.say(
@@ -265,19 +306,26 @@ class Trainer:
         if logs:
             self._log(run, progress, clock)
         with clock.paused():
-            if draws:
-                self._draw(run)
-                run.curves()
-            if evaluates:
-                for metric in self.evaluate():
-                    run.metric(metric)
-            if saves:
-                # The checkpoint last: a run killed between the two does the step again, and both.
-                save_generator(run.path / "generator.safetensors", self.iteration.average, c, self.step)
-                run.save_checkpoint(self.step, self.state())
+            state = self.state() if saves else None
+            if self.share.first:
+                self._write(run, draws, evaluates, state)
+
+    def _write(self, run: RunFolder, draws: bool, evaluates: bool, state: dict[str, Any] | None) -> None:
+        if draws:
+            self._draw(run)
+            run.curves()
+        if evaluates:
+            for metric in self.evaluate():
+                run.metric(metric)
+        if state:
+            # The checkpoint last: a run killed between the two does the step again, and both.
+            save_generator(run.path / "generator.safetensors", self.iteration.average, self.config, self.step)
+            run.save_checkpoint(self.step, state)
 
     def _log(self, run: RunFolder, progress: Progress, clock: Clock) -> None:
         record = self._record(clock)
+        if not self.share.first:
+            return
         run.statistics(record)
         speed = record["images_per_second"]
         progress.show_losses(
@@ -298,19 +346,38 @@ class Trainer:
             how.append("torch.compile")
         if self._run != self.iteration.run:
             how.append("CUDA graph")
+        if not self.share.alone:
+            how.append(f"{self.share.size} processes")
+            if any(
+                isinstance(m, _BatchNorm) for network in (self.generator, self.discriminator) for m in network.modules()
+            ):
+                how.append(f"BatchNorm over {'all' if c.sync_batch_norm else 'own'} images")
         return f"{c.baseline}{' + DAT' if c.dat else ''} on {c.dataset}, {', '.join(how)}"
 
     def _say_how(self, run: RunFolder, progress: Progress) -> None:
         """Which way a discriminator step goes, why, and what computes it; into the log and env.json."""
         path, reason = self.iteration.path, self.iteration.reason
         precisions = {name: getattr(self.config, name) for name in ("precision", "penalty_precision")}
-        how = {"path": path, "reason": reason, "kernels": kernels(self.device), **precisions}
+        how = {"path": path, "reason": reason, "kernels": kernels(self.device), **precisions, **launch()}
         progress.say(f"discriminator steps: {path}{f' ({reason})' if reason else ''}; kernels: {how['kernels']}")
-        run.computed_by(how)
+        if self.share.first:
+            run.computed_by(how)
 
     def _stopped(self, run: RunFolder, why: str) -> TrainingStopped:
-        run.log(why)
+        if self.share.first:
+            run.log(why)
         return TrainingStopped(why)
+
+    def _alone_in(self, run: RunFolder) -> str:
+        """What to say when another process has ended."""
+        why = f"another process ended, in step {self.step} or after it; {self._last_checkpoint(run)}"
+        if self.share.first:
+            run.log(why)
+        return why
+
+    def _last_checkpoint(self, run: RunFolder) -> str:
+        checkpoints = run.checkpoints()
+        return f"the last good checkpoint is {checkpoints[-1]}" if checkpoints else "there is no checkpoint yet"
 
     def _record(self, clock: Clock) -> dict[str, Any]:
         steps, seconds = clock.lap(self.step)
@@ -328,10 +395,8 @@ class Trainer:
         if not step:
             return None
         more = f" and {len(tensors) - 3} more" if len(tensors) > 3 else ""
-        checkpoints = run.checkpoints()
-        last = f"the last good checkpoint is {checkpoints[-1]}" if checkpoints else "there is no checkpoint yet"
         return (
-            f"training diverged: {', '.join(tensors[:3])}{more} not finite in step {step}; {last}; "
+            f"training diverged: {', '.join(tensors[:3])}{more} not finite in step {step}; {self._last_checkpoint(run)}; "
             "a smaller --lr or --eps may help"
         )
 
