@@ -110,7 +110,7 @@ class Share:
         return t
 
     def everybodys(self, own: Tensor, part: Part) -> Tensor:
-        """[whole, ...] of the whole batch, of what has a row for each of this process's images, through which a gradient flows."""
+        """[whole, ...] of the whole batch, where this process has [n, ...] for its images; a gradient flows through these."""
         parts = [Share(rank, self.size).part(part.whole) for rank in range(self.size)]
         counts = [p.end - p.first for p in parts]
         padded = own.new_zeros(max(counts), *own.shape[1:])
