@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 from torch import distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from ..errors import TrainingStopped
-from .share import WRONG, AnotherEnded, another_ended_is_said, store_of
+from .share import WRONG, AnotherEnded, another_ended_is_said, attempt, store_of
 
 # Who has died is torchrun's to notice, which ends the others; who lives may let them wait, for an evaluation or a download.
 PATIENCE = timedelta(days=1)
@@ -36,7 +37,7 @@ def launcher() -> dict[str, Any] | None:
 
 def restarted() -> bool:
     """Whether torchrun has started this command before, and a process of it has failed."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return attempt() > 0
 
 
 def own_device(name: str) -> str:
@@ -58,7 +59,10 @@ class Launch:
             if torch.cuda.is_available() and local < torch.cuda.device_count():
                 torch.cuda.set_device(local)
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
-            dist.init_process_group(backend, timeout=PATIENCE)
+            # torchrun's store lives through restarts, and gloo would find the addresses of processes that are gone.
+            store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
+            store = dist.PrefixStore(f"datgan_fast/{attempt()}", store)
+            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
         return self
 
     def __exit__(self, *error: object) -> None:

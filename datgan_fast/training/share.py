@@ -133,10 +133,14 @@ def another_ended_is_said(sentence: Callable[[], str]) -> Iterator[None]:
         raise AnotherEnded(sentence()) from None
 
 
+def attempt() -> int:
+    """How often torchrun has started the processes again."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
 def store_of(purpose: str) -> dist.Store:
     """What all processes can read and write at any time, by keys; another one after a restart."""
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return dist.PrefixStore(f"datgan_fast/{attempt}/{purpose}", dist.distributed_c10d._get_default_store())
+    return dist.PrefixStore(f"datgan_fast/{attempt()}/{purpose}", dist.distributed_c10d._get_default_store())
 
 
 def _outcome(make: Callable[[], T]) -> tuple[T | None, Exception | None]:
