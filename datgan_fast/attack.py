@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from . import files
-from .cli import Parser, run_command, whole_number
+from .cli import Parser, a_path, run_command, whole_number
 from .data.datasets import DATASETS
 from .errors import ConfigError
 from .method.formulas import NORMS
@@ -186,7 +186,9 @@ def chosen_labels(text: str | None, count: int) -> list[str | None]:
 
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="python -m datgan_fast.attack", description=__doc__)
-    parser.add_argument("sources", metavar="SOURCE", nargs="+", help="run folder (its newest checkpoint) or checkpoint")
+    parser.add_argument(
+        "sources", type=a_path, metavar="SOURCE", nargs="+", help="run folder (its newest checkpoint) or checkpoint"
+    )
     parser.add_argument("--labels", metavar="A,B,...", help="names of the sources in the picture")
     parser.add_argument(
         "--rule",
@@ -220,13 +222,15 @@ def main(argv: list[str] | None = None) -> int:
         "--generator-step", metavar="N", help="or each run's own checkpoint of this step (default: the SOURCE itself)"
     )
     parser.add_argument("--dataset", help="of the real images (default: what the run was trained on)")
-    parser.add_argument("--data-dir", help="where its files are (default: where they were in training)")
+    parser.add_argument("--data-dir", type=a_path, help="where its files are (default: where they were in training)")
     parser.add_argument("--seed", default="0", help="seed of latents and choice of real images (default: 0)")
     parser.add_argument(
         "--batch-size", default=str(DEFAULT.batch_size), help=f"images in a batch (default: {DEFAULT.batch_size})"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:i (default: auto)")
-    parser.add_argument("--out", metavar="DIR", default="figure1", help="folder for the results (default: figure1)")
+    parser.add_argument(
+        "--out", type=a_path, metavar="DIR", default="figure1", help="folder for the results (default: figure1)"
+    )
     return run_command(parser.prog, lambda: attack(parser.parse_args(argv)))
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +13,8 @@ from typing import Any, NoReturn
 import torch
 
 from .errors import BackendError, ConfigError, DataError, TrainingStopped
+
+a_path = os.path.expanduser  # the type of an argument that names a file or a folder: ~ stands for the home folder
 
 
 class Parser(argparse.ArgumentParser):
@@ -26,6 +30,9 @@ class Parser(argparse.ArgumentParser):
 
 def run_command(prog: str, command: Callable[[], int]) -> int:
     """The command's exit code: 2 for wrong options, 1 for a failed run, 130 for Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show is shown in escapes
+            stream.reconfigure(errors="backslashreplace")
     try:
         return command()
     except (ConfigError, DataError, BackendError) as error:

@@ -7,12 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .cli import Parser, output_file, run_command
+from .cli import Parser, a_path, output_file, run_command
 from .data.datasets import DATASETS, load_images
 from .errors import ConfigError
 from .method.formulas import g1, g2
@@ -42,12 +41,12 @@ def contours(arguments: argparse.Namespace) -> int:
 
 def draw(options: dict[str, Any], out: Path) -> None:
     """Three panels: the attack early in a run with DAT, and the critics of a run without and of the one with DAT."""
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     plain = Options(**options, dat=False).resolved()
     steps = plain.steps
-    figure, (attack, without, with_dat) = pyplot.subplots(1, 3, figsize=(12, 4.7), layout="constrained")
+    figure = Figure(figsize=(12, 4.7), layout="constrained")
+    attack, without, with_dat = figure.subplots(1, 3)
     trainer = Trainer(Options(**options))
     train(trainer, max(1, steps // ATTACKED))
     draw_attack(attack, trainer)
@@ -126,7 +125,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--eps", metavar="X", help="size of the perturbation (default: 0.1)")
     parser.add_argument("--seed", metavar="N", help="seed of everything random (default: 0)")
     parser.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or cuda:i (default: auto)")
-    parser.add_argument("--out", default="contours.png", help="the picture (default: contours.png)")
+    parser.add_argument("--out", type=a_path, default="contours.png", help="the picture (default: contours.png)")
     return run_command(parser.prog, lambda: contours(parser.parse_args(argv)))
 
 

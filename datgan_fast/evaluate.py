@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from . import files
-from .cli import Parser, output_file, run_command, whole_number
+from .cli import Parser, a_path, output_file, run_command, whole_number
 from .data.datasets import DATASETS, dataset_named
 from .errors import ConfigError
 from .metrics.catalogue import METRICS, in_words, named
@@ -125,7 +125,9 @@ def chosen_metrics(names: str | None, inception_weights: str | None) -> list[str
 
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="python -m datgan_fast.evaluate", description=__doc__)
-    parser.add_argument("source", metavar=SOURCE, help="generator.safetensors, a run folder, or a checkpoint (.pt)")
+    parser.add_argument(
+        "source", type=a_path, metavar=SOURCE, help="generator.safetensors, a run folder, or a checkpoint (.pt)"
+    )
     parser.add_argument(
         "--metrics",
         help=f"of {','.join(METRICS)} (default: what the data set allows; {in_words(named('inception'))} only with "
@@ -136,15 +138,15 @@ def main(argv: list[str] | None = None) -> int:
         "--weights", default="average", help="of a run or checkpoint: average (EMA) or raw (default: average)"
     )
     parser.add_argument("--dataset", help="what to compare with (default: what the run was trained on)")
-    parser.add_argument("--data-dir", help="where its files are (default: where they were in training)")
+    parser.add_argument("--data-dir", type=a_path, help="where its files are (default: where they were in training)")
     parser.add_argument("--download", action="store_true", help="fetch missing files of the data set into --data-dir")
     parser.add_argument(
-        "--inception-weights", metavar="FILE", help="Inception weights (default: downloaded when needed)"
+        "--inception-weights", type=a_path, metavar="FILE", help="Inception weights (default: downloaded when needed)"
     )
     parser.add_argument("--seed", default="0", help="seed of the latent vectors (default: 0)")
     parser.add_argument("--batch-size", default="256", help="images at a time (default: 256)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:i (default: auto)")
-    parser.add_argument("--out", metavar="FILE.jsonl", help="also append the records to this file")
+    parser.add_argument("--out", type=a_path, metavar="FILE.jsonl", help="also append the records to this file")
     return run_command(parser.prog, lambda: evaluate(parser.parse_args(argv)))
 
 

@@ -10,6 +10,11 @@ from pathlib import Path
 from typing import Any
 
 
+def expanded(path: str | Path) -> Path:
+    """With ~ and ~user as a shell has them; as it stands where nobody's home is known."""
+    return Path(os.path.expanduser(path))
+
+
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """Yields a temporary path with the same ending; on success it becomes `path`, on failure it is removed."""

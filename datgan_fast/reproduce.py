@@ -13,7 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from .cli import Parser, run_command, whole_number
+from .cli import Parser, a_path, run_command, whole_number
 from .data.datasets import DATASETS, load_images
 from .errors import ConfigError
 from .metrics import feature_network, inception
@@ -51,7 +51,9 @@ def build_parser() -> Parser:
     parser.add_argument("--quick", action="store_true", help="small networks and short runs, for a CPU")
     parser.add_argument("--dataset", metavar="LIST", help=f"of {','.join(DATASETS)} (default: "
         f"{','.join(QUICK_DATASETS)} with --quick, else cifar10)")  # fmt: skip
-    parser.add_argument("--data-dir", default="data", metavar="DIR", help="where its files are (default: data)")
+    parser.add_argument(
+        "--data-dir", type=a_path, default="data", metavar="DIR", help="where its files are (default: data)"
+    )
     parser.add_argument("--download", action="store_true", help="fetch missing files of the data set into --data-dir")
     parser.add_argument("--image-size", metavar="N", help="side in pixels (default: the data set's)")
     parser.add_argument("--steps", metavar="N", help="generator steps of each run (default: as many as make "
@@ -60,8 +62,12 @@ def build_parser() -> Parser:
     parser.add_argument("--jobs", metavar="N", help="runs at a time (default: as many as cores, "
         f"or {JOBS_ON_A_GPU} that share a GPU)")  # fmt: skip
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:i (default: auto)")
-    parser.add_argument("--inception-weights", metavar="FILE", help="measure the Inception Score with these weights")
-    parser.add_argument("--outdir", default="runs/reproduction", metavar="DIR", help="default: runs/reproduction")
+    parser.add_argument(
+        "--inception-weights", type=a_path, metavar="FILE", help="measure the Inception Score with these weights"
+    )
+    parser.add_argument(
+        "--outdir", type=a_path, default="runs/reproduction", metavar="DIR", help="default: runs/reproduction"
+    )
     parser.add_argument("--report-only", action="store_true", help="report on the runs in --outdir and train nothing")
     return parser
 

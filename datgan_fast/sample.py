@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from .cli import Parser, output_file, run_command, whole_number
+from .cli import Parser, a_path, output_file, run_command, whole_number
 from .errors import ConfigError
 from .training.checkpoints import Trained, generate, in_turn, load_generator
 from .training.devices import resolve_device
@@ -59,7 +59,7 @@ def chosen_labels(trained: Trained, arguments: argparse.Namespace, count: int, d
 
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="python -m datgan_fast.sample", description=__doc__)
-    parser.add_argument("file", metavar="FILE", help="a run folder, or its generator.safetensors")
+    parser.add_argument("file", type=a_path, metavar="FILE", help="a run folder, or its generator.safetensors")
     parser.add_argument("--n", help="how many (default: 64 images or 1000 points)")
     parser.add_argument(
         "--class",
@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
         help="of a conditional generator: images of this class, from 0 (default: every class in turn)",
     )
     parser.add_argument("--seed", default="0", help="seed of the latent vectors (default: 0)")
-    parser.add_argument("--out", default="samples.png", help="the picture (default: samples.png)")
+    parser.add_argument("--out", type=a_path, default="samples.png", help="the picture (default: samples.png)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:i (default: auto)")
     return run_command(parser.prog, lambda: sample(parser.parse_args(argv)))
 

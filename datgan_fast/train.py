@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from .cli import Parser, run_command
+from .cli import Parser, a_path, run_command
 from .errors import ConfigError
 from .training.config_file import read_config_file
 from .training.launch import Launch, launcher, restarted
@@ -50,11 +50,14 @@ def build_parser() -> Parser:
             parser.add_argument(flag(f.name), action=argparse.BooleanOptionalAction, default=None, help=text)
         else:
             choices = f.metadata.get("choices")
-            metavar = "|".join(map(str, choices)) if choices else {int: "N", float: "X", str: "TEXT"}[kind]
+            metavar = (
+                "|".join(map(str, choices)) if choices else {int: "N", float: "X", str: "TEXT", Path: "PATH"}[kind]
+            )
             parser.add_argument(flag(f.name), metavar=metavar, help=text)
-    parser.add_argument("--config", metavar="FILE", help="YAML or TOML file of options; flags win")
+    parser.add_argument("--config", type=a_path, metavar="FILE", help="YAML or TOML file of options; flags win")
     parser.add_argument(
-        "--resume", nargs="?", const="latest", metavar="latest|PATH", help="continue a run exactly: the newest in --outdir, "
+        "--resume", type=a_path, nargs="?", const="latest", metavar="latest|PATH",
+        help="continue a run exactly: the newest in --outdir, "
         "or that of a run folder or checkpoint; with 'latest' and nothing to continue, a new run starts"
     )  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="print the resolved options and the networks, and stop")

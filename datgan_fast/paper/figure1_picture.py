@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from .. import files
@@ -18,13 +19,9 @@ COLOURS = {"generated": "#d95f02", "real": "#1b6ca8"}
 
 def draw(measurements: Sequence[Measurement], path: Path) -> None:
     """A PNG with a column for each run: clean and attacked images above, how many steps they took below."""
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     runs = len(measurements)
-    figure, axes = pyplot.subplots(
-        2, runs, figsize=(max(6.4, 4.6 * runs), 5.6), height_ratios=(2.2, 1), layout="constrained", squeeze=False
-    )
+    figure = Figure(figsize=(max(6.4, 4.6 * runs), 5.6), layout="constrained")
+    axes = figure.subplots(2, runs, height_ratios=(2.2, 1), squeeze=False)
     for column, m in enumerate(measurements):
         if column:
             axes[1, column].sharey(axes[1, 0])
@@ -33,10 +30,9 @@ def draw(measurements: Sequence[Measurement], path: Path) -> None:
     figure.suptitle(str(measurements[0].protocol), fontsize=9)
     with files.atomic(path) as temporary:
         figure.savefig(temporary, dpi=110)
-    pyplot.close(figure)
 
 
-def _images(axis: matplotlib.axes.Axes, m: Measurement, first: bool) -> None:
+def _images(axis: Axes, m: Measurement, first: bool) -> None:
     rows = {
         "generated": m.fake.clean,
         "attacked": m.fake.attacked,
@@ -69,7 +65,7 @@ def _pixels(image: Tensor) -> np.ndarray:
     return np.broadcast_to(((image + 1) / 2).clamp(0, 1).permute(1, 2, 0).numpy(), (*image.shape[1:], 3))
 
 
-def _histogram(axis: matplotlib.axes.Axes, m: Measurement, first: bool) -> None:
+def _histogram(axis: Axes, m: Measurement, first: bool) -> None:
     """Shares of the images in bins that double: 0, 1, 2, 3-4, 5-8, ..., and those that never arrived."""
     cap = m.protocol.cap
     edges = [0, 1]

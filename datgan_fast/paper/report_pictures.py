@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import matplotlib
 import numpy as np
 from PIL import Image
 
@@ -105,19 +104,18 @@ def draw_sweep(
 
 
 def _panels(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, np.ndarray]:
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
-    figure, axes = pyplot.subplots(rows, columns, figsize=size, dpi=90, squeeze=False, layout="constrained")
-    return figure, axes
+    figure = Figure(figsize=size, dpi=90, layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False)
 
 
 def _save_figure(figure: Figure, path: Path) -> None:
-    from matplotlib import pyplot
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    figure.canvas.draw()
-    picture = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB")  # type: ignore[attr-defined]
-    pyplot.close(figure)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
     _save_small(picture, path)
 
 

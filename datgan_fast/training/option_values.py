@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ def flag(name: str) -> str:
 
 
 def convert(name: str, value: Any, kind: type) -> Any:
-    """One option's value as its kind: bool, int, float or str."""
+    """One option's value as its kind: bool, int, float or str; of a Path a str too, in which ~ is the home folder."""
     try:
         if kind is bool and isinstance(value, bool):
             return value
@@ -27,11 +28,13 @@ def convert(name: str, value: Any, kind: type) -> Any:
             real = float(value)
             if math.isfinite(real):
                 return real
-        if kind is str and isinstance(value, (str, Path, int, float)) and not isinstance(value, bool):
-            return str(value)
+        if kind in (str, Path) and isinstance(value, (str, Path, int, float)) and not isinstance(value, bool):
+            return os.path.expanduser(str(value)) if kind is Path else str(value)
     except (TypeError, ValueError, OverflowError):
         pass
-    wanted = {bool: "true or false", int: "a whole number", float: "a finite number", str: "a text"}[kind]
+    wanted = {bool: "true or false", int: "a whole number", float: "a finite number", str: "a text", Path: "a path"}[
+        kind
+    ]
     raise ConfigError(f"{flag(name)} {value}: must be {wanted}")
 
 

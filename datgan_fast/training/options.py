@@ -9,6 +9,7 @@ import dataclasses
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -82,7 +83,8 @@ GENERAL: dict[str, Any] = {
 
 
 def _option(help: str, **check: Any) -> Any:
-    """A field with its help text and its check: choices=, at_least=, more_than=, at_most=, less_than=.
+    """A field with its help text and its check: choices=, at_least=, more_than=, at_most=, less_than=; path=: ~ stands for
+    the home folder.
 
     or_own: what was handed to the Trainer in Python is a choice too, which nobody has to type.
     """
@@ -125,7 +127,7 @@ class Options:
 
     # data
     dataset: str | None = _option("training images", choices=DATASETS, or_own=True)
-    data_dir: str | None = _option("where the data set's files are")
+    data_dir: str | None = _option("where the data set's files are", path=True)
     download: bool | None = _option("fetch missing files of the data set into --data-dir")
     flip: bool | None = _option("mirror half of the training images")
     image_size: int | None = _option("side in pixels, 4 times a power of two; default: the data set's", at_least=8)
@@ -205,15 +207,19 @@ class Options:
     )
 
     # record
-    outdir: str | None = _option("folder of run folders")
+    outdir: str | None = _option("folder of run folders", path=True)
     name: str | None = _option("name of the run; default: from baseline and data set")
     seed: int | None = _option("seed of everything random", at_least=0, at_most=2**63 - 1)
-    init_from: str | None = _option("checkpoint (.pt) or generator (.safetensors) whose weights to start from")
+    init_from: str | None = _option(
+        "checkpoint (.pt) or generator (.safetensors) whose weights to start from", path=True
+    )
     log_every: int | None = _option("steps between log lines", at_least=1)
     sample_every: int | None = _option("steps between sample grids", at_least=1)
     save_every: int | None = _option("steps between checkpoints", at_least=1)
     eval_every: int | None = _option("steps between evaluations; 0 for none", at_least=0)
-    inception_weights: str | None = _option("file of torch-fidelity's Inception weights: also measure is, fid, kid")
+    inception_weights: str | None = _option(
+        "file of torch-fidelity's Inception weights: also measure is, fid, kid", path=True
+    )
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], source: str) -> Options:
@@ -270,7 +276,7 @@ class Options:
         return f"TrainConfig({', '.join(given)})"
 
 
-KINDS: dict[str, Any] = {}  # option -> its values' type: bool, int, float or str
+KINDS: dict[str, Any] = {}  # option -> its values' type: bool, int, float, str or Path (a str with ~ expanded)
 
 
 def _kind(hint: Any) -> Any:
@@ -280,6 +286,7 @@ def _kind(hint: Any) -> Any:
 
 
 KINDS.update({name: _kind(hint) for name, hint in typing.get_type_hints(Options).items()})
+KINDS.update({f.name: Path for f in dataclasses.fields(Options) if f.metadata.get("path")})
 
 
 def typed(values: Mapping[str, Any], source: str) -> dict[str, Any]:

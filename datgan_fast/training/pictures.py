@@ -1,11 +1,13 @@
-"""The pictures of a run: grids of images, points over the critic's contour lines, curves over training."""
+"""The pictures of a run: grids of images, points over the critic's contour lines, curves over training.
+
+Figures are made without pyplot, whose backend and list of figures are the user's.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
 from PIL import Image
@@ -64,10 +66,10 @@ def save_points(
     path: Path, generated: Tensor, real: Tensor | None = None, discriminator: nn.Module | None = None, title: str = ""
 ) -> None:
     """The generated points as a PNG of 600 pixels, with the real ones and the critic if they are given."""
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
-    figure, axis = pyplot.subplots(figsize=(6, 6), layout="constrained")
+    figure = Figure(figsize=(6, 6), layout="constrained")
+    axis = figure.subplots()
     if discriminator is not None:
         draw_critic(axis, discriminator)
     draw_points(axis, generated, real)
@@ -77,23 +79,17 @@ def save_points(
 
 
 def save(figure: Any, path: Path, dpi: int) -> None:
-    """Writes the figure whole or not at all, and closes it."""
-    from matplotlib import pyplot
-
-    try:
-        with files.atomic(path) as temporary:
-            figure.savefig(temporary, dpi=dpi)
-            with Image.open(temporary) as picture:  # few colours take a third of the bytes
-                colours = picture.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
-            colours.save(temporary, optimize=True)
-    finally:
-        pyplot.close(figure)
+    """Writes the figure whole or not at all."""
+    with files.atomic(path) as temporary:
+        figure.savefig(temporary, dpi=dpi)
+        with Image.open(temporary) as picture:  # few colours take a third of the bytes
+            colours = picture.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        colours.save(temporary, optimize=True)
 
 
 def draw_curves(records: list[dict[str, Any]], title: str, path: Path) -> None:
     """Losses, Wasserstein estimate and the discriminator's mean input-gradient norm over generator steps."""
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     steps = [r["step"] for r in records]
     panels: tuple[tuple[str, dict[str, str | None]], ...] = (
@@ -101,7 +97,8 @@ def draw_curves(records: list[dict[str, Any]], title: str, path: Path) -> None:
         ("Wasserstein estimate\nmean D(real) - mean D(fake)", {"wasserstein": None}),
         ("input-gradient norm of D", {"input_grad_norm": None}),
     )
-    figure, axes = pyplot.subplots(len(panels), 1, figsize=(8, 8), sharex=True, layout="constrained")
+    figure = Figure(figsize=(8, 8), layout="constrained")
+    axes = figure.subplots(len(panels), 1, sharex=True)
     for axis, (label, series) in zip(axes, panels, strict=True):
         for key, name in series.items():
             axis.plot(steps, [np.nan if r.get(key) is None else r[key] for r in records], label=name, linewidth=1.2)
@@ -112,4 +109,3 @@ def draw_curves(records: list[dict[str, Any]], title: str, path: Path) -> None:
     axes[-1].set_xlabel("generator steps")
     with files.atomic(path) as temporary:
         figure.savefig(temporary, dpi=110)
-    pyplot.close(figure)

@@ -104,7 +104,7 @@ class RunFolder:
     # What happened
 
     def log(self, text: str) -> None:
-        with (self.path / "log.txt").open("a", encoding="utf-8") as file:
+        with (self.path / "log.txt").open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text + "\n")
 
     def statistics(self, record: dict[str, Any]) -> None:
