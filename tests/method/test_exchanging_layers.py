@@ -230,6 +230,13 @@ def test_a_step(ranks, expected, path, k):
         torch.testing.assert_close(mean, getattr(want, name).detach().double(), rtol=1e-9, atol=1e-12)
 
 
+def test_what_a_process_has_seen_changes_nothing():
+    """It is known before a forward that one is not to be watched."""
+    network = nn.Sequential(nn.Conv2d(3, 2, 3), nn.SyncBatchNorm(2), nn.Flatten(), nn.Linear(72, 1)).double()
+    record = dat.discriminator_step(network, *(torch.cat(side) for side in zip(*Case().parts(2), strict=True)), eps=1.0)
+    assert (record.path, record.reason) == ("separate", "its layers exchange tensors between processes")
+
+
 def test_signs_are_mixed_in_some_processes_only():
     """So that a process that looked at its own would take a way that is not open to the others."""
     network, parts = batch_normed(), Case().parts(3)
