@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -34,14 +34,14 @@ class Graph:
         self.nodes: list[Any] = list(self.edges)
         self.names = [node.name() for node in self.nodes]
 
+    @cached_property
     def leaves(self) -> list[Tensor]:
         return [
             node.variable for node, name in zip(self.nodes, self.names, strict=True) if name.endswith("AccumulateGrad")
         ]
 
     def reaches(self, images: Sequence[Tensor]) -> bool:
-        leaves = self.leaves()
-        return all(any(leaf is x for leaf in leaves) for x in images)
+        return all(any(leaf is x for leaf in self.leaves) for x in images)
 
     def dtypes(self) -> set[torch.dtype]:
         """Of the gradients that go through it."""

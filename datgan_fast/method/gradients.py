@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .autograd_graph import Graph
 from .formulas import as_float
+from .independence import Forward
 from .launchers import Launcher
 from .module_state import Network
 from .scores import Scores
@@ -39,22 +40,22 @@ class GradientSum:
 
     def add(self, output: Tensor, seed: Tensor | None = None, retain_graph: bool = False) -> None:
         """output.backward(seed)"""
-        self._backward(output, None, seed, retain_graph)
+        self._backward(output, Graph(output, 0), None, seed, retain_graph)
 
-    def to_images(self, logits: Tensor, images: Tensor, seed: Tensor, retain_graph: bool = False) -> Tensor:
+    def to_images(self, forward: Forward, images: Tensor, seed: Tensor, retain_graph: bool = False) -> Tensor:
         """logits.backward(seed), of which the part of `images`, a leaf, is returned. Raises ValueError where there is none."""
-        gradient = self._backward(logits, images, seed, retain_graph)
+        gradient = self._backward(forward.logits, forward.graph, images, seed, retain_graph)
         if gradient is None:
             raise ValueError(NO_GRADIENT)
         return gradient
 
     def serves(self, graph: Graph) -> bool:
         """Whether `to_images_and_again` can go through it."""
-        return not self._by_torch and all(map(_is_plain, graph.leaves()))
+        return not self._by_torch and all(map(_is_plain, graph.leaves))
 
     def to_images_and_again(
         self,
-        logits: Tensor,
+        forward: Forward,
         images: Tensor,
         seed: Tensor,
         cotangent: Callable[[Tensor], Tensor],
@@ -62,7 +63,7 @@ class GradientSum:
     ) -> Tensor:
         """`to_images`, and a backward through its result as well: to the weights, from the result's own gradient, which
         `cotangent` makes of it."""
-        weights = weights_below(logits, images)
+        logits, weights = forward.logits, _weights(forward.graph, images)
         with faster_weight_gradients(logits, self._compiled):
             gradient, *found = torch.autograd.grad(
                 logits, [images, *weights], seed, create_graph=True, allow_unused=True
@@ -82,11 +83,12 @@ class GradientSum:
         return result
 
     def _backward(
-        self, output: Tensor, images: Tensor | None, seed: Tensor | None, retain_graph: bool
+        self, output: Tensor, graph: Graph, images: Tensor | None, seed: Tensor | None, retain_graph: bool
     ) -> Tensor | None:
+        """graph: the output's."""
         if self._launcher is not None:
             return self._launcher.of_scores(output, images, seed, retain_graph)
-        weights = weights_below(output, images)
+        weights = _weights(graph, images)
         if self._by_torch or not all(map(_is_plain, weights)):
             output.backward(seed, retain_graph=retain_graph)
             return None if images is None else images.grad
@@ -98,9 +100,9 @@ class GradientSum:
         return gradient
 
 
-def weights_below(output: Tensor, images: Tensor | None = None) -> list[Tensor]:
-    """The leaves of its graph, other than the images: what output.backward() adds to."""
-    return [leaf for leaf in Graph(output, 0).leaves() if leaf is not images]
+def _weights(graph: Graph, images: Tensor | None) -> list[Tensor]:
+    """The leaves of an output's graph, other than the images: what output.backward() adds to."""
+    return [leaf for leaf in graph.leaves if leaf is not images]
 
 
 def _is_plain(weight: Tensor) -> bool:
@@ -122,7 +124,8 @@ def add_gradients(weights: Sequence[Tensor], gradients: Sequence[Tensor | None],
         if p.grad is None or p.grad.is_sparse or g.is_sparse:
             p.grad = _sum_of_one(p, g, taken)
             continue
-        if _lies_like(g, p.grad):  # whatever the strides of dimensions with one element, which the kernel compares too
+        # Whatever the strides of dimensions with one element, which the kernel compares too.
+        if g.stride() != p.grad.stride() and _lies_like(g, p.grad):
             g = g.as_strided(p.grad.shape, p.grad.stride())
         alike.setdefault((p.grad.dtype, g.dtype), []).append((p.grad, g))
     for pairs in alike.values():

@@ -88,10 +88,10 @@ def forward(call: Call, images: Tensor, answer: Answer | None = None) -> Forward
         result = _unwatched(call, own, begun, answer.why_not)
     elif network.compiled:
         result = _judged(call, own, begun, _unwatched(call, own, begun, None))
-    elif answer is not None:
-        result = _watched(call, own, begun, answer.program)
+    elif answer is None or (call.plain and network.hangs_no_hooks):  # whose graph holds all that they do
+        result = _with_known_graph(call, own, begun, answer)
     else:
-        result = _with_known_graph(call, own, begun)
+        result = _watched(call, own, begun, answer.program)
     kept = network.kept()
     if result.why_not is None and any(Graph(t, begun).reaches([images]) for t in kept):
         result = result._replace(why_not="the network keeps a tensor of its graph for the next forward")
@@ -124,14 +124,14 @@ def _judged(call: Call, own: Tensor, begun: int, result: Forward) -> Forward:
     return result._replace(why_not=why_not)
 
 
-def _with_known_graph(call: Call, own: Tensor, begun: int) -> Forward:
-    """A batch by itself: what its backward does is in its graph and in hooks, so that the same graph needs no second look."""
+def _with_known_graph(call: Call, own: Tensor, begun: int, answer: Answer | None) -> Forward:
+    """What a batch's backward does is in its graph and in hooks, so that the same graph needs no second look."""
     kind, network = own.device.type, call.network
     autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
     graphs = _graphs.setdefault(network.anchor, {})
     known = graphs.setdefault((network.modes, own.shape, own.dtype, autocast), _KnownGraphs())
     if known.watch:
-        result = _watched(call, own, begun)
+        result = _watched(call, own, begun, answer.program if answer else None)
         fingerprint = result.graph.fingerprint() if result.why_not is None else None
         if fingerprint is not None and len(known.fingerprints) < MOST_GRAPHS and len(graphs) <= LARGEST_MEMORY:
             known.fingerprints.append(fingerprint)

@@ -127,7 +127,7 @@ class StepPenalties:
             (slope,) = torch.autograd.grad(values, gradient, [torch.ones_like(value) for value in values])
             return (slope * self._terms.grad_scale / factors).to(v.dtype)
 
-        return self._gradients.to_images_and_again(forward.logits, images, weights, cotangent, self.retain_graph)
+        return self._gradients.to_images_and_again(forward, images, weights, cotangent, self.retain_graph)
 
     # The adversarial Lipschitz penalty
 

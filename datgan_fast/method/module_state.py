@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property, partial
 from typing import Any
@@ -26,24 +26,24 @@ from .callables import parts_of
 @contextmanager
 def one_power_iteration(module: nn.Module) -> Iterator[None]:
     """Spectral norms advance once, now, as SNGAN (Miyato 2018, Algorithm 1) does per update, and rest inside the context."""
+    modules = list(module.modules())
     with torch.no_grad():
-        for owner in module.modules():
+        for owner in modules:
             for hook in owner._forward_pre_hooks.values():
                 if isinstance(hook, SpectralNorm) and owner.training:
                     hook(owner, None)
-            if parametrize.is_parametrized(owner):
-                for chain in owner.parametrizations.values():  # type: ignore[union-attr, operator]
-                    if any(isinstance(p, _SpectralNorm) and p.training for p in chain):
-                        chain()  # the attribute itself would be cached, without a gradient, under parametrize.cached()
-    with _resting_spectral_norms(module):
+            if isinstance(owner, parametrize.ParametrizationList):
+                if any(isinstance(p, _SpectralNorm) and p.training for p in owner):
+                    owner()  # the attribute itself would be cached, without a gradient, under parametrize.cached()
+    with _resting_spectral_norms(modules):
         yield
 
 
 @contextmanager
-def _resting_spectral_norms(module: nn.Module) -> Iterator[None]:
-    resting = [m for m in module.modules() if isinstance(m, _SpectralNorm) and m.training]
+def _resting_spectral_norms(modules: Sequence[nn.Module]) -> Iterator[None]:
+    resting = [m for m in modules if isinstance(m, _SpectralNorm) and m.training]
     # The old kind is a hook on its layer, whose own training mode is the layer's.
-    hooks = [h for m in module.modules() for h in m._forward_pre_hooks.values() if isinstance(h, SpectralNorm)]
+    hooks = [h for m in modules for h in m._forward_pre_hooks.values() if isinstance(h, SpectralNorm)]
     iterations = [h.n_power_iterations for h in hooks]
     for m in resting:
         m.training = False
@@ -98,7 +98,7 @@ def unchanged_state(module: nn.Module) -> Iterator[None]:
     put_back = remember(module)
     cached = dict(parametrize._cache)  # of weights, in parametrize.cached(): one made here may be another in the step
     try:
-        with unchanged_random_state(module), _resting_spectral_norms(module):
+        with unchanged_random_state(module), _resting_spectral_norms(list(module.modules())):
             yield
     finally:
         put_back()
@@ -186,6 +186,8 @@ class Network:
 
     def kept(self) -> list[Tensor]:
         """Tensors of a forward's graph that it left among the attributes or buffers, where the next forward may use them."""
+        if self.hangs_no_hooks:  # torch's own forwards keep none
+            return []
         found: list[Tensor] = []
         for m in self.modules:
             for holder in (m.__dict__, m._buffers):

@@ -186,7 +186,7 @@ class Passes:
         if v is not None:
             self.v[k] = v
         elif self.terms.lambda_clean:
-            self.v[k] = self.gradients.to_images(logits, images, weights, self.borrowed)
+            self.v[k] = self.gradients.to_images(result, images, weights, self.borrowed)
         else:
             (self.v[k],) = image_gradients([logits], [images], [weights], self.borrowed)
         # A gradient that a hook has changed is none that the attack could use.

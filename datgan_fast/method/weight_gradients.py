@@ -26,18 +26,31 @@ def weight_gradient(gradient: Tensor, images: Tensor, weight: Tensor, how: Seque
     """
     if not _is_faster_as_convolution(images, weight, how):
         return convolution_backward(gradient, images, weight, None, *how, [False, True, False])[1]
-    return torch.empty_like(weight).copy_(_as_convolution(gradient, images, weight, *how[:3]))
+    return _as_convolution(gradient, images, weight, *how[:3])
 
 
 def _as_convolution(
     gradient: Tensor, images: Tensor, weight: Tensor, stride: list[int], padding: list[int], dilation: list[int]
 ) -> Tensor:
     """With the images' channels as batch, the images as channels, and stride and dilation in each other's place."""
-    channels_first = [t.transpose(0, 1).contiguous() for t in (images, gradient)]
-    there = torch.ops.aten.convolution(*channels_first, None, dilation, padding, stride, False, [0] * len(stride), 1)
+    there = torch.ops.aten.convolution(
+        *map(_channels_first, (images, gradient)), None, dilation, padding, stride, False, [0] * len(stride), 1
+    )
     for k, size in enumerate(weight.shape[2:], 2):  # places of the images that no stride reaches come last
         there = there.narrow(k, 0, size)
-    return there.transpose(0, 1)
+    if weight.is_contiguous():
+        return there.transpose(0, 1).contiguous()
+    last = there.flatten(1).t().contiguous().unflatten(0, there.shape[1:]).movedim(-1, 1)
+    return last if last.stride() == weight.stride() else torch.empty_like(weight).copy_(last)
+
+
+def _channels_first(t: Tensor) -> Tensor:
+    """[n, channels, ...] as [channels, n, ...], contiguous. Of channels_last it is a matrix to transpose, which torch does in
+    blocks."""
+    if t.is_contiguous():
+        return t.transpose(0, 1).contiguous()
+    rows = t.movedim(1, -1).flatten(0, -2)
+    return rows.t().contiguous().view(t.shape[1], t.shape[0], *t.shape[2:])
 
 
 def faster_weight_gradients(output: Tensor, compiled: bool) -> AbstractContextManager[object]:

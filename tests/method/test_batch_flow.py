@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from datgan_fast.method.batch_flow import Images, Watch
 from datgan_fast.method.batch_rules import rule_of
@@ -169,6 +170,12 @@ class Circle(nn.Module):
         return F.pad(x, (1, 1, 1, 1), mode="circular")
 
 
+def _attention_by_products(x):
+    """As scaled_dot_product_attention does it where no fast kernel serves."""
+    with sdpa_kernel(SDPBackend.MATH):
+        return F.scaled_dot_product_attention(x[:, None], x[:, None], x[:, None])
+
+
 APART = {
     "conv": (nn.Conv2d(8, 4, 3, padding=1), CONV),
     "conv, groups, reflect": (nn.Conv2d(8, 4, 3, padding=1, groups=2, padding_mode="reflect"), CONV),
@@ -195,6 +202,7 @@ APART = {
     "unfold": (nn.Unfold(2), CONV),
     "weight norm": (nn.utils.parametrizations.weight_norm(nn.Linear(6, 3)), CONV),
     "attention": (lambda x: F.scaled_dot_product_attention(x[:, None], x[:, None], x[:, None]), (N, 5, 8)),
+    "attention by products": (_attention_by_products, (N, 5, 8)),
     "transformer": (nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True), (N, 5, 8)),
     "einsum": (lambda x: torch.einsum("nchw,dchw->nd", x, WEIGHT[:, :, :1, :1].expand(8, 8, 6, 6)), CONV),
     "class token": (lambda x: torch.cat([WEIGHT[:1, :, 0, 0, None].expand(len(x), 8, 1), x], 2), (N, 8, 6)),
@@ -279,7 +287,8 @@ MEETING = {
     "variance in groups": lambda x: x.view(2, -1, *x.shape[1:]).var(0).repeat(2, 1, 1, 1) + x,
     "softmax over the batch": lambda x: x.softmax(0),
     "median": lambda x: x - x.median(0).values,
-    "attention over the batch": lambda x: F.scaled_dot_product_attention(x[None], x[None], x[None])[0],
+    "attention by products over the batch": lambda x: _attention_by_products(x.flatten(2).transpose(0, 1)).squeeze(1),
+    "attention over the batch": lambda x: F.scaled_dot_product_attention(*3 * [x.flatten(1)[None, None]]).view(x.shape),
     "the one before": lambda x: x + x.roll(1, 0),
     "in reverse": lambda x: x + x.flip(0),
     "half of them": lambda x: torch.cat([x[N // 2 :], x[: N // 2]]),

@@ -6,7 +6,9 @@ from torch import nn
 
 import datgan_fast as dat
 from algorithm1 import batches, gradient_of
+from datgan_fast.method.conditions import Call
 from datgan_fast.method.gradients import GradientSum
+from datgan_fast.method.independence import forward
 from datgan_fast.method.module_state import Network
 from networks import build
 
@@ -43,7 +45,7 @@ def test_as_torch_accumulates(count, begun):
     torch.manual_seed(0)
     network, plain = Odd(), Odd()
     plain.load_state_dict(network.state_dict())
-    total = GradientSum(Network(network))
+    total = GradientSum(listed := Network(network))
     kept = {}
     for net in (network, plain):
         if begun:
@@ -56,7 +58,7 @@ def test_as_torch_accumulates(count, begun):
         given, images = seed.clone(), x.clone().requires_grad_()
         expected = x.clone().requires_grad_()
         if k < 2:
-            found = total.to_images(network(images), images, given)
+            found = total.to_images(forward(Call(listed, count), images), images, given)
             plain(expected).backward(seed)
             assert torch.equal(found, expected.grad)
             found.zero_()  # whoever has it may change it

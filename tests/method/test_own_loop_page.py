@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 
+import datgan_fast as dat
 import layers
 from algorithm1 import algorithm1, gradient_of, relative_error
 from penalty_formulas import r1
@@ -98,6 +99,13 @@ def test_many_processes(names, tmp_path, monkeypatch):
     assert relative_error(found, expected(names.before, names.images())) < 5e-6
 
 
+def test_synchronised(names):
+    exec("import torch.distributed as dist\n" + next(b for b in BLOCKS if "synchronised" in b), names)
+    before = copy.deepcopy(names["D"]).double()
+    dat.discriminator_step(names["D"], names["x_real"], names["x_fake"], eps=1.0)
+    assert relative_error(gradient_of(names["D"]), expected(before, names.images())) < 5e-6
+
+
 def test_checkpoints(names):
     found = names.run("import checkpoint")
     assert relative_error(found, expected(names.before, names.images(), r1)) < 5e-6
@@ -132,7 +140,7 @@ def test_a_cuda_graph(names):
 
 
 def test_every_block_has_its_test():
-    assert len(BLOCKS) == 8
+    assert len(BLOCKS) == 9
 
 
 def test_its_links():

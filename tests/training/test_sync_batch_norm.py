@@ -109,6 +109,9 @@ def others(rank, count):
         synchronised(Case(()).layer())(torch.ones(1 - min(rank, 1), CHANNELS, dtype=torch.float64))
     except ValueError as error:
         found["one value"] = str(error)
+    network, *inputs = conditional()
+    rows = slice(*[0, *UNEVEN[count]][rank : rank + 2])
+    found["conditional"] = gradients(synchronised(network), *(t[rows] for t in inputs))
     layer = synchronised(Case().layer())
     with counted_on_the_host([layer]):
         layer(x)
@@ -116,6 +119,18 @@ def others(rank, count):
         found["counter while counted"] = layer._buffers["num_batches_tracked"]
     found["counted"] = layer.num_batches_tracked
     return found
+
+
+def conditional():
+    """A generator with a BatchNorm for each class, and what it takes."""
+    torch.manual_seed(3)
+    network = build_generator("resnet", image_size=8, channels=3, width=4, z_dim=6, classes=3).double()
+    return network, torch.randn(7, 6, dtype=torch.float64), torch.tensor([0, 2, 1, 1, 0, 2, 2])
+
+
+def gradients(network, latents, labels):
+    network(latents, labels).sin().sum().backward()
+    return torch.cat([p.grad.flatten() for p in network.parameters()])
 
 
 @pytest.fixture(scope="module", params=[2, 3], ids=lambda count: f"{count} processes")
@@ -174,6 +189,11 @@ def test_a_group_of_some(ranks):
     close(joined, wanted.detach(), 1e-12)
     for _, found in ranks[:2]:
         assert torch.equal(found["copy"], found["in a group"])
+
+
+@pytest.mark.process
+def test_a_generator_with_classes(ranks):
+    close(sum(found["conditional"] for _, found in ranks), gradients(*conditional()), 1e-10)
 
 
 @pytest.mark.process
