@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +36,13 @@ def atomic(path: Path) -> Iterator[Path]:
             os.close(folder)
 
 
+def flush(path: Path) -> None:
+    """What was written to the file, if there is one, is on the disk."""
+    if path.exists():
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+
+
 def write_text(path: Path, text: str) -> None:
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -48,13 +56,25 @@ def append_json_line(path: Path, record: dict[str, Any]) -> None:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a JSONL file; a last line cut off by a crash is left out."""
+    """The records of a JSONL file. Lines that hold none are left out with a warning."""
+    lines = json_lines(path)
+    if unread := sum(record is None for _, record in lines):
+        warnings.warn(f"{path}: {unread} of its lines cannot be read and are left out", RuntimeWarning, stacklevel=2)
+    return [record for _, record in lines if record is not None]
+
+
+def json_lines(path: Path) -> list[tuple[str, dict[str, Any] | None]]:
+    """Every line of a JSONL file that is not blank, and its record; None where it holds none. A last line without an end is what
+    a crash left of one, and no line."""
     if not path.exists():
         return []
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return records
+    *lines, _ = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    return [(line, _record(line)) for line in lines if line.strip()]
+
+
+def _record(line: str) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else None

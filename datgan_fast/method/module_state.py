@@ -32,9 +32,9 @@ def one_power_iteration(module: nn.Module) -> Iterator[None]:
             for hook in owner._forward_pre_hooks.values():
                 if isinstance(hook, SpectralNorm) and owner.training:
                     hook(owner, None)
-            if isinstance(owner, parametrize.ParametrizationList):
-                if any(isinstance(p, _SpectralNorm) and p.training for p in owner):
-                    owner()  # the attribute itself would be cached, without a gradient, under parametrize.cached()
+            iterates = any(isinstance(p, _SpectralNorm) and p.training for p in owner.children())
+            if isinstance(owner, parametrize.ParametrizationList) and iterates:
+                owner()  # the attribute itself would be cached, without a gradient, under parametrize.cached()
     with _resting_spectral_norms(modules):
         yield
 

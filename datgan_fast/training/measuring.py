@@ -142,13 +142,13 @@ class Statistics:
 
 
 class Clock:
-    """Training time, without pauses for pictures, evaluations and checkpoints."""
+    """Training time in seconds, `begun` of them before, without pauses for pictures, evaluations and checkpoints."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, begun: float = 0.0) -> None:
         self.device = device
-        self.total = 0.0
+        self.total = begun
         self._since = self._now()
-        self._lap = (0, 0.0)
+        self._lap = (0, begun)
 
     def _now(self) -> float:
         if self.device.type == "cuda":

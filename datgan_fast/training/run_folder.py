@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from .config import Config
 from .launch import launcher
 from .options import Options
 from .pictures import draw_curves
+from .run_lock import RunLock
 from .share import Share
 
 KEPT_CHECKPOINTS = 3
@@ -38,6 +40,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._tensorboard: SummaryWriter | None = None
+        self._lock = RunLock(path)
 
     @classmethod
     def create(cls, config: Config) -> RunFolder:
@@ -122,8 +125,16 @@ class RunFolder:
             if key != "step" and isinstance(value, (int, float)):
                 self._tensorboard.add_scalar(f"{group}/{key}", value, record["step"])
 
+    def hold(self) -> None:
+        """Keeps other processes from writing, until `close`. Raises ConfigError where one does."""
+        self._lock.hold()
+
+    def measured(self) -> set[int]:
+        """The steps that were evaluated."""
+        return {record["step"] for _, record in _records(self.path / "metrics.jsonl") if record}
+
     def rewind(self, step: int) -> None:
-        """Forgets what was recorded after `step`, for a run that continues from there."""
+        """Forgets what was recorded after `step`, for a run that continues from there. What cannot be read stays."""
         for leftover in self.path.rglob(".*.tmp*"):
             leftover.unlink(missing_ok=True)
         later = [*self.checkpoints(), *(self.path / "samples").glob("step-*.png")]
@@ -131,12 +142,20 @@ class RunFolder:
             abandoned.unlink()
         for name in ("stats.jsonl", "metrics.jsonl"):
             path = self.path / name
-            kept = [r for r in files.read_json_lines(path) if r["step"] <= step]
+            records = _records(path)
+            kept = [line for line, record in records if record is None or record["step"] <= step]
+            if unread := sum(record is None for _, record in records):
+                warnings.warn(
+                    f"{path}: {unread} of its lines cannot be read; they are kept as they are",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
             if path.exists():
-                files.write_text(path, "".join(json.dumps(r) + "\n" for r in kept))
+                files.write_text(path, "".join(line + "\n" for line in kept))
         self._tensorboard = SummaryWriter(str(self.path / "tensorboard"), purge_step=step + 1)
 
     def close(self) -> None:
+        self._lock.release()
         if self._tensorboard is not None:
             self._tensorboard.close()
             self._tensorboard = None
@@ -147,7 +166,7 @@ class RunFolder:
         return self.path / "samples" / f"step-{step:06d}.png"
 
     def curves(self) -> None:
-        records = files.read_json_lines(self.path / "stats.jsonl")
+        records = [record for _, record in _records(self.path / "stats.jsonl") if record]
         if records:
             draw_curves(records, self.path.name, self.path / "curves.png")
 
@@ -162,10 +181,21 @@ class RunFolder:
         return sorted((p for p in found if _step(p) >= 0), key=_step)
 
     def save_checkpoint(self, step: int, state: dict[str, Any]) -> None:
+        for name in ("stats.jsonl", "metrics.jsonl"):  # which are not made again
+            files.flush(self.path / name)
         with files.atomic(self.checkpoint_path(step)) as temporary:
-            torch.save(state, temporary)
+            try:
+                torch.save(state, temporary)
+            except RuntimeError as error:  # torch's own writer's
+                raise OSError(str(error)) from None
         for old in self.checkpoints()[:-KEPT_CHECKPOINTS]:
             old.unlink(missing_ok=True)
+
+
+def _records(path: Path) -> list[tuple[str, dict[str, Any] | None]]:
+    """Every line of a run's JSONL file, and its record; None for one that has no step."""
+    lines = files.json_lines(path)
+    return [(line, r if r and isinstance(r.get("step"), int) else None) for line, r in lines]
 
 
 def _step(path: Path) -> int:

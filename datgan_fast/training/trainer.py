@@ -1,12 +1,11 @@
-"""The training loop: iterations, and what a run records of itself around them.
+"""One run: its options, data and networks put together, its steps and its state.
 
-It knows nothing of how the numbers are computed: that is iteration.py's.
+How the numbers are computed is iteration.py's; what a run records of itself around its steps is loop.py's.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import warnings
 from collections.abc import Callable
@@ -15,29 +14,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..data.datasets import first_of_shuffled, load_classes, load_images
-from ..errors import ConfigError, DataError, TrainingStopped
-from ..method.dispatch import kernels, use_backend
+from ..errors import ConfigError, DataError
+from ..method.dispatch import use_backend
 from ..metrics.evaluator import Evaluator
 from . import cuda_graph
-from .agreed_stop import AgreedStop
-from .checkpoints import generate, in_turn, load_checkpoint, load_generator, save_generator
+from .checkpoints import generate, in_turn, load_checkpoint, load_generator
 from .config import Config
 from .iteration import Iteration
 from .launch import own_device
-from .measuring import Clock
+from .loop import BY_CLASS, Loop
 from .options import Options
 from .own_parts import check_own_networks, check_random_layers, own_images, recorded_architecture, with_own_parts
-from .pictures import save_grid, save_points
-from .progress import Progress
-from .run_folder import RunFolder, launch
-from .share import Share, another_ended_is_said
-from .stop_signals import StopSignals
+from .run_folder import RunFolder
+from .share import Share
 
 GRID = 64  # images in a sample grid
-BY_CLASS = 8  # images of each class in a conditional run's grid, a row for each class
 CLASSES_SHOWN = 32  # in it, at most
 PLOTTED = 1000  # points in a picture of toy data
 EVALUATED = 2000  # images in an evaluation
@@ -79,7 +72,7 @@ class Trainer:
             images, labels = share.after_the_first(lambda: self._data(given))
         else:
             images, labels = self._data(given)
-        self._real_points = images[:PLOTTED].clone() if c.points else None
+        self.real_points = images[:PLOTTED].clone() if c.points else None
         check_own_networks(c, generator, discriminator, images)
         check_random_layers(c, share, generator, discriminator)
         if labels is not None:
@@ -89,6 +82,7 @@ class Trainer:
         if c.init_from:
             self._init_from(c.init_from)
         self.step = 0
+        self.seconds = 0.0  # of training, as far as checkpoints know
         self._together = share.alone  # whether all processes have the same numbers, as they have from the first step on
         self._run: Callable[[], None] | None = None
         self._evaluator = Evaluator(
@@ -230,6 +224,7 @@ class Trainer:
         """Everything that an exact continuation needs, on as many processes; loads with torch.load(weights_only=True)."""
         return {
             "step": self.step,
+            "seconds": self.seconds,
             "config": self.config.typed(),
             **self.iteration.state(),
             "random": torch.get_rng_state(),
@@ -244,6 +239,7 @@ class Trainer:
                 "--resume: the checkpoint was made with other options than the run's config.yaml has"
             ) from None
         self.step = state["step"]
+        self.seconds = float(state.get("seconds", 0.0))  # none before 2026-11-30
         self._together = self.share.alone
         torch.set_rng_state(state["random"].cpu())
         if torch.cuda.is_available() and len(state["random_cuda"]) == torch.cuda.device_count():
@@ -263,153 +259,19 @@ class Trainer:
                 self._run = self._prepare()
             self._come_together()
             run = run or RunFolder(self.share.tell(lambda: RunFolder.create(c).path))
-            progress = Progress(run, c.steps, self.step, speaks=self.share.first)
-            with progress, StopSignals() as signals, closing(run), another_ended_is_said(lambda: self._alone_in(run)):
-                self._train(run, progress, AgreedStop(signals, self.share, self.device))
+            with closing(run):
+                if self.share.first:
+                    run.hold()
+                Loop(self, run).run()
         return run
 
-    def _train(self, run: RunFolder, progress: Progress, stop: AgreedStop) -> None:
-        steps = self.config.steps
-        progress.say(f"{run.path}: {self._described()}, steps {self.step} to {steps}")
-        clock = Clock(self.device)
-        if self.step == 0 and self.share.first:
-            self._draw(run)
-        first, stopping = self.step + 1, False
-        while self.step < steps and not stopping:
-            self.train_step()
-            stopping = stop.after(self.step)
-            progress.step()
-            if self.step == first:  # a run's first step warms up; the rates begin after it
-                self._say_how(run, progress)
-                clock.lap(self.step)
-            self._record_step(run, progress, clock, stopping)
-        self.share.wait()  # for what the first one writes: torchrun ends all when one ends
-        if self.step < steps:
-            raise self._stopped(run, f"stopped at step {self.step}; go on with --resume {run.path}")
-        progress.say(
-            f"done: {run.path}/generator.safetensors, {run.path}/samples/step-{self.step:06d}.png, {run.path}/curves.png"
-        )
-
-    def _record_step(self, run: RunFolder, progress: Progress, clock: Clock, stopping: bool) -> None:
-        """What is due after this step: a log line, pictures, an evaluation, a checkpoint."""
-        c = self.config
-
-        def due(every: int) -> bool:
-            return every > 0 and (self.step == c.steps or self.step % every == 0)
-
-        logs, draws, evaluates, saves = map(due, (c.log_every, c.sample_every, c.eval_every, c.save_every))
-        saves |= stopping
-        if not (logs or draws or evaluates or saves):
-            return
-        if broken := self._broken(run):
-            raise self._stopped(run, broken)
-        if logs:
-            self._log(run, progress, clock)
-        with clock.paused():
-            state = self.state() if saves else None
-            if self.share.first:
-                self._write(run, draws, evaluates, state)
-
-    def _write(self, run: RunFolder, draws: bool, evaluates: bool, state: dict[str, Any] | None) -> None:
-        if draws:
-            self._draw(run)
-            run.curves()
-        if evaluates:
-            for metric in self.evaluate():
-                run.metric(metric)
-        if state:
-            # The checkpoint last: a run killed between the two does the step again, and both.
-            save_generator(run.path / "generator.safetensors", self.iteration.average, self.config, self.step)
-            run.save_checkpoint(self.step, state)
-
-    def _log(self, run: RunFolder, progress: Progress, clock: Clock) -> None:
-        record = self._record(clock)
-        if not self.share.first:
-            return
-        run.statistics(record)
-        speed = record["images_per_second"]
-        progress.show_losses(
-            f"step {self.step}/{self.config.steps}  loss D {record['loss_d']:.4f} G {record['loss_g']:.4f}  "
-            f"Wasserstein {record['wasserstein']:.4f}" + (f"  {speed:.0f} images/s" if math.isfinite(speed) else ""),
-            f"loss D {record['loss_d']:.3f} G {record['loss_g']:.3f}",
-        )
-
-    def _described(self) -> str:
-        """What is trained and how it is computed, for the log's first line."""
-        c = self.config
-        how: list[str] = [c.device, c.precision]
-        if self.device.type == "cuda" and c.precision == "fp32":
-            how.append("TF32" if c.tf32 else "no TF32")
-        if c.penalty_precision != "fp32" and self.iteration.penalty:
-            how.append(f"penalty in {c.penalty_precision}")
-        if c.compile:
-            how.append("torch.compile")
-        if self._run != self.iteration.run:
-            how.append("CUDA graph")
-        if not self.share.alone:
-            how.append(f"{self.share.size} processes")
-            if any(
-                isinstance(m, _BatchNorm) for network in (self.generator, self.discriminator) for m in network.modules()
-            ):
-                how.append(f"BatchNorm over {'all' if c.sync_batch_norm else 'own'} images")
-        return f"{c.baseline}{' + DAT' if c.dat else ''} on {c.dataset}, {', '.join(how)}"
-
-    def _say_how(self, run: RunFolder, progress: Progress) -> None:
-        """Which way a discriminator step goes, why, and what computes it; into the log and env.json."""
-        path, reason = self.iteration.path, self.iteration.reason
-        precisions = {name: getattr(self.config, name) for name in ("precision", "penalty_precision")}
-        how = {"path": path, "reason": reason, "kernels": kernels(self.device), **precisions, **launch()}
-        progress.say(f"discriminator steps: {path}{f' ({reason})' if reason else ''}; kernels: {how['kernels']}")
-        if self.share.first:
-            run.computed_by(how)
-
-    def _stopped(self, run: RunFolder, why: str) -> TrainingStopped:
-        if self.share.first:
-            run.log(why)
-        return TrainingStopped(why)
-
-    def _alone_in(self, run: RunFolder) -> str:
-        """What to say when another process has ended."""
-        why = f"another process ended, in step {self.step} or after it; {self._last_checkpoint(run)}"
-        if self.share.first:
-            run.log(why)
-        return why
-
-    def _last_checkpoint(self, run: RunFolder) -> str:
-        checkpoints = run.checkpoints()
-        return f"the last good checkpoint is {checkpoints[-1]}" if checkpoints else "there is no checkpoint yet"
-
-    def _record(self, clock: Clock) -> dict[str, Any]:
-        steps, seconds = clock.lap(self.step)
-        images = steps * self.config.n_dis * self.config.batch_size
-        return {
-            "step": self.step,
-            **self.iteration.statistics.read(),
-            "images_per_second": images / seconds if steps else math.nan,  # real images through the discriminator
-            "seconds": clock.total,
-        }
-
-    def _broken(self, run: RunFolder) -> str | None:
-        """What to say if anything was not finite; None if all was."""
-        step, tensors = self.iteration.statistics.broken()
-        if not step:
-            return None
-        more = f" and {len(tensors) - 3} more" if len(tensors) > 3 else ""
-        return (
-            f"training diverged: {', '.join(tensors[:3])}{more} not finite in step {step}; {self._last_checkpoint(run)}; "
-            "a smaller --lr or --eps may help"
-        )
+    @property
+    def recorded(self) -> bool:
+        """Whether its steps are replays of a CUDA graph."""
+        return self._run is not None and self._run != self.iteration.run
 
     def sample_grid(self) -> Tensor:
         return generate(self.iteration.average, self._grid_latents, labels=self._grid_labels)
-
-    def _draw(self, run: RunFolder) -> None:
-        path = run.samples_path(self.step)
-        if self.config.points:
-            title = f"{run.path.name}, step {self.step}"
-            save_points(path, self.sample_grid(), self._real_points, self.discriminator, title)
-        else:
-            save_grid(self.sample_grid(), path, BY_CLASS if self.config.classes else None)
 
     def evaluate(self) -> list[dict[str, Any]]:
         """A record for each metric of the averaged generator's images."""
