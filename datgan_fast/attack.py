@@ -27,7 +27,7 @@ DEFAULT = Protocol()
 
 def attack(arguments: argparse.Namespace) -> int:
     protocol = chosen_protocol(arguments)
-    out = Path(arguments.out)
+    out = Path(arguments.out).expanduser()
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out}: must be a folder; it is a file")
     device = resolve_device(arguments.device)
@@ -61,7 +61,7 @@ def chosen_subjects(arguments: argparse.Namespace, device: str) -> list[Subject]
     generator, generator_step = chosen_generator(arguments.generator, arguments.generator_step)
     subjects = [
         load_subject(
-            Path(source),
+            Path(source).expanduser(),
             label=label,
             generator=generator,
             generator_step=generator_step,
@@ -83,7 +83,7 @@ def chosen_generator(path: str | None, step: str | None) -> tuple[Path | None, i
     chosen_step = whole_number("--generator-step", step, 1, 10**9) if step is not None else None
     if path is not None and chosen_step is not None:
         raise ConfigError("--generator with --generator-step: both choose the generator; leave one out")
-    return Path(path) if path is not None else None, chosen_step
+    return Path(path).expanduser() if path is not None else None, chosen_step
 
 
 def measure_each(subjects: list[Subject], protocol: Protocol, bar: tqdm) -> list[Measurement]:

@@ -63,7 +63,7 @@ def whole_number(option: str, text: str, least: int, most: int) -> int:
 
 def output_file(option: str, text: str, suffix: str) -> Path:
     """The file that a command will write. Raises ConfigError if it has another ending or no folder to be in."""
-    path = Path(text)
+    path = Path(text).expanduser()
     if path.suffix.lower() != suffix:
         raise ConfigError(f"{option} {path}: must be a {suffix} file")
     if not path.parent.is_dir():

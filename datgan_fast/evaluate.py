@@ -31,7 +31,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     metrics = chosen_metrics(arguments.metrics, arguments.inception_weights)
     out = output_file("--out", arguments.out, ".jsonl") if arguments.out is not None else None
     device = resolve_device(arguments.device)
-    trained = chosen_generator(Path(arguments.source), arguments.weights)
+    trained = chosen_generator(Path(arguments.source).expanduser(), arguments.weights)
     dataset = chosen_dataset(arguments.dataset, trained, arguments.source)
     same = trained.config is not None and trained.config.dataset == dataset
     evaluator = Evaluator(
@@ -46,6 +46,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
         inception_weights=arguments.inception_weights,
         seed=seed,
         download=arguments.download,
+        background=trained.config.background if trained.config and same else "white",
         conditional=trained.classes > 0,
     )
     images = generated(trained.generator.to(device), trained.z_dim, n, seed, batch_size, trained.classes)

@@ -20,7 +20,7 @@ def sample(arguments: argparse.Namespace) -> int:
     seed = whole_number("--seed", arguments.seed, 0, 2**63 - 1)
     out = output_file("--out", arguments.out, ".png")
     device = resolve_device(arguments.device)
-    file = Path(arguments.file)
+    file = Path(arguments.file).expanduser()
     if file.is_dir():  # a run
         file /= "generator.safetensors"
         if not file.is_file():

@@ -162,7 +162,8 @@ def _untrained(image_size: int, channels: int, classes: int) -> Classifier:
 
 def cache_folder() -> Path:
     own = os.environ.get("DATGAN_FAST_CACHE")
-    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "datgan_fast"
+    base = Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "datgan_fast"
+    return base.expanduser()
 
 
 @plain_defaults()

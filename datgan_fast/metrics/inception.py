@@ -100,7 +100,7 @@ def find_weights(file: str | None) -> str:
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
     name = URL_INCEPTION_V3.rpartition("/")[2]
-    path = Path(file) if file else Path(torch.hub.get_dir()) / "checkpoints" / name
+    path = Path(file).expanduser() if file else Path(torch.hub.get_dir()) / "checkpoints" / name
     if not file and not path.is_file():
         _download(URL_INCEPTION_V3, path)
     try:

@@ -13,7 +13,7 @@ from .options import typed
 
 def read_config_file(path: str) -> dict[str, Any]:
     """The options in a YAML or TOML file, as their types. Raises ConfigError."""
-    file = Path(path)
+    file = Path(path).expanduser()
     try:
         text = file.read_text(encoding="utf-8")
         if file.suffix.lower() == ".toml":

@@ -6,6 +6,7 @@ What nobody typed is decided by the baseline, the norm, the data set and the dev
 from __future__ import annotations
 
 import dataclasses
+import os
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -52,6 +53,8 @@ GENERAL: dict[str, Any] = {
     "data_dir": "data",
     "download": False,
     "flip": False,
+    "background": "white",
+    "strict_images": False,
     "n_images": 0,
     "augment": "none",
     "conditional": False,
@@ -84,6 +87,7 @@ def _option(help: str, **check: Any) -> Any:
     """A field with its help text and its check: choices=, at_least=, more_than=, at_most=, less_than=.
 
     or_own: what was handed to the Trainer in Python is a choice too, which nobody has to type.
+    path: a "~" at its beginning is the home folder.
     """
     return field(default=None, metadata={"help": help, **check})
 
@@ -124,11 +128,17 @@ class Options:
 
     # data
     dataset: str | None = _option("training images", choices=DATASETS, or_own=True)
-    data_dir: str | None = _option("where the data set's files are")
+    data_dir: str | None = _option("where the data set's files are", path=True)
     download: bool | None = _option("fetch missing files of the data set into --data-dir")
     flip: bool | None = _option("mirror half of the training images")
     image_size: int | None = _option("side in pixels, 4 times a power of two; default: the data set's", at_least=8)
     channels: Literal[1, 3] | None = _option("1 (grey) or 3 (RGB); default: the data set's", choices=(1, 3))
+    background: str | None = _option(
+        "colour under a folder's transparent images: white, black, another of CSS's names, #rrggbb or R,G,B"
+    )
+    strict_images: bool | None = _option(
+        "stop at an image of a folder that cannot be read, rather than leave it out and say so"
+    )
     n_images: int | None = _option(
         "train on so many of the training images, the same for every --seed; default: all. Metrics compare with all of them",
         at_least=1,
@@ -200,15 +210,19 @@ class Options:
     )
 
     # record
-    outdir: str | None = _option("folder of run folders")
+    outdir: str | None = _option("folder of run folders", path=True)
     name: str | None = _option("name of the run; default: from baseline and data set")
     seed: int | None = _option("seed of everything random", at_least=0, at_most=2**63 - 1)
-    init_from: str | None = _option("checkpoint (.pt) or generator (.safetensors) whose weights to start from")
+    init_from: str | None = _option(
+        "checkpoint (.pt) or generator (.safetensors) whose weights to start from", path=True
+    )
     log_every: int | None = _option("steps between log lines", at_least=1)
     sample_every: int | None = _option("steps between sample grids", at_least=1)
     save_every: int | None = _option("steps between checkpoints", at_least=1)
     eval_every: int | None = _option("steps between evaluations; 0 for none", at_least=0)
-    inception_weights: str | None = _option("file of torch-fidelity's Inception weights: also measure is, fid, kid")
+    inception_weights: str | None = _option(
+        "file of torch-fidelity's Inception weights: also measure is, fid, kid", path=True
+    )
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], source: str) -> Options:
@@ -274,6 +288,7 @@ def _kind(hint: Any) -> Any:
     return type(typing.get_args(kind)[0]) if typing.get_origin(kind) is Literal else kind
 
 
+_PATHS = {f.name for f in dataclasses.fields(Options) if f.metadata.get("path")}
 KINDS.update({name: _kind(hint) for name, hint in typing.get_type_hints(Options).items()})
 
 
@@ -286,5 +301,6 @@ def typed(values: Mapping[str, Any], source: str) -> dict[str, Any]:
             raise ConfigError(
                 f"{source}: unknown option {key!r}; see python -m datgan_fast.train --help for the options"
             )
-        converted[name] = None if value is None else convert(name, value, KINDS[name])
+        kept = None if value is None else convert(name, value, KINDS[name])
+        converted[name] = os.path.expanduser(kept) if name in _PATHS and kept else kept
     return converted
