@@ -215,6 +215,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--n", default="256", help="images of each kind (default: 256)")
     parser.add_argument(
         "--generator",
+        type=a_path,
         metavar="PATH",
         help="whose generator makes the images: a run, checkpoint or generator.safetensors",
     )

@@ -7,6 +7,7 @@ import io
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -32,7 +33,8 @@ def run_command(prog: str, command: Callable[[], int]) -> int:
     """The command's exit code: 2 for wrong options, 1 for a failed run, 130 for Ctrl-C."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show is shown in escapes
-            stream.reconfigure(errors="backslashreplace")
+            with suppress(OSError):  # it is closed
+                stream.reconfigure(errors="backslashreplace")
     try:
         return command()
     except (ConfigError, DataError, BackendError) as error:

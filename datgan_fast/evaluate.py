@@ -46,6 +46,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
         inception_weights=arguments.inception_weights,
         seed=seed,
         download=arguments.download,
+        background=trained.config.background if trained.config and same else "white",
         conditional=trained.classes > 0,
     )
     images = generated(trained.generator.to(device), trained.z_dim, n, seed, batch_size, trained.classes)

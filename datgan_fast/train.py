@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from .cli import Parser, a_path, run_command
 from .errors import ConfigError
 from .training.config_file import read_config_file
 from .training.launch import Launch, launcher, restarted
+from .training.loop import owes_evaluation
 from .training.networks import parameter_count
 from .training.option_values import flag
 from .training.options import GENERAL, KINDS, Options, typed
@@ -70,7 +72,7 @@ def train(arguments: argparse.Namespace) -> int:
     share = Share.of_default_group()
     options = share.alike(lambda: {**(read_config_file(file) if file else {}), **typed(given, "command line")})
     # Where it goes on is the first process's to find, whose the run's folder is.
-    path, checkpoint, own = share.tell(lambda: where_to_begin(resume, options))
+    path, state, own = share.tell(lambda: where_to_begin(resume, options))
     trainer = share.alike(lambda: Trainer(own))
     if dry_run:
         describe(trainer)
@@ -78,12 +80,15 @@ def train(arguments: argparse.Namespace) -> int:
     if path is None:
         trainer.fit()
         return 0
-    return go_on(RunFolder(path), checkpoint, trainer)
+    return go_on(RunFolder(path), state, trainer)
 
 
-def where_to_begin(resume: str | None, options: dict[str, Any]) -> tuple[Path | None, Path | None, Options]:
-    """The run that is continued, if it is one, its checkpoint, if it has one yet, and the options to train with."""
-    run, checkpoint = begun_before(resume, options) if restarted() else (None, None)
+State = dict[str, Any] | None  # of a checkpoint
+
+
+def where_to_begin(resume: str | None, options: dict[str, Any]) -> tuple[Path | None, State, Options]:
+    """The run that is continued, if it is one, its checkpoint's state, if it has one yet, and the options to train with."""
+    run, checkpoint = (begun_before(resume, options), None) if restarted() else (None, None)
     if resume and not run:
         run, checkpoint = find_run(resume, options)
         if run is None:
@@ -91,44 +96,75 @@ def where_to_begin(resume: str | None, options: dict[str, Any]) -> tuple[Path | 
     if run is None:
         return None, None, Options(**options)
     own = continued(run, options)
-    if checkpoint:  # its weights replace those that --init-from gave, whose file may be gone
-        own = dataclasses.replace(own, init_from=None)
-    return run.path, checkpoint, own
+    state = load_checkpoint(checkpoint, "--resume") if checkpoint else newest_state(run)
+    if state:
+        check_alike(run, own, state)
+        own = dataclasses.replace(own, init_from=None)  # whose weights are replaced, and whose file may be gone
+    return run.path, state, own
 
 
-def go_on(run: RunFolder, checkpoint: Path | None, trainer: Trainer) -> int:
-    """Continues a run from its checkpoint, or from the beginning if it has none yet."""
-    share = trainer.share
-    if checkpoint:
-        trainer.load_state(share.tell(lambda: load_checkpoint(checkpoint, "--resume")))
-    if trainer.step >= trainer.config.steps:
+def newest_state(run: RunFolder) -> State:
+    """Of the newest checkpoint that can be read; None where the run has come to none yet. Raises ConfigError where none of them
+    can be, or all are gone."""
+    checkpoints = run.checkpoints()[::-1]
+    damaged: list[str] = []
+    for path in checkpoints:
+        try:
+            state = load_checkpoint(path, "--resume")
+        except ConfigError as error:
+            damaged.append(str(error))
+            continue
+        if damaged:
+            warnings.warn(f"{'; '.join(damaged)}; going on from {path}", RuntimeWarning, stacklevel=2)
+        return state
+    if damaged:
+        raise ConfigError(f"{'; '.join(damaged)}; no other checkpoint is there to go on from")
+    if run.has_lost_checkpoints():
+        raise ConfigError(
+            f"--resume {run.path}: has no checkpoint any more; put one back, or start a new run (--init-from takes the "
+            "weights of its generator.safetensors)"
+        )
+    return None
+
+
+def check_alike(run: RunFolder, own: Options, state: dict[str, Any]) -> None:
+    """Raises ConfigError where its config.yaml says something else than the run was trained with."""
+    now, then = own.recorded().typed(), state.get("config")
+    for name, value in then.items() if isinstance(then, dict) else ():
+        if name in now and name not in _MAY_CHANGE and now[name] != value:
+            raise ConfigError(
+                f"{flag(name)} {now[name]}: stands in {run.path / 'config.yaml'}, but the run was trained with {value}; put "
+                "that back, or start a new run (--init-from takes its weights)"
+            )
+
+
+def go_on(run: RunFolder, state: State, trainer: Trainer) -> int:
+    """Continues a run from its checkpoint's state, or from the beginning if it has none yet."""
+    if state:
+        trainer.load_state(state)
+    if trainer.share.first:
+        run.hold()
+    if trainer.step >= trainer.config.steps and not owes_evaluation(trainer, run):
         print(f"{run.path}: already at step {trainer.step}; --steps with a larger number goes on")
+        run.close()
         return 0
-    if share.first:
+    if trainer.share.first:
         run.rewind(trainer.step)
     trainer.fit(run)
     return 0
 
 
-def begun_before(resume: str | None, options: dict[str, Any]) -> tuple[RunFolder | None, Path | None]:
+def begun_before(resume: str | None, options: dict[str, Any]) -> RunFolder | None:
     """The run that this command itself has begun or gone on with, before torchrun had to start it again."""
     runs = RunFolder.numbered(options.get("outdir", GENERAL["outdir"]))
     if resume and resume != "latest":
         path = Path(resume).resolve()
         runs.append(RunFolder(path.parent.parent if path.is_file() else path))
-    for run in runs:
-        if run.launched_by() == launcher():
-            return run, _newest(run)
-    return None, None
-
-
-def _newest(run: RunFolder) -> Path | None:
-    checkpoints = run.checkpoints()
-    return checkpoints[-1] if checkpoints else None
+    return next((run for run in runs if run.launched_by() == launcher()), None)
 
 
 def find_run(resume: str, options: dict[str, Any]) -> tuple[RunFolder | None, Path | None]:
-    """The run that --resume means, and the checkpoint to continue from, if it has one yet."""
+    """The run that --resume means, and the checkpoint if it names one."""
     if resume == "latest":
         run = RunFolder.latest(options.get("outdir", GENERAL["outdir"]), options.get("name"))
     else:
@@ -143,9 +179,7 @@ def find_run(resume: str, options: dict[str, Any]) -> tuple[RunFolder | None, Pa
         run = RunFolder(path)
         if not (path / "config.yaml").is_file():
             raise ConfigError(f"--resume {resume}: must be 'latest', a run folder or a checkpoint of one")
-    if run is None:
-        return None, None
-    return run, _newest(run)
+    return run, None
 
 
 def continued(run: RunFolder, options: dict[str, Any]) -> Options:

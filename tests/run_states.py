@@ -18,7 +18,7 @@ def assert_same(state, other):
     for place, value in state.items():
         if isinstance(value, torch.Tensor):
             assert torch.equal(value, other[place]), place
-        elif place != "config.cuda_graph.":
+        elif place not in ("config.cuda_graph.", "seconds."):
             assert value == other[place], place
 
 

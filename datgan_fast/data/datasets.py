@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ..errors import DataError
 from . import points
-from .readers import Request, read_cifar10, read_class_folders, read_digits, read_folder, read_mnist
+from .image_folder import read_class_folders, read_folder
+from .readers import Request, read_cifar10, read_digits, read_mnist
 
 OWN = "own"  # images, and networks, that were handed to the Trainer in Python
 _LUMA = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float32, device="cpu").view(1, 3, 1, 1)  # ITU-R 601
@@ -150,6 +151,9 @@ def load_images(
     download: bool = False,
     train: bool = True,
     progress: bool = True,
+    *,
+    background: str = "white",
+    strict: bool = False,
 ) -> Tensor:
     """Load images as one contiguous CPU tensor, uint8 [N, channels, image_size, image_size], or toy data, float32 [N, 2].
 
@@ -161,7 +165,10 @@ def load_images(
     train       the training images, or else the test images; digits and folder have one set, used for both; of toy
                 data the test points are other draws
     progress    show a progress bar on a terminal while reading a folder
+    background  colour under a folder's transparent images: a name (CSS's), "#rrggbb" or "R,G,B" from 0 to 255
+    strict      raise DataError for an image of a folder that cannot be read; False: warn, and leave it out
 
+    A folder is read with all below it, links to folders included; hidden names are left out. 16-bit grey images are scaled.
     MNIST-like images (28 x 28) are zero-padded to size 32 and resized to any other. Raises DataError.
     """
     row = dataset_named(dataset)
@@ -177,7 +184,8 @@ def load_images(
         raise DataError(f"--image-size {size}: should be a positive number of pixels.")
     if channels not in (1, 3):
         raise DataError(f"--channels {channels}: should be 1 (grey) or 3 (RGB).")
-    return _convert(row.read_images(Request(data_dir, train, download, size, channels, progress)), size, channels)
+    request = Request(data_dir, train, download, size, channels, progress, background, strict)
+    return _convert(row.read_images(request), size, channels)
 
 
 def load_labels(dataset: str, data_dir: str | Path | None = None, train: bool = True, download: bool = False) -> Tensor:
@@ -189,14 +197,16 @@ def load_labels(dataset: str, data_dir: str | Path | None = None, train: bool = 
     return row.read_labels(Request(data_dir, train, download))
 
 
-def load_classes(dataset: str, data_dir: str | Path | None = None, download: bool = False) -> Tensor:
+def load_classes(
+    dataset: str, data_dir: str | Path | None = None, download: bool = False, *, strict: bool = False
+) -> Tensor:
     """Load the class of each training image, int64 [N], in the order of load_images, for --conditional. Raises DataError."""
     row = dataset_named(dataset)
     read = row.read_classes or row.read_labels
     if read is None:
         right = ", ".join(d.name for d in DATASETS.values() if d.read_classes or d.read_labels)
         raise DataError(f"--conditional: {dataset} has no classes; should be one of {right}.")
-    return read(Request(data_dir, True, download))
+    return read(Request(data_dir, True, download, strict=strict))
 
 
 def first_of_shuffled(total: int, count: int, of: str) -> Tensor:

@@ -7,23 +7,18 @@ from __future__ import annotations
 
 import gzip
 import math
-import sys
 import warnings
 import zlib
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
-from tqdm import tqdm  # type: ignore[import-untyped]
 
 from ..errors import DataError
 
 DEFAULT_DATA_DIR = "data"
-_IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".ppm"}
 _CIFAR_RECORD = 1 + 3 * 32 * 32  # one label byte, then the image in CHW order
 
 
@@ -36,6 +31,8 @@ class Request(NamedTuple):
     image_size: int = 0  # of the images that will be made, like channels; 0 for points and labels
     channels: int = 0
     progress: bool = False
+    background: str = "white"  # colour under transparent images of a folder
+    strict: bool = False  # an image of a folder that cannot be read is an error
 
 
 def _not_found(dataset: str, folder: Path, name: str, places: tuple[Path, ...]) -> DataError:
@@ -74,7 +71,7 @@ def read_mnist(dataset: str, torchvision_name: str, kind: str, item_shape: tuple
 
     kind    as in the file's name: "images-idx3-ubyte" or "labels-idx1-ubyte"
     """
-    folder = Path(request.data_dir or DEFAULT_DATA_DIR)
+    folder = Path(request.data_dir or DEFAULT_DATA_DIR).expanduser()
     name = f"{'train' if request.train else 't10k'}-{kind}"
     # The folder itself comes last: it may hold the equally named files of the other data set.
     places = (folder / torchvision_name / "raw", folder / dataset, folder)
@@ -118,7 +115,7 @@ def read_cifar10(request: Request) -> tuple[Tensor, Tensor]:
 
     A training set that lacks some of its binary files is used with a warning, unless download is set.
     """
-    folder = Path(request.data_dir or DEFAULT_DATA_DIR)
+    folder = Path(request.data_dir or DEFAULT_DATA_DIR).expanduser()
     names = [f"data_batch_{i}.bin" for i in range(1, 6)] if request.train else ["test_batch.bin"]
     places = (folder / "cifar-10-batches-bin", folder)
     found: list[Path] = []
@@ -147,54 +144,3 @@ def _read_cifar_file(path: Path) -> Tensor:
     if records[:, 0].max() > 9:
         raise DataError(f"--data-dir: {path} should hold CIFAR-10 records, which start with a label 0 to 9.")
     return records
-
-
-def _image_paths(request: Request) -> tuple[Path, list[Path]]:
-    """The folder, and all images below it, in the order in which they are read."""
-    if not request.data_dir:
-        raise DataError("--data-dir: should name the folder of images for --dataset folder.")
-    folder = Path(request.data_dir)
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _IMAGE_SUFFIXES and path.is_file())
-    if not paths:
-        suffixes = " ".join(sorted(_IMAGE_SUFFIXES))
-        raise DataError(f"--data-dir {folder}: should be a folder with at least one image ({suffixes}).")
-    return folder, paths
-
-
-def read_class_folders(request: Request) -> Tensor:
-    """The class of each of `read_folder`'s images: the number of the folder in --data-dir that it is below, in sorted order."""
-    folder, paths = _image_paths(request)
-    parts = [path.relative_to(folder).parts for path in paths]
-    if any(len(of_path) == 1 for of_path in parts):
-        raise DataError(
-            f"--data-dir {folder}: has no classes; should have a folder for each, and no images beside them."
-        )
-    names = {name: number for number, name in enumerate(sorted({of_path[0] for of_path in parts}))}
-    return torch.tensor([names[of_path[0]] for of_path in parts], dtype=torch.int64, device="cpu")
-
-
-def read_folder(request: Request) -> Tensor:
-    """Read all images below a folder, in sorted order: uint8 [N, channels, image_size, image_size]."""
-    _, paths = _image_paths(request)
-    size, channels = request.image_size, request.channels
-    images = torch.empty(len(paths), channels, size, size, dtype=torch.uint8, device="cpu")
-    hide_bar = not (request.progress and sys.stderr.isatty())
-    with ThreadPoolExecutor() as pool:  # PIL decodes and resizes outside the interpreter lock
-        decoded = pool.map(lambda path: _read_image(path, size, channels), paths)
-        bar = tqdm(decoded, total=len(paths), desc="images", disable=hide_bar)
-        for target, image in zip(images, bar, strict=True):
-            target.copy_(image)
-    return images
-
-
-def _read_image(path: Path, size: int, channels: int) -> Tensor:
-    """Scale the shorter side of an image to size and crop its centre: uint8 [channels, size, size]."""
-    try:
-        with Image.open(path) as file:
-            if file.mode.startswith(("I", "F")):
-                raise ValueError("more than 8 bits per channel")  # PIL would clip these to white
-            image = ImageOps.exif_transpose(file).convert("L" if channels == 1 else "RGB")
-            image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
-    except Exception as error:  # PIL raises many kinds for a broken file
-        raise DataError(f"--data-dir: {path} should be a readable 8-bit image: {error}") from error
-    return torch.from_numpy(np.array(image)).view(size, size, channels).permute(2, 0, 1)

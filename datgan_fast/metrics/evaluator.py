@@ -21,7 +21,7 @@ from .comparison import RealImages, RealPoints
 class Evaluator:
     """Measures generated images against one data set; `evaluator(images, source)` gives a record per metric.
 
-    dataset, data_dir, image_size, channels, download    as in load_images
+    dataset, data_dir, image_size, channels, download, background    as in load_images
     metrics             names from METRICS; None: what the data set allows, with Inception only if its weights are given
     n                   images to compare: the most training images taken; give as many generated ones
     train_images        load_images's result, where it is at hand
@@ -50,6 +50,7 @@ class Evaluator:
         inception_weights: str | None = None,
         seed: int = 0,
         download: bool = False,
+        background: str = "white",
         conditional: bool = False,
     ) -> None:
         row = dataset_named(dataset)
@@ -62,7 +63,7 @@ class Evaluator:
             self.metrics = tuple(named("points") if metrics is None else metrics)
         else:
             if train_images is None:
-                train_images = load_images(dataset, data_dir, image_size, channels, download)
+                train_images = load_images(dataset, data_dir, image_size, channels, download, background=background)
             self._real = RealImages(
                 dataset,
                 data_dir,

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -229,7 +229,7 @@ def _write(path: Path, classifier: Classifier, accuracy: float) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with files.atomic(path) as temporary:
-            save_file(tensors, temporary, {"datgan_fast": json.dumps(protocol)})
+            temporary.write_bytes(save(tensors, {"datgan_fast": json.dumps(protocol)}))
     except (OSError, SafetensorError) as error:
         _say(f"{path}: cannot be written ({error}); the network will be trained again next time")
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from .. import files
 from ..errors import ConfigError
 
 _STANDARD = "6726825d"  # how the standard weights' SHA-256 begins; it stands in the file's name too
@@ -100,7 +101,7 @@ def find_weights(file: str | None) -> str:
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
     name = URL_INCEPTION_V3.rpartition("/")[2]
-    path = Path(file) if file else Path(torch.hub.get_dir()) / "checkpoints" / name
+    path = files.expanded(file) if file else Path(torch.hub.get_dir()) / "checkpoints" / name
     if not file and not path.is_file():
         _download(URL_INCEPTION_V3, path)
     try:

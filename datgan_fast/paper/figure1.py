@@ -147,7 +147,7 @@ def load_subject(
         )
     dataset = dataset or config.dataset
     where = data_dir or (config.data_dir if dataset == config.dataset else None)
-    images = load_images(dataset, where, config.image_size, config.channels)
+    images = load_images(dataset, where, config.image_size, config.channels, background=config.background)
     if n > len(images):
         raise ConfigError(f"--n {n}: {dataset} has {len(images)} images; use at most as many")
     chosen = images[torch.randperm(len(images), generator=random, device="cpu")[:n]].to(device)

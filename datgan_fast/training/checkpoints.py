@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from .. import files
@@ -145,7 +145,7 @@ def save_generator(path: Path, generator: nn.Module, config: Config, step: int) 
     metadata = {"datgan_fast": json.dumps({"network": {name: values[name] for name in names}, "step": step})}
     tensors = {name: t.detach().cpu().contiguous() for name, t in generator.state_dict().items()}
     with files.atomic(path) as temporary:
-        save_file(tensors, temporary, metadata)
+        temporary.write_bytes(save(tensors, metadata))  # save_file has errors and a file mode of its own
 
 
 def load_generator(path: str | Path, option: str = "FILE") -> Trained:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..data.datasets import DATASETS, OWN, dataset_named
+from ..data.image_folder import background_colour
 from ..errors import ConfigError
 from ..method.formulas import NORMS, OBJECTIVES, FormulationName, NormName, ObjectiveName
 from .augment import AugmentName
@@ -61,6 +62,8 @@ class Config:
     flip: bool
     image_size: int  # 0 for points
     channels: int  # 0 for points
+    background: str
+    strict_images: bool
     n_images: int  # 0: all
     augment: AugmentName
     conditional: bool
@@ -148,6 +151,7 @@ def _check_together(c: Config) -> None:
         raise ConfigError(
             f"--image-size {c.image_size}: the networks double from 4 pixels up; use 8, 16, 32, 64, 128, ... 1024"
         )
+    background_colour(c.background)
     if c.points:
         _check_points(c)
     elif c.architecture == "mlp":

@@ -53,6 +53,21 @@ class Trained(Protocol):
     def evaluate(self) -> list[dict[str, Any]]: ...
 
 
+def is_due(every: int, step: int, config: Config) -> bool:
+    return every > 0 and (step == config.steps or step % every == 0)
+
+
+def is_evaluated(step: int, config: Config) -> bool:
+    """Not at the end of a short run: a data set's classifier takes longer to train than it does."""
+    return is_due(config.eval_every, step, config) and (step % config.eval_every == 0 or config.steps >= SHORT)
+
+
+def owes_evaluation(trainer: Trained, run: RunFolder) -> bool:
+    """Whether the run was ended before it had measured the step that it goes on from."""
+    step = trainer.step
+    return step > 0 and is_evaluated(step, trainer.config) and step not in run.measured()
+
+
 class Loop:
     """From a trainer's step to its last one; `run()` once. The folder is written by the first process alone."""
 
@@ -73,7 +88,7 @@ class Loop:
         self._progress.say(f"{self._run.path}: {self._described()}, steps {t.step} to {steps}")
         if t.step == 0:
             self._write(self._draw)
-        elif self._evaluates() and t.step not in self._run.measured():
+        elif owes_evaluation(t, self._run):
             self._write(self._evaluate)
         first, stopping = t.step + 1, False
         while t.step < steps and not stopping:
@@ -99,7 +114,7 @@ class Loop:
             self._say_how()
             self._clock.lap(t.step)
         logs, draws, saves = map(self._due, (c.log_every, c.sample_every, c.save_every))
-        evaluates = self._evaluates()
+        evaluates = is_evaluated(t.step, c)
         if not (logs or draws or saves or evaluates):
             return
         self._refuse_what_is_broken()
@@ -114,13 +129,7 @@ class Loop:
                 self._write(self._evaluate)
 
     def _due(self, every: int) -> bool:
-        step = self._trainer.step
-        return every > 0 and (step == self._config.steps or step % every == 0)
-
-    def _evaluates(self) -> bool:
-        """Not at the end of a short run: a data set's classifier takes longer to train than it does."""
-        c, step = self._config, self._trainer.step
-        return self._due(c.eval_every) and (step % c.eval_every == 0 or c.steps >= SHORT)
+        return is_due(every, self._trainer.step, self._config)
 
     def _write(self, *what: Callable[[], None]) -> None:
         if self._share.first:

@@ -53,6 +53,8 @@ GENERAL: dict[str, Any] = {
     "data_dir": "data",
     "download": False,
     "flip": False,
+    "background": "white",
+    "strict_images": False,
     "n_images": 0,
     "augment": "none",
     "conditional": False,
@@ -132,6 +134,12 @@ class Options:
     flip: bool | None = _option("mirror half of the training images")
     image_size: int | None = _option("side in pixels, 4 times a power of two; default: the data set's", at_least=8)
     channels: Literal[1, 3] | None = _option("1 (grey) or 3 (RGB); default: the data set's", choices=(1, 3))
+    background: str | None = _option(
+        "colour under a folder's transparent images: white, black, another of CSS's names, #rrggbb or R,G,B"
+    )
+    strict_images: bool | None = _option(
+        "stop at an image of a folder that cannot be read, rather than leave it out and say so"
+    )
     n_images: int | None = _option(
         "train on so many of the training images, the same for every --seed; default: all. Metrics compare with all of them",
         at_least=1,

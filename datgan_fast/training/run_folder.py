@@ -47,6 +47,13 @@ class RunFolder:
         """The next numbered folder in config.outdir. Raises ConfigError if it cannot be made."""
         outdir = Path(config.outdir)
         try:
+            str(outdir.absolute()).encode()
+        except UnicodeEncodeError:  # in a C locale, or of bytes that are no UTF-8
+            shown = str(outdir).encode(errors="backslashreplace").decode()
+            raise ConfigError(
+                f"--outdir {shown}: TensorBoard needs a name in UTF-8; use another folder, or a UTF-8 locale"
+            ) from None
+        try:
             outdir.mkdir(parents=True, exist_ok=True)
             while True:
                 number = 1 + max((_number(p) for p in outdir.iterdir()), default=-1)
@@ -128,6 +135,13 @@ class RunFolder:
     def hold(self) -> None:
         """Keeps other processes from writing, until `close`. Raises ConfigError where one does."""
         self._lock.hold()
+
+    def has_lost_checkpoints(self) -> bool:
+        """Whether it has none, although it has come so far that there was one."""
+        if self.checkpoints():
+            return False
+        steps = [record["step"] for _, record in _records(self.path / "stats.jsonl") if record]
+        return max(steps, default=0) > (self.options().save_every or 0)
 
     def measured(self) -> set[int]:
         """The steps that were evaluated."""

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CHILD = """
 import os, signal, sys, torch
 from datgan_fast import files, train
-from datgan_fast.training import run_folder, trainer
+from datgan_fast.training import loop, run_folder, trainer
 moment, arguments = sys.argv[1], sys.argv[2:]
 def die(*a, **k):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -52,17 +52,22 @@ elif moment == "rename":  # the second checkpoint is whole and not yet in its pl
         die() if count[0] == 2 else replace(source, target)
     os.replace = not_replaced
 elif moment == "generator":  # the last generator is not written
-    save, count = trainer.save_generator, [0]
+    save, count = loop.save_generator, [0]
     def not_saved(*a):
         count[0] += 1
         die() if count[0] == 3 else save(*a)
-    trainer.save_generator = not_saved
+    loop.save_generator = not_saved
 elif moment == "between":  # the last generator is written, its checkpoint not
     save, count = trainer.RunFolder.save_checkpoint, [0]
     def not_saved(*a):
         count[0] += 1
         die() if count[0] == 3 else save(*a)
     trainer.RunFolder.save_checkpoint = not_saved
+elif moment.startswith("evaluation"):  # in the middle of one
+    evaluate = trainer.Trainer.evaluate
+    def not_evaluated(self):
+        return die() if self.step == int(moment[10:]) else evaluate(self)
+    trainer.Trainer.evaluate = not_evaluated
 sys.exit(train.main(arguments))
 """
 
@@ -103,7 +108,8 @@ def undisturbed(tmp_path_factory) -> Path:
 
 @pytest.mark.process
 @pytest.mark.parametrize(
-    "moment", ["config", "step1", "step2", "step5", "checkpoint", "rename", "generator", "between"]
+    "moment",
+    ["config", "step1", "step2", "step5", "checkpoint", "rename", "generator", "between", "evaluation6", "evaluation9"],
 )
 def test_resume_after_a_kill_is_exact(tmp_path, undisturbed, deterministic, moment):
     options = [*RESUMED, "--outdir", str(tmp_path)]
@@ -112,11 +118,12 @@ def test_resume_after_a_kill_is_exact(tmp_path, undisturbed, deterministic, mome
     run = max(p for p in tmp_path.iterdir())
     assert (run / "generator.safetensors").read_bytes() == (undisturbed / "generator.safetensors").read_bytes()
     unlike = {"images_per_second", "seconds"}
-    lines = [
-        [{k: v for k, v in json.loads(line).items() if k not in unlike} for line in (folder / "stats.jsonl").open()]
-        for folder in (run, undisturbed)
-    ]
-    assert lines[0] == lines[1]
+    for name in ("stats.jsonl", "metrics.jsonl"):
+        lines = [
+            [{k: v for k, v in json.loads(line).items() if k not in unlike} for line in (folder / name).open()]
+            for folder in (run, undisturbed)
+        ]
+        assert lines[0] == lines[1]
     assert not list(run.rglob(".*.tmp*"))
 
 

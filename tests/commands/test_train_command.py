@@ -40,6 +40,7 @@ BAD_VALUES = {
     "r1": ["-1", "much"],
     "r2": ["-1", "much"],
     "dataset": ["imagenet"],
+    "background": ["purplish", "1,2", "1,2,x", ""],
     "n_images": ["-1", "x", "999999"],
     "augment": ["ada"],
     "classes": ["-1", "x", "3"],
