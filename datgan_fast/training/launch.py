@@ -79,7 +79,7 @@ class Launch:
                 code = command()
         except (*WRONG, TrainingStopped, KeyboardInterrupt) as error:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, while the last words are said
-            self._leaves_together = not isinstance(error, AnotherEnded)
+            self._leaves_together = dist.is_initialized() and not isinstance(error, AnotherEnded)
             if first:
                 raise
             raise SystemExit(2 if isinstance(error, WRONG) else 1) from None

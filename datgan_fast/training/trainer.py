@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..data.datasets import first_of_shuffled, load_classes, load_images
 from ..errors import ConfigError, DataError, TrainingStopped
@@ -29,11 +28,12 @@ from .iteration import Iteration
 from .launch import own_device
 from .measuring import Clock
 from .options import Options
-from .own_parts import check_own_networks, check_random_layers, own_images, recorded_architecture, with_own_parts
+from .own_parts import check_own_networks, own_images, recorded_architecture, with_own_parts
 from .pictures import save_grid, save_points
 from .progress import Progress
 from .run_folder import RunFolder, launch
 from .share import Share, another_ended_is_said
+from .shared_networks import check_shared, has_batch_norm
 from .stop_signals import StopSignals
 
 GRID = 64  # images in a sample grid
@@ -81,10 +81,10 @@ class Trainer:
             images, labels = self._data(given)
         self._real_points = images[:PLOTTED].clone() if c.points else None
         check_own_networks(c, generator, discriminator, images)
-        check_random_layers(c, share, generator, discriminator)
         if labels is not None:
             c = dataclasses.replace(c, classes=c.classes or int(labels.max()) + 1)
         self.iteration = Iteration(c, *self._chosen(images, labels), generator, discriminator, share)
+        check_shared(c, share, self.generator, self.discriminator)
         self.config = self.iteration.config = recorded_architecture(c, generator, discriminator)
         if c.init_from:
             self._init_from(c.init_from)
@@ -348,9 +348,7 @@ class Trainer:
             how.append("CUDA graph")
         if not self.share.alone:
             how.append(f"{self.share.size} processes")
-            if any(
-                isinstance(m, _BatchNorm) for network in (self.generator, self.discriminator) for m in network.modules()
-            ):
+            if has_batch_norm(self.generator) or has_batch_norm(self.discriminator):
                 how.append(f"BatchNorm over {'all' if c.sync_batch_norm else 'own'} images")
         return f"{c.baseline}{' + DAT' if c.dat else ''} on {c.dataset}, {', '.join(how)}"
 

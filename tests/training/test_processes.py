@@ -14,8 +14,8 @@ from torch import nn
 
 from datgan_fast import TrainConfig, Trainer
 from datgan_fast.errors import ConfigError
-from datgan_fast.training.own_parts import check_random_layers
 from datgan_fast.training.share import Share
+from datgan_fast.training.shared_networks import check_shared
 from processes import in_processes, messages
 from run_states import assert_same
 
@@ -228,9 +228,21 @@ def test_a_batch_too_small_to_be_shared():
 
 def test_dropout_wants_an_even_split():
     config = TrainConfig(batch_size=7).resolved()
-    network = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5))
-    check_random_layers(config, Share(), None, network)
-    check_random_layers(config, Share(0, 7), None, network)
-    check_random_layers(config, Share(0, 2), nn.Dropout(0.0), None)
-    with pytest.raises(ConfigError, match=r"--batch-size 7: with dropout it must be a multiple of 2"):
-        check_random_layers(config, Share(0, 2), None, network)
+    plain, network = nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5))
+    check_shared(config, Share(), plain, network)
+    check_shared(config, Share(0, 7), plain, network)
+    check_shared(config, Share(0, 2), nn.Dropout(0.0), plain)
+    for networks in ((plain, network), (network, plain)):
+        with pytest.raises(ConfigError, match=r"--batch-size 7: with dropout it must be a multiple of 2"):
+            check_shared(config, Share(0, 2), *networks)
+
+
+def test_r1_through_batch_norm_over_gpus():
+    config = TrainConfig(r2=1.0, device="cpu").resolved()
+    plain, network = nn.Linear(2, 2), nn.BatchNorm1d(2)
+    check_shared(config, Share(0, 2), network, network)
+    object.__setattr__(config, "device", "cuda:0")
+    check_shared(config, Share(), network, network)
+    check_shared(config, Share(0, 2), network, plain)
+    with pytest.raises(ConfigError, match=r"--r2: on GPUs torch cannot differentiate BatchNorm"):
+        check_shared(config, Share(0, 2), plain, network)
