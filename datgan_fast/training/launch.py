@@ -53,21 +53,9 @@ class Launch:
         self._leaves_together = False
 
     def __enter__(self) -> Launch:
-        self._joined = launched() and not dist.is_initialized()
-        if self._joined:
-            local = int(os.environ.get("LOCAL_RANK", "0"))
-            if torch.cuda.is_available() and local < torch.cuda.device_count():
-                torch.cuda.set_device(local)
-            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
-            # torchrun's store lives through restarts, and gloo would find the addresses of processes that are gone.
-            store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
-            store = dist.PrefixStore(f"datgan_fast/{attempt()}", store)
-            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
         return self
 
     def __exit__(self, *error: object) -> None:
-        if not self._joined:
-            return
         if self._leaves_together:
             self._wait_for_last_words()
             dist.destroy_process_group()
@@ -82,15 +70,16 @@ class Launch:
 
     def run(self, command: Callable[[], int]) -> int:
         """The command's exit code. What all processes find is the first's to say; what only one meets it says itself."""
-        if not self._joined:
+        if not launched() or dist.is_initialized():
             return command()
-        first = dist.get_rank() == 0
+        first = os.environ["RANK"] == "0"
         try:
             with _quiet(not first), another_ended_is_said(lambda: "another process ended before training began"):
+                _join()
                 code = command()
         except (*WRONG, TrainingStopped, KeyboardInterrupt) as error:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, while the last words are said
-            self._leaves_together = not isinstance(error, AnotherEnded)
+            self._leaves_together = dist.is_initialized() and not isinstance(error, AnotherEnded)
             if first:
                 raise
             raise SystemExit(2 if isinstance(error, WRONG) else 1) from None
@@ -99,6 +88,17 @@ class Launch:
             raise
         self._leaves_together = True
         return code
+
+
+def _join() -> None:
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if torch.cuda.is_available() and local < torch.cuda.device_count():
+        torch.cuda.set_device(local)
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
+    # torchrun's store lives through restarts, and gloo would find the addresses of processes that are gone.
+    store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
+    store = dist.PrefixStore(f"datgan_fast/{attempt()}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
 
 
 @contextmanager

@@ -13,7 +13,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import TrainingStopped
 from ..method.dispatch import kernels
@@ -26,6 +25,7 @@ from .pictures import save_grid, save_points
 from .progress import Progress
 from .run_folder import RunFolder, launch
 from .share import Share, another_ended_is_said
+from .shared_networks import has_batch_norm
 from .stop_signals import StopRequested, StopSignals
 
 BY_CLASS = 8  # images of each class in a conditional run's grid, a row for each class
@@ -192,8 +192,7 @@ class Loop:
             how.append("CUDA graph")
         if not self._share.alone:
             how.append(f"{self._share.size} processes")
-            networks = (t.iteration.generator, t.iteration.discriminator)
-            if any(isinstance(m, _BatchNorm) for network in networks for m in network.modules()):
+            if any(map(has_batch_norm, (t.iteration.generator, t.iteration.discriminator))):
                 how.append(f"BatchNorm over {'all' if c.sync_batch_norm else 'own'} images")
         return f"{c.baseline}{' + DAT' if c.dat else ''} on {c.dataset}, {', '.join(how)}"
 

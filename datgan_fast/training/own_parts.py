@@ -14,7 +14,6 @@ from ..metrics.comparison import to_uint8
 from .checkpoints import generate
 from .config import Config
 from .options import Options
-from .share import Share
 
 
 def with_own_parts(
@@ -80,18 +79,6 @@ def check_own_networks(
         except (RuntimeError, ValueError) as error:
             raise ConfigError(f"discriminator: does not suit images {list(x.shape[1:])} ({_line(error)})") from None
         discriminator.train(was_training)
-
-
-def check_random_layers(
-    config: Config, share: Share, generator: nn.Module | None, discriminator: nn.Module | None
-) -> None:
-    """Several processes have one random state, which layers that draw as many numbers in each leave so. Raises ConfigError."""
-    layers = (m for network in (generator, discriminator) if network is not None for m in network.modules())
-    dropouts = (m for m in layers if isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0)
-    if config.batch_size % share.size and any(dropouts):
-        raise ConfigError(
-            f"--batch-size {config.batch_size}: with dropout it must be a multiple of {share.size}, the number of processes"
-        )
 
 
 def _line(error: Exception) -> str:

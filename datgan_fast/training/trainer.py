@@ -6,7 +6,6 @@ How the numbers are computed is iteration.py's; what a run records of itself aro
 from __future__ import annotations
 
 import dataclasses
-import os
 import warnings
 from collections.abc import Callable
 from contextlib import closing
@@ -26,9 +25,11 @@ from .iteration import Iteration
 from .launch import own_device
 from .loop import BY_CLASS, Loop
 from .options import Options
-from .own_parts import check_own_networks, check_random_layers, own_images, recorded_architecture, with_own_parts
+from .own_parts import check_own_networks, own_images, recorded_architecture, with_own_parts
 from .run_folder import RunFolder
 from .share import Share
+from .shared_networks import check_shared
+from .torch_state import TorchState
 
 GRID = 64  # images in a sample grid
 CLASSES_SHOWN = 32  # in it, at most
@@ -67,17 +68,23 @@ class Trainer:
         given = None if images is None else own_images(images)
         self.config = c = share.alike(lambda: with_own_parts(options, generator, discriminator, given))
         self.device = torch.device(c.device)
-        self._set_up_torch()
+        self._torch = TorchState(c)
+        with self._torch.at_work():
+            self._put_together(generator, discriminator, given)
+
+    def _put_together(self, generator: nn.Module | None, discriminator: nn.Module | None, given: Tensor | None) -> None:
+        """Data, networks, and what looks at them. `given`: the user's own images."""
+        c, share = self.config, self.share
         if c.download:
             images, labels = share.after_the_first(lambda: self._data(given))
         else:
             images, labels = self._data(given)
         self.real_points = images[:PLOTTED].clone() if c.points else None
         check_own_networks(c, generator, discriminator, images)
-        check_random_layers(c, share, generator, discriminator)
         if labels is not None:
             c = dataclasses.replace(c, classes=c.classes or int(labels.max()) + 1)
         self.iteration = Iteration(c, *self._chosen(images, labels), generator, discriminator, share)
+        check_shared(c, share, self.generator, self.discriminator)
         self.config = self.iteration.config = recorded_architecture(c, generator, discriminator)
         if c.init_from:
             self._init_from(c.init_from)
@@ -95,6 +102,7 @@ class Trainer:
             device=self.device,
             inception_weights=c.inception_weights or None,
             seed=c.seed,
+            background=c.background,
             conditional=c.conditional,
         )
         rows = min(c.classes, CLASSES_SHOWN)
@@ -106,7 +114,15 @@ class Trainer:
         """Those images or the data set's, and their labels."""
         c = self.config
         if images is None:
-            images = load_images(c.dataset, c.data_dir, c.image_size or None, c.channels or None, download=c.download)
+            images = load_images(
+                c.dataset,
+                c.data_dir,
+                c.image_size or None,
+                c.channels or None,
+                c.download,
+                background=c.background,
+                strict=c.strict_images,
+            )
         return images, self._labels(len(images))
 
     def _labels(self, count: int) -> Tensor | None:
@@ -130,18 +146,6 @@ class Trainer:
         chosen = first_of_shuffled(len(images), c.n_images, c.dataset)
         return images[chosen], None if labels is None else labels[chosen]
 
-    def _set_up_torch(self) -> None:
-        """What the options say of torch's own settings and its random state."""
-        c = self.config
-        if c.deterministic:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by the process's first matrix product
-            torch.use_deterministic_algorithms(True)
-        if self.device.type == "cuda":
-            # Shapes never change, so that measuring pays; but today's fastest algorithm may not be tomorrow's.
-            torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
-            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = c.tf32
-        torch.manual_seed(c.seed)
-
     @property
     def generator(self) -> nn.Module:
         return self.iteration.generator
@@ -152,12 +156,13 @@ class Trainer:
 
     def train_step(self) -> None:
         """One iteration: n_dis discriminator updates, one generator update, one update of the generator's average."""
-        if self._run is None or not self._together:
-            self._run = self._run or self._prepare()
-            self._come_together()
-        self.step += 1
-        self.iteration.data.prepare(self.step)
-        self._run()
+        with self._torch.at_work():
+            if self._run is None or not self._together:
+                self._run = self._run or self._prepare()
+                self._come_together()
+            self.step += 1
+            self.iteration.data.prepare(self.step)
+            self._run()
 
     def _prepare(self) -> Callable[[], None]:
         """What runs an iteration: the replay of a CUDA graph, or the iteration itself.
@@ -184,14 +189,8 @@ class Trainer:
         if self._together:
             return
         self.share.broadcast(self.iteration.common_tensors())
-        cpu, cuda = self.share.tell(self._random_state)
-        torch.set_rng_state(cpu)
-        if cuda is not None:
-            torch.cuda.set_rng_state(cuda, self.device)
+        self._torch.go_on_from(*self.share.tell(self._torch.random))
         self._together = True
-
-    def _random_state(self) -> tuple[Tensor, Tensor | None]:
-        return torch.get_rng_state(), torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
 
     def _own_generator(self) -> torch.Generator:
         """Random numbers that take nothing from training's."""
@@ -222,13 +221,14 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """Everything that an exact continuation needs, on as many processes; loads with torch.load(weights_only=True)."""
+        cpu, cuda = self._torch.random()
         return {
             "step": self.step,
             "seconds": self.seconds,
             "config": self.config.typed(),
             **self.iteration.state(),
-            "random": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "random": cpu,
+            "random_cuda": [] if cuda is None else [cuda],
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -241,9 +241,10 @@ class Trainer:
         self.step = state["step"]
         self.seconds = float(state.get("seconds", 0.0))  # none before 2026-11-30
         self._together = self.share.alone
-        torch.set_rng_state(state["random"].cpu())
-        if torch.cuda.is_available() and len(state["random_cuda"]) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all([t.cpu() for t in state["random_cuda"]])
+        cuda = state["random_cuda"]  # before 2026-11-30 every GPU's
+        one_of_all = self.device.type == "cuda" and len(cuda) == torch.cuda.device_count()
+        own = cuda[self.device.index or 0] if one_of_all else next(iter(cuda), None)
+        self._torch.go_on_from(state["random"], own if self.device.type == "cuda" else None)
 
     # The loop
 
@@ -254,7 +255,7 @@ class Trainer:
         several processes all stop after the same step; TrainingStopped also says that another one has ended.
         """
         c = self.config
-        with use_backend(None if c.backend == "auto" else c.backend):
+        with use_backend(None if c.backend == "auto" else c.backend), self._torch.at_work():
             if self._run is None:
                 self._run = self._prepare()
             self._come_together()

@@ -203,7 +203,7 @@ def test_run_folder(tmp_path):
     assert (first.name, second.name) == ("00000-dcgan-dat-digits", "00001-dcgan-dat-digits")
     files = {str(p.relative_to(first)) for p in first.rglob("*") if p.is_file() and "tensorboard" not in str(p)}
     assert files == {
-        "config.yaml", "env.json", "log.txt", "stats.jsonl", "metrics.jsonl", "curves.png", "generator.safetensors",
+        ".lock", "config.yaml", "env.json", "log.txt", "stats.jsonl", "metrics.jsonl", "curves.png", "generator.safetensors",
         "samples/step-000000.png", "samples/step-000002.png", "samples/step-000004.png", "samples/step-000005.png",
         "checkpoints/step-000004.pt", "checkpoints/step-000005.pt",
     }  # fmt: skip

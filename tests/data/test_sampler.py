@@ -141,3 +141,23 @@ def test_resident_sampling_never_synchronises_and_can_be_captured():
     assert not torch.equal(*replays)
     candidates = torch.cat([IMAGES, IMAGES.flip(-1)])
     assert set(which_images(torch.cat(replays), candidates)) == set(range(12))
+
+
+@pytest.mark.parametrize("limit", [None, 0], ids=["resident", "streamed"])
+@pytest.mark.parametrize("flip", [False, True])
+def test_rows_are_the_whole_batchs(limit, flip):
+    labels = torch.arange(len(IMAGES))
+
+    def batches(rows):
+        torch.manual_seed(3)
+        options = {"batches": 2, "max_device_bytes": limit, "flip": flip, "labels": labels, "rows": rows, "seed": 5}
+        sampler = ImageSampler(IMAGES, "cpu", batch_size=7, **options)
+        sampler.prepare(4)
+        return [sampler.sample_labelled() for _ in range(2)], torch.get_rng_state()
+
+    whole, after = batches(None)
+    for rows in (slice(0, 2), slice(2, 3), slice(3, 7)):
+        found, state = batches(rows)
+        assert torch.equal(state, after)
+        for (own, own_labels), (every, every_label) in zip(found, whole, strict=True):
+            assert torch.equal(own, every[rows]) and torch.equal(own_labels, every_label[rows])

@@ -7,10 +7,12 @@ from torch import distributed as dist
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import algorithm1
 import datgan_fast as dat
 from algorithm1 import gradient_of, relative_error
+from penalty_formulas import r1
 from processes import in_processes
 from scored_step import scored_step
 
@@ -162,3 +164,14 @@ def test_what_is_differentiated_twice_is_refused(ranks, name):
             "weights that FSDP2 has sharded are gone before a gradient penalty can be differentiated again; use "
             "penalties.r1_approximate, penalties.r2_approximate or penalties.adversarial_lipschitz instead"
         )
+
+
+def test_r1_of_one_that_is_whole():
+    """Attention by products can be differentiated twice, and its images are seen to stay apart."""
+    network, twin, x = Transformer(), Transformer(), sequences()
+    with sdpa_kernel(SDPBackend.MATH):
+        record = dat.discriminator_step(network, *x, eps=1.0, penalty=dat.penalties.r1())
+        scored_step(twin, twin, twin, x)
+        r1(twin, *x).backward()
+    assert relative_error(gradient_of(network), gradient_of(twin)) < 1e-11
+    assert record.path == "shared"

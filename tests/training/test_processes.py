@@ -14,8 +14,8 @@ from torch import nn
 
 from datgan_fast import TrainConfig, Trainer
 from datgan_fast.errors import ConfigError
-from datgan_fast.training.own_parts import check_random_layers
 from datgan_fast.training.share import Share
+from datgan_fast.training.shared_networks import check_shared
 from processes import in_processes, messages
 from run_states import assert_same
 
@@ -25,7 +25,11 @@ BASELINES = ("dcgan", "wgan", "wgan-gp", "wgan-lp", "wgan-alp")
 FORMULATIONS = ("eq10", "alg1", "batch_mean")
 CASES = {
     **{f"{b}, plain": {"baseline": b, "dat": False} for b in BASELINES},
-    **{f"{b}, {f}": {"baseline": b, "formulation": f} for b, f in itertools.product(BASELINES, FORMULATIONS)},
+    **{f"{b}, {f}": {"baseline": b, "formulation": f} for b, f in itertools.product(("dcgan", "wgan"), FORMULATIONS)},
+    **{  # where alg1 is eq10
+        f"{b}, {f}": {"baseline": b, "formulation": f}
+        for b, f in itertools.product(("wgan-gp", "wgan-lp", "wgan-alp"), ("eq10", "batch_mean"))
+    },
     "relativistic, r1 + r2": {"objective": "relativistic", "r1": 1.0, "r2": 1.0, "batch_norm": False},
     "relativistic, BatchNorm": {"objective": "relativistic"},
     "hinge, random start": {"objective": "hinge", "norm": "l2", "random_start": True, "steps_attack": 2, "flip": True},
@@ -36,7 +40,7 @@ CASES = {
     "points": {"dataset": "ring", "architecture": "mlp", "baseline": "wgan-gp"},
 }
 FUSED = {"fused": True, "reference": False}
-IN_THREE = list(CASES)[::3]
+IN_THREE = list(CASES)[::5]
 
 
 def trainer(case, fused, **options):
@@ -95,7 +99,8 @@ def test_a_run(ranks, case, path):
 
 def others(folder, rank, count):
     found = {}
-    for name, options in (("plain", {"baseline": "wgan"}), ("r1", {"r1": 1.0, "batch_norm": False})):
+    own = {"baseline": "wgan", "sync_batch_norm": False}
+    for name, options in (("plain", own), ("r1", own | {"r1": 1.0}), ("BatchNorm", {"baseline": "wgan"})):
         for path, fused in FUSED.items():
             made = Trainer(TrainConfig(**{**SMALL, "fused": fused, **options}))
             made.train_step()  # which begins with a broadcast
@@ -127,8 +132,8 @@ def continued(folder, rank, count):
 def own_networks(rank):
     """Which begin with other weights in each process, as unseeded ones do."""
     torch.manual_seed(rank)
-    generator = nn.Sequential(nn.Linear(6, 64), nn.Tanh(), nn.Unflatten(1, (1, 8, 8)))
-    discriminator = nn.Sequential(nn.Flatten(), nn.Linear(64, 1))
+    generator = nn.Sequential(nn.Linear(6, 256), nn.Tanh(), nn.Unflatten(1, (1, 16, 16)))
+    discriminator = nn.Sequential(nn.Flatten(), nn.Linear(256, 1))
     made = Trainer(TrainConfig(**SMALL), generator=generator, discriminator=discriminator)
     made.train_step()
     return weights(made)
@@ -158,10 +163,11 @@ def some(folder):
 @pytest.mark.process
 @pytest.mark.parametrize("path", FUSED)
 def test_messages(some, path):
-    """One gather and one reduction for each discriminator update, of which there are two; one for the generator's."""
-    for name in ("plain", "r1"):
+    """One gather and one reduction for each discriminator update, of which there are two; one reduction for the generator's.
+    Its two BatchNorms gather in three forwards, and reduce in one backward."""
+    for name, sent in (("plain", (2, 3)), ("r1", (2, 3)), ("BatchNorm", (8, 5))):
         for found in some:
-            assert found[name, path] == {"gloo:all_gather": 2, "gloo:all_reduce": 3}
+            assert found[name, path] == dict(zip(("gloo:all_gather", "gloo:all_reduce"), sent, strict=True))
 
 
 @pytest.mark.process
@@ -222,9 +228,21 @@ def test_a_batch_too_small_to_be_shared():
 
 def test_dropout_wants_an_even_split():
     config = TrainConfig(batch_size=7).resolved()
-    network = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5))
-    check_random_layers(config, Share(), None, network)
-    check_random_layers(config, Share(0, 7), None, network)
-    check_random_layers(config, Share(0, 2), nn.Dropout(0.0), None)
-    with pytest.raises(ConfigError, match=r"--batch-size 7: with dropout it must be a multiple of 2"):
-        check_random_layers(config, Share(0, 2), None, network)
+    plain, network = nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5))
+    check_shared(config, Share(), plain, network)
+    check_shared(config, Share(0, 7), plain, network)
+    check_shared(config, Share(0, 2), nn.Dropout(0.0), plain)
+    for networks in ((plain, network), (network, plain)):
+        with pytest.raises(ConfigError, match=r"--batch-size 7: with dropout it must be a multiple of 2"):
+            check_shared(config, Share(0, 2), *networks)
+
+
+def test_r1_through_batch_norm_over_gpus():
+    config = TrainConfig(r2=1.0, device="cpu").resolved()
+    plain, network = nn.Linear(2, 2), nn.BatchNorm1d(2)
+    check_shared(config, Share(0, 2), network, network)
+    object.__setattr__(config, "device", "cuda:0")
+    check_shared(config, Share(), network, network)
+    check_shared(config, Share(0, 2), network, plain)
+    with pytest.raises(ConfigError, match=r"--r2: on GPUs torch cannot differentiate BatchNorm"):
+        check_shared(config, Share(0, 2), plain, network)

@@ -10,6 +10,7 @@ import torch
 
 import datgan_fast as dat
 from datgan_fast.training.baselines import BASELINES
+from datgan_fast.training.iteration import Iteration
 from datgan_fast.training.networks import build_discriminator, build_generator
 
 pytestmark = pytest.mark.usefixtures("gpu_precision")
@@ -131,30 +132,42 @@ def test_average_follows_the_weights():
 
 def test_evaluation_and_samples_leave_training_alone(deterministic):
     trainer, other = (dat.Trainer(dat.TrainConfig(width=4, batch_size=8)) for _ in range(2))
-    torch.manual_seed(0)
     trainer.train_step()
     trainer.evaluate()
     trainer.sample_grid()
     trainer.train_step()
-    after = torch.rand(3)
-    torch.manual_seed(0)
     other.train_step()
     other.train_step()
-    assert torch.equal(after, torch.rand(3))
+    assert torch.equal(trainer.state()["random"], other.state()["random"])
     for a, b in zip(trainer.generator.parameters(), other.generator.parameters(), strict=True):
         assert torch.equal(a, b)
 
 
-def test_deterministic_is_asked_of_torch(deterministic, monkeypatch):
+@pytest.mark.parametrize("asked", [False, True])
+def test_torch_is_the_runs_while_it_is_at_work_and_the_users_afterwards(deterministic, monkeypatch, asked):
     torch.use_deterministic_algorithms(False)
     torch.backends.cudnn.benchmark = True
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
-    trainer = dat.Trainer(dat.TrainConfig(width=4, batch_size=8))
+    seen = []
+    step = Iteration.run
+    monkeypatch.setattr(
+        Iteration, "run", lambda self: seen.append(torch.are_deterministic_algorithms_enabled()) or step(self)
+    )
+    torch.manual_seed(5)
+    random = torch.get_rng_state()
+    trainer = dat.Trainer(dat.TrainConfig(width=4, batch_size=8, deterministic=asked, cuda_graph=False))
+    trainer.train_step()
+    assert seen == [asked]
+    assert os.environ.get("CUBLAS_WORKSPACE_CONFIG") == (":4096:8" if asked else None)
     assert not torch.are_deterministic_algorithms_enabled()
-    trainer = dat.Trainer(dat.TrainConfig(width=4, batch_size=8, deterministic=True))
-    assert torch.are_deterministic_algorithms_enabled()
-    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
-    assert trainer.device.type == "cpu" or not torch.backends.cudnn.benchmark
+    assert torch.backends.cudnn.benchmark
+    assert torch.equal(torch.get_rng_state(), random)
+    torch.manual_seed(6)  # nor does what the user draws change the run
+    trainer.train_step()
+    other = dat.Trainer(dat.TrainConfig(width=4, batch_size=8, deterministic=asked, cuda_graph=False))
+    other.train_step()
+    other.train_step()
+    assert all(map(torch.equal, trainer.generator.parameters(), other.generator.parameters()))
 
 
 @pytest.mark.trains
