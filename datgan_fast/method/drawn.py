@@ -54,12 +54,9 @@ def drawn(own: Tensor, fill: Callable[[Tensor], Tensor]) -> Tensor:
     rows = len(batches) * part.whole
     # Numbers are drawn in the order of memory, in which image lies behind image in every layout of images.
     each = own[0].numel()
-    strides = (
-        own.stride()[1:]
-        if own.stride(0) == each
-        else torch.empty(own.shape[1:], dtype=own.dtype, device="meta").stride()
-    )
-    whole = torch.empty_strided((rows, *own.shape[1:]), (each, *strides), dtype=own.dtype, device=own.device)
+    laid_out = own if own.stride(0) == each else own.contiguous()
+    strides = (each, *laid_out.stride()[1:])
+    whole = torch.empty_strided((rows, *own.shape[1:]), strides, dtype=own.dtype, device=own.device)
     for batch, everybodys in zip(batches, fill(whole).split(part.whole), strict=True):
         batch.copy_(everybodys[part.rows])
     return own
