@@ -144,8 +144,8 @@ def _batch_untouched(watch: Watch, call: Call) -> None:
         watch.mark_images(t, images)
 
 
-@_for("_softmax", "_safe_softmax", "_log_softmax", "cumsum", "cumprod", "logcumsumexp", "flip", "roll", "sort", "topk", "glu", "_fft_r2c",
-      "_fft_c2c", "_fft_c2r")  # fmt: skip
+@_for("_softmax", "_safe_softmax", "_log_softmax", "cumsum", "cumprod", "logcumsumexp", "flip", "roll", "sort", "topk",
+      "glu", "_fft_r2c", "_fft_c2c", "_fft_c2r")  # fmt: skip
 def _along(watch: Watch, call: Call) -> None:
     """Works along the dimensions it names, which stay."""
     source, images = _source(watch, call)
