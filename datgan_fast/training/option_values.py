@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,9 @@ def convert(name: str, value: Any, kind: type) -> Any:
     except (TypeError, ValueError, OverflowError):
         pass
     wanted = {bool: "true or false", int: "a whole number", float: "a finite number", str: "a text"}[kind]
-    raise ConfigError(f"{flag(name)} {value}: must be {wanted}")
+    # A file may hold a value of any depth and length.
+    said = value if isinstance(value, str) else reprlib.repr(value)
+    raise ConfigError(f"{flag(name)} {' '.join(said[:200].split())}: must be {wanted}")
 
 
 def check_value(name: str, value: Any, check: Mapping[str, Any]) -> None:

@@ -299,7 +299,7 @@ def typed(values: Mapping[str, Any], source: str) -> dict[str, Any]:
         name = str(key).replace("-", "_")
         if name not in KINDS:
             raise ConfigError(
-                f"{source}: unknown option {key!r}; see python -m datgan_fast.train --help for the options"
+                f"{source}: unknown option {repr(key)[:100]}; see python -m datgan_fast.train --help for the options"
             )
         kept = None if value is None else convert(name, value, KINDS[name])
         converted[name] = os.path.expanduser(kept) if name in _PATHS and kept else kept

@@ -153,6 +153,7 @@ class RunFolder:
     def save_checkpoint(self, step: int, state: dict[str, Any]) -> None:
         with files.atomic(self.checkpoint_path(step)) as temporary:
             torch.save(state, temporary)
+            files.seal(temporary)
         for old in self.checkpoints()[:-KEPT_CHECKPOINTS]:
             old.unlink(missing_ok=True)
 
