@@ -1,4 +1,4 @@
-"""Networks and their optimisers are made in float32 on the CPU, or on another device that is named, whatever the process's own defaults are."""
+"""Networks and their optimisers are made in float32 on a named device, the CPU, whatever the process's own defaults are."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def read_config_file(path: str) -> dict[str, Any]:
         values = parse(_text(file))
     except OSError as error:
         raise ConfigError(f"--config {path}: cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
+    except Exception as error:  # the parsers raise many kinds for broken text
         reason = " ".join(str(error).split())
         raise ConfigError(f"--config {path}: is not a valid {file.suffix[1:].upper()} file ({reason})") from None
     if not isinstance(values, dict):
