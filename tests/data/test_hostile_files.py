@@ -217,7 +217,7 @@ def test_a_packed_data_set_is_no_bomb(tmp_path, count):
     path.write_bytes(packer(struct.pack(">BBBBIII", 0, 0, 8, 3, count, 28, 28), 400 << 20))
     with (
         at_most(50),
-        pytest.raises(DataError, match=r"train-images-idx3-ubyte\.gz has .* bytes but shape .* needs .*; unpack it"),
+        pytest.raises(DataError, match=r"-ubyte\.gz has .* bytes but shape .* needs .*; unpack it"),
     ):
         load_images("mnist", tmp_path)
     (tmp_path / "train-images-idx3-ubyte").write_bytes(struct.pack(">BBBBIII", 0, 0, 8, 3, count, 28, 28) + bytes(99))
@@ -377,43 +377,41 @@ def test_a_cache_of_an_earlier_version_is_read(tmp_path):
 # All of them
 
 SWEEP = """
-import random, resource, sys, tempfile
+import random, sys, tempfile
 from pathlib import Path
 import torch
 from hostile_files import KINDS, READERS, damaged, read
 from memory import at_most
-from run_states import assert_same
 torch.set_num_threads(1)
-random.seed(int(sys.argv[1]))
-count = 0
+random.seed(0)
+files = []
 for reader in READERS:
-    folder = Path(tempfile.mkdtemp(dir=sys.argv[2]))
-    path = folder / reader.name
-    whole = reader.sound(folder)
+    path = Path(tempfile.mkdtemp(dir=sys.argv[1])) / reader.name
+    whole = reader.sound(path.parent)
     path.write_bytes(whole)
-    sound = read(reader, path)
-    for _ in range(-(-1000 // len(READERS))):
-        data = whole
-        for _ in range(random.randint(1, 4)):
-            kind, what = random.choice(KINDS), random.randbytes(random.randint(1, 12))
-            data = damaged(data, kind, random.random(), what)
-        path.write_bytes(data)
-        result = read(reader, path)
-        assert isinstance(result, reader.error) or reader.right(result, sound), (reader.name, data)
-        count += 1
-print(count, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    files.append((reader, path, whole, read(reader, path)))
+count = 0
+with at_most(500):
+    for _ in range(-(-1000 // len(files))):
+        for reader, path, whole, sound in files:
+            data = whole
+            for _ in range(random.randint(1, 4)):
+                kind, what = random.choice(KINDS), random.randbytes(random.randint(1, 12))
+                data = damaged(data, kind, random.random(), what)
+            path.write_bytes(data)
+            result = read(reader, path)
+            assert isinstance(result, reader.error) or reader.right(result, sound), (reader.name, data)
+            count += 1
+print(count)
 """
 
 
 @pytest.mark.process
 @pytest.mark.needs("torch_fidelity")
-def test_a_thousand_damaged_files_in_a_gigabyte(tmp_path):
+def test_a_thousand_damaged_files_in_half_a_gigabyte(tmp_path):
+    """Beside what torch and the sound files take."""
     tests = str(Path(__file__).resolve().parents[1])
     script = f"import sys; sys.path[:0] = [{tests!r}, {str(Path(tests).parent)!r}]\n{SWEEP}"
-    done = subprocess.run(
-        [sys.executable, "-c", script, "0", str(tmp_path)], capture_output=True, text=True, timeout=300
-    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    count, peak = map(int, done.stdout.split()[-2:])
-    assert count >= 1000
-    assert peak * (1 if sys.platform == "darwin" else 1024) <= 1e9
+    assert int(done.stdout) >= 1000
