@@ -9,8 +9,10 @@ import gzip
 import math
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -19,6 +21,8 @@ from torch import Tensor
 from ..errors import DataError
 
 DEFAULT_DATA_DIR = "data"
+_SMALL = 1 << 26  # bytes that a .gz may unpack to, however small it is
+_MOST_PACKED = 100  # times its own size that a bigger one may: images shrink to a fifth, zeros to a thousandth
 _CIFAR_RECORD = 1 + 3 * 32 * 32  # one label byte, then the image in CHW order
 
 
@@ -87,27 +91,56 @@ def read_mnist(dataset: str, torchvision_name: str, kind: str, item_shape: tuple
 
 def _read_idx(path: Path, item_shape: tuple[int, ...]) -> Tensor:
     """Read an idx file of bytes, plain or .gz: uint8 [N, *item_shape]."""
-    raw = _read_bytes(path)
     ndim = 1 + len(item_shape)
     header = 4 + 4 * ndim
-    if len(raw) < header or raw[:4] != bytes((0, 0, 8, ndim)):
-        raise DataError(f"--data-dir: {path} should be an idx file of bytes with {ndim} dimension(s).")
-    shape = np.frombuffer(raw, dtype=">u4", offset=4, count=ndim).tolist()
-    if shape[0] == 0 or tuple(shape[1:]) != item_shape:
-        raise DataError(f"--data-dir: {path} has shape {shape} but should have {['N', *item_shape]}, N > 0.")
-    if len(raw) != header + math.prod(shape):
+    with _opened(path) as file:
+        start = file.read(header)
+        if len(start) < header or start[:4] != bytes((0, 0, 8, ndim)):
+            raise DataError(f"--data-dir: {path} should be an idx file of bytes with {ndim} dimension(s).")
+        shape = np.frombuffer(start, dtype=">u4", offset=4, count=ndim).tolist()
+        if shape[0] == 0 or tuple(shape[1:]) != item_shape:
+            raise DataError(f"--data-dir: {path} has shape {shape} but should have {['N', *item_shape]}, N > 0.")
+        needed = math.prod(shape)
+        _check_size(path, header, needed, f"shape {shape}")
+        raw = bytearray(needed)  # writable, as torch.frombuffer wants
+        held = _fill(file, raw) + len(file.read(1))
+        if held != needed:
+            held_in_words = f"more than {header + needed}" if held > needed else str(header + held)
+            raise DataError(
+                f"--data-dir: {path} holds {held_in_words} bytes but shape {shape} needs {header + needed}."
+            )
+    return torch.frombuffer(raw, dtype=torch.uint8).view(shape)
+
+
+def _check_size(path: Path, header: int, needed: int, what: str) -> None:
+    """Raises DataError where a file cannot hold what it says it does, before memory is taken for that."""
+    size = path.stat().st_size
+    if path.suffix != ".gz":
+        if size != header + needed:
+            raise DataError(f"--data-dir: {path} holds {size} bytes but {what} needs {header + needed}.")
+    elif needed > max(_SMALL, _MOST_PACKED * size):
         raise DataError(
-            f"--data-dir: {path} holds {len(raw)} bytes but shape {shape} needs {header + math.prod(shape)}."
+            f"--data-dir: {path} has {size} bytes but {what} needs {header + needed}, over {_MOST_PACKED} times as many; "
+            "unpack it if it is what you want."
         )
-    return torch.frombuffer(raw, dtype=torch.uint8, offset=header).view(shape)
 
 
-def _read_bytes(path: Path) -> bytearray:
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """Plain or .gz. Raises DataError for what goes wrong while it is read."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            return bytearray(file.read())  # writable, as torch.frombuffer wants
+            yield cast(BinaryIO, file)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"--data-dir: {path} should be a readable, complete file: {error}") from error
+
+
+def _fill(file: BinaryIO, target: bytearray) -> int:
+    """Reads as many bytes, or those that there are, and says how many they were."""
+    count, view = 0, memoryview(target)
+    while part := file.readinto(view[count:]):  # type: ignore[attr-defined]
+        count += part
+    return count
 
 
 def read_cifar10(request: Request) -> tuple[Tensor, Tensor]:
@@ -137,9 +170,13 @@ def read_cifar10(request: Request) -> tuple[Tensor, Tensor]:
 
 
 def _read_cifar_file(path: Path) -> Tensor:
-    raw = _read_bytes(path)
-    if len(raw) == 0 or len(raw) % _CIFAR_RECORD:
-        raise DataError(f"--data-dir: {path} holds {len(raw)} bytes but should hold {_CIFAR_RECORD} per image.")
+    with _opened(path) as file:
+        size = path.stat().st_size
+        if size == 0 or size % _CIFAR_RECORD:
+            raise DataError(f"--data-dir: {path} holds {size} bytes but should hold {_CIFAR_RECORD} per image.")
+        raw = bytearray(size)
+        if _fill(file, raw) != size:
+            raise DataError(f"--data-dir: {path} should be a readable, complete file: it was cut while it was read")
     records = torch.frombuffer(raw, dtype=torch.uint8).view(-1, _CIFAR_RECORD)
     if records[:, 0].max() > 9:
         raise DataError(f"--data-dir: {path} should hold CIFAR-10 records, which start with a label 0 to 9.")

@@ -215,17 +215,25 @@ def _read(path: Path, classifier: Classifier) -> float | None:
         return None
     try:
         with safe_open(path, framework="pt") as file:
-            accuracy = float(json.loads((file.metadata() or {})["datgan_fast"])["accuracy"])
-            classifier.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError):
+            protocol = json.loads((file.metadata() or {})["datgan_fast"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        accuracy = float(protocol["accuracy"])
+        if not 0 <= accuracy <= 1 or protocol.get("digest", _digest(*tensors.values())) != _digest(*tensors.values()):
+            raise ValueError("not what was written")
+        classifier.load_state_dict(tensors)
+    except (
+        ArithmeticError, AttributeError, LookupError, OSError, RecursionError, RuntimeError, SafetensorError, TypeError,
+        ValueError,
+    ):  # fmt: skip
         _say(f"{path}: is damaged; training the network again to replace it")
         return None
     return accuracy
 
 
 def _write(path: Path, classifier: Classifier, accuracy: float) -> None:
-    tensors = {name: t.detach().cpu().contiguous() for name, t in classifier.state_dict().items()}
-    protocol = {"accuracy": accuracy, "version": VERSION, "torch": torch.__version__}
+    tensors = {name: t.detach().cpu().contiguous() for name, t in sorted(classifier.state_dict().items())}
+    digest = _digest(*tensors.values())
+    protocol = {"accuracy": accuracy, "version": VERSION, "torch": torch.__version__, "digest": digest}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with files.atomic(path) as temporary:

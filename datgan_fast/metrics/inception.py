@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import sys
 import warnings
+import zipfile
 from collections.abc import Collection
 from contextlib import nullcontext
 from pathlib import Path
@@ -19,7 +20,8 @@ from torch.utils.data import Dataset
 from .. import files
 from ..errors import ConfigError
 
-_STANDARD = "6726825d"  # how the standard weights' SHA-256 begins; it stands in the file's name too
+# The standard weights' SHA-256; the file's name has its first eight digits.
+_STANDARD = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 _SPLITS = 10  # of the Inception Score
 _KID_SUBSETS, _KID_SUBSET_SIZE = 100, 1000
 
@@ -81,9 +83,9 @@ def inception_metrics(
             cache=False,
             verbose=on_terminal,
         )
-    digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:8]
+    digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
     standard = "the standard weights" if digest == _STANDARD else "other weights than the standard ones"
-    network = f"Inception v3 {digest} ({standard}), torch-fidelity"
+    network = f"Inception v3 {digest[:8]} ({standard}), torch-fidelity"
     details = {
         "is": (torch_fidelity.KEY_METRIC_ISC_MEAN, f"{min(_SPLITS, len(generated))} splits"),
         "fid": (torch_fidelity.KEY_METRIC_FID, "2048 features"),
@@ -105,6 +107,8 @@ def find_weights(file: str | None) -> str:
     if not file and not path.is_file():
         _download(URL_INCEPTION_V3, path)
     try:
+        if zipfile.is_zipfile(path):
+            files.check_archive(path)
         torch.load(path, map_location="cpu", weights_only=True)
         with torch.random.fork_rng(devices=[]):
             FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path))
@@ -119,10 +123,8 @@ def _download(url: str, path: Path) -> None:
     print(f"downloading the Inception weights (91 MiB) to {path}", file=sys.stderr, flush=True)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # The hash stands in the file's name; download_url_to_file checks it and renames a whole file into place.
-        torch.hub.download_url_to_file(
-            url, str(path), hash_prefix=path.stem.rpartition("-")[2], progress=sys.stderr.isatty()
-        )
+        # It checks the hash, of which any beginning would do, and renames a whole file into place.
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=_STANDARD, progress=sys.stderr.isatty())
     except (OSError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(

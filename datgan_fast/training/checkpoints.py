@@ -24,6 +24,9 @@ from .run_folder import RunFolder
 Weights = Literal["average", "raw"]
 
 _NOT_OURS = "must be a checkpoint that datgan_fast.train wrote"
+# What is raised where a file's description of a network is of other types or sizes than ours.
+_MALFORMED = (ArithmeticError, AttributeError, LookupError, RecursionError, RuntimeError, TypeError, ValueError)
+_LARGEST = 65536  # of the numbers that describe a network
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class Checkpoint:
         """Raises ConfigError where the weights are no such network's."""
         c = self.config
         network = self._filled(
-            lambda: build_generator(c.architecture, z_dim=c.z_dim, **c.network_shape),
+            lambda device: build_generator(c.architecture, z_dim=c.z_dim, device=device, **c.network_shape),
             "average" if weights == "average" else "generator",
         )
         return Trained(network, self.step, weights, c.z_dim, c.image_size, c.channels, c.classes, c)
@@ -66,21 +69,34 @@ class Checkpoint:
         """In evaluation mode. Raises ConfigError where the weights are no such network's."""
         c = self.config
         return self._filled(
-            lambda: build_discriminator(
-                c.architecture, batch_norm=c.batch_norm, spectral_norm=c.spectral_norm, **c.network_shape
+            lambda device: build_discriminator(
+                c.architecture, batch_norm=c.batch_norm, spectral_norm=c.spectral_norm, device=device, **c.network_shape
             ),
             "discriminator",
         )
 
-    def _filled(self, build: Callable[[], nn.Module], part: str) -> nn.Module:
+    def _filled(self, build: Callable[[str], nn.Module], part: str) -> nn.Module:
         if self.config.architecture == OWN:
             raise ConfigError(_own(self.option, self.path))
         try:
-            network: nn.Module = build()
-            network.load_state_dict(self.state[part])
-        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError):
+            return _filled(build, self.state[part])
+        except _MALFORMED:
             raise ConfigError(f"{self.option} {self.path}: {_NOT_OURS}") from None
-        return network.eval()
+
+
+def _filled(build: Callable[[str], nn.Module], weights: dict[str, Tensor]) -> nn.Module:
+    """The network that `build(device)` makes, with these weights, in evaluation mode. Raises _MALFORMED for another's.
+
+    They are compared where a network takes no memory: a file's description of it may be of any size.
+    """
+    shapes = {name: t.shape for name, t in build("meta").state_dict().items()}
+    if {name: t.shape for name, t in weights.items()} != shapes:
+        raise ValueError("the weights are another network's")
+    if any(t.nbytes > t.untyped_storage().nbytes() for t in weights.values()):
+        raise ValueError("weights that are repeated rather than stored")
+    network = build("cpu")
+    network.load_state_dict(weights)
+    return network.eval()
 
 
 def _own(option: str, path: Path) -> str:
@@ -91,21 +107,34 @@ def _own(option: str, path: Path) -> str:
 
 
 def load_checkpoint(path: str | Path, option: str) -> dict[str, Any]:
-    """A checkpoint's state. Raises ConfigError, naming the option, if it is none."""
+    """A checkpoint's state. Raises ConfigError, naming the option, if it is none, or damaged."""
+    path = Path(path).expanduser()
     try:
+        files.check_archive(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise ConfigError(f"{option} {path}: cannot be read ({error.strerror or error})") from None
-    except Exception:  # torch.load raises many kinds for what is not a checkpoint
-        state = None
-    if not isinstance(state, dict) or "generator" not in state or "step" not in state:
+    except Exception as error:  # torch.load raises many kinds for what is not a checkpoint
+        damaged = f"; {error}" if type(error) is ValueError else ""
+        raise ConfigError(f"{option} {path}: {_NOT_OURS}{damaged}") from None
+    if not (isinstance(state, dict) and _is_step(state.get("step")) and _is_weights(state.get("generator"))):
+        raise ConfigError(f"{option} {path}: {_NOT_OURS}")
+    if not all(_is_weights(state[name]) for name in ("discriminator", "average") if name in state):
         raise ConfigError(f"{option} {path}: {_NOT_OURS}")
     return state
 
 
+def _is_step(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_weights(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
+
+
 def open_checkpoint(source: Path, option: str) -> Checkpoint:
     """A checkpoint, or a run folder's newest. Raises ConfigError, naming the option."""
-    path = source
+    path = source = source.expanduser()
     if source.is_dir():
         checkpoints = RunFolder(source).checkpoints()
         if not checkpoints:
@@ -124,6 +153,7 @@ def find_generator(source: Path, weights: Weights, option: str) -> Trained:
 
     A generator.safetensors has the average only, whatever `weights` are asked of the others.
     """
+    source = source.expanduser()
     if source.is_dir() and not (source / "config.yaml").is_file():
         raise ConfigError(f"{option} {source}: must be a run folder; this one has no config.yaml")
     file = source / "generator.safetensors" if source.is_dir() and weights == "average" else source
@@ -150,29 +180,35 @@ def save_generator(path: Path, generator: nn.Module, config: Config, step: int) 
 
 def load_generator(path: str | Path, option: str = "FILE") -> Trained:
     """The generator of a generator.safetensors. Raises ConfigError if the file is no such generator."""
-    path = Path(path)
+    path = Path(path).expanduser()
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         described = json.loads(metadata["datgan_fast"])
-        network: dict[str, Any] = {key: value or 0 for key, value in described["network"].items()}
-        architecture = network.pop("architecture")
+        architecture, step, shape = described["network"].pop("architecture"), described["step"], described["network"]
         if architecture == OWN:
             raise ConfigError(_own(option, path))
-        generator = build_generator(architecture, **network)
-        generator.load_state_dict(tensors)
-        step = described["step"]
-        shape = {name: network[name] for name in ("z_dim", "image_size", "channels")} | {
-            "classes": network.get("classes", 0)
-        }
+        shape = {name: _size(value) for name, value in shape.items()}
+        if not _is_step(step):
+            raise ValueError("step")
+        generator = _filled(lambda device: build_generator(architecture, device=device, **shape), tensors)
+        own = {name: shape.get(name, 0) for name in ("z_dim", "image_size", "channels", "classes")}
     except OSError as error:
         raise ConfigError(f"{option} {path}: cannot be read ({error.strerror or error})") from None
     except ConfigError:
         raise
-    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, AttributeError):
+    except (SafetensorError, *_MALFORMED):
         raise ConfigError(f"{option} {path}: must be a generator.safetensors that datgan_fast.train wrote") from None
-    return Trained(generator.eval(), step, "average", **shape, config=None)
+    return Trained(generator, step, "average", **own, config=None)
+
+
+def _size(value: Any) -> int:
+    """One of the numbers that describe a network; points have None for some. Raises ValueError."""
+    size = 0 if value is None else value
+    if not _is_step(size) or size > _LARGEST:
+        raise ValueError(f"a network's size of {value!r}")
+    return size
 
 
 def in_turn(classes: int, count: int, device: torch.device | str) -> Tensor | None:

@@ -218,20 +218,26 @@ def _known(architecture: str, kinds: dict[str, Any]) -> Any:
     return kinds[architecture]
 
 
-# The mlp has neither image size nor channels nor classes: all are 0.
+# The mlp has neither image size nor channels nor classes: all are 0. On the device "meta" a network takes no memory.
 
 
-@plain_defaults()
 def build_generator(
-    architecture: str, *, image_size: int, channels: int, width: int, z_dim: int, classes: int = 0
+    architecture: str,
+    *,
+    image_size: int,
+    channels: int,
+    width: int,
+    z_dim: int,
+    classes: int = 0,
+    device: str = "cpu",
 ) -> nn.Module:
-    if architecture == "mlp":
-        return MLPGenerator(width, z_dim)
-    kind: Callable[..., nn.Module] = _known(architecture, {"dcgan": DCGANGenerator, "resnet": ResNetGenerator})
-    return kind(image_size, channels, width, z_dim, classes)
+    with plain_defaults(device):
+        if architecture == "mlp":
+            return MLPGenerator(width, z_dim)
+        kind: Callable[..., nn.Module] = _known(architecture, {"dcgan": DCGANGenerator, "resnet": ResNetGenerator})
+        return kind(image_size, channels, width, z_dim, classes)
 
 
-@plain_defaults()
 def build_discriminator(
     architecture: str,
     *,
@@ -241,18 +247,20 @@ def build_discriminator(
     batch_norm: bool,
     spectral_norm: bool = False,
     classes: int = 0,
+    device: str = "cpu",
 ) -> nn.Module:
-    if architecture == "mlp":
-        discriminator: nn.Module = MLPDiscriminator(width)
-    else:
-        kind: Callable[..., nn.Module] = _known(
-            architecture, {"dcgan": DCGANDiscriminator, "resnet": ResNetDiscriminator}
-        )
-        discriminator = kind(image_size, channels, width, batch_norm)
-        if classes:
-            discriminator = ProjectionDiscriminator(cast(nn.Sequential, discriminator), classes)
-    if spectral_norm:
-        discriminator.apply(_add_spectral_norm)
+    with plain_defaults(device):
+        if architecture == "mlp":
+            discriminator: nn.Module = MLPDiscriminator(width)
+        else:
+            kind: Callable[..., nn.Module] = _known(
+                architecture, {"dcgan": DCGANDiscriminator, "resnet": ResNetDiscriminator}
+            )
+            discriminator = kind(image_size, channels, width, batch_norm)
+            if classes:
+                discriminator = ProjectionDiscriminator(cast(nn.Sequential, discriminator), classes)
+        if spectral_norm:
+            discriminator.apply(_add_spectral_norm)
     return discriminator
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import reprlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,10 @@ def convert(name: str, value: Any, kind: type) -> Any:
             return os.path.expanduser(str(value)) if kind is Path else str(value)
     except (TypeError, ValueError, OverflowError):
         pass
-    wanted = {bool: "true or false", int: "a whole number", float: "a finite number", str: "a text", Path: "a path"}[
-        kind
-    ]
-    raise ConfigError(f"{flag(name)} {value}: must be {wanted}")
+    wanted = {bool: "true or false", int: "a whole number", float: "a finite number", str: "a text", Path: "a path"}
+    # A file may hold a value of any depth and length.
+    said = value if isinstance(value, str) else reprlib.repr(value)
+    raise ConfigError(f"{flag(name)} {' '.join(said[:200].split())}: must be {wanted[kind]}")
 
 
 def check_value(name: str, value: Any, check: Mapping[str, Any]) -> None:

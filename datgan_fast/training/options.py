@@ -304,7 +304,7 @@ def typed(values: Mapping[str, Any], source: str) -> dict[str, Any]:
         name = str(key).replace("-", "_")
         if name not in KINDS:
             raise ConfigError(
-                f"{source}: unknown option {key!r}; see python -m datgan_fast.train --help for the options"
+                f"{source}: unknown option {repr(key)[:100]}; see python -m datgan_fast.train --help for the options"
             )
         converted[name] = None if value is None else convert(name, value, KINDS[name])
     return converted

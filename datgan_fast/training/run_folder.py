@@ -140,12 +140,12 @@ class RunFolder:
         """Whether it has none, although it has come so far that there was one."""
         if self.checkpoints():
             return False
-        steps = [record["step"] for _, record in _records(self.path / "stats.jsonl") if record]
+        steps = [record["step"] for _, record in files.json_lines(self.path / "stats.jsonl") if record]
         return max(steps, default=0) > (self.options().save_every or 0)
 
     def measured(self) -> set[int]:
         """The steps that were evaluated."""
-        return {record["step"] for _, record in _records(self.path / "metrics.jsonl") if record}
+        return {record["step"] for _, record in files.json_lines(self.path / "metrics.jsonl") if record}
 
     def rewind(self, step: int) -> None:
         """Forgets what was recorded after `step`, for a run that continues from there. What cannot be read stays."""
@@ -156,7 +156,7 @@ class RunFolder:
             abandoned.unlink()
         for name in ("stats.jsonl", "metrics.jsonl"):
             path = self.path / name
-            records = _records(path)
+            records = files.json_lines(path)
             kept = [line for line, record in records if record is None or record["step"] <= step]
             if unread := sum(record is None for _, record in records):
                 warnings.warn(
@@ -180,7 +180,7 @@ class RunFolder:
         return self.path / "samples" / f"step-{step:06d}.png"
 
     def curves(self) -> None:
-        records = [record for _, record in _records(self.path / "stats.jsonl") if record]
+        records = [record for _, record in files.json_lines(self.path / "stats.jsonl") if record]
         if records:
             draw_curves(records, self.path.name, self.path / "curves.png")
 
@@ -202,14 +202,9 @@ class RunFolder:
                 torch.save(state, temporary)
             except RuntimeError as error:  # torch's own writer's
                 raise OSError(str(error)) from None
+            files.seal(temporary)
         for old in self.checkpoints()[:-KEPT_CHECKPOINTS]:
             old.unlink(missing_ok=True)
-
-
-def _records(path: Path) -> list[tuple[str, dict[str, Any] | None]]:
-    """Every line of a run's JSONL file, and its record; None for one that has no step."""
-    lines = files.json_lines(path)
-    return [(line, r if r and isinstance(r.get("step"), int) else None) for line, r in lines]
 
 
 def _step(path: Path) -> int:

@@ -115,7 +115,7 @@ def test_download_is_checked_and_kept(monkeypatch, tmp_path, weights):
     first, second = inception.find_weights(None), inception.find_weights(None)
     assert first == second == str(tmp_path / "hub" / "checkpoints" / fetched[0][0])
     assert len(fetched) == 1
-    assert fetched[0][0].endswith(f"-{fetched[0][1]}.pth") and len(fetched[0][1]) == 8
+    assert fetched[0][0].endswith(f"-{fetched[0][1][:8]}.pth") and len(fetched[0][1]) == 64
 
 
 class Evil:
