@@ -31,10 +31,7 @@ class Parser(argparse.ArgumentParser):
 
 def run_command(prog: str, command: Callable[[], int]) -> int:
     """The command's exit code: 2 for wrong options, 1 for a failed run, 130 for Ctrl-C."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show is shown in escapes
-            with suppress(OSError):  # it is closed
-                stream.reconfigure(errors="backslashreplace")
+    _show_every_name()
     try:
         return command()
     except (ConfigError, DataError, BackendError) as error:
@@ -57,6 +54,14 @@ def run_command(prog: str, command: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print(f"{prog}: interrupted", file=sys.stderr)
         return 130
+
+
+def _show_every_name() -> None:
+    """One that the terminal cannot show is shown in escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            with suppress(OSError):  # it is closed
+                stream.reconfigure(errors="backslashreplace")
 
 
 def whole_number(option: str, text: str, least: int, most: int) -> int:

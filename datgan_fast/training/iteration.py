@@ -78,6 +78,7 @@ class Iteration:
     Raises ConfigError where a batch has too few images for the processes.
     """
 
+    # Long: all that an iteration works with.
     @plain_defaults()
     def __init__(
         self,

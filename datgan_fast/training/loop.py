@@ -59,7 +59,7 @@ def is_due(every: int, step: int, config: Config) -> bool:
 
 def is_evaluated(step: int, config: Config) -> bool:
     """Not at the end of a short run: a data set's classifier takes longer to train than it does."""
-    return is_due(config.eval_every, step, config) and (step % config.eval_every == 0 or config.steps >= SHORT)
+    return is_due(config.eval_every, step, config) and config.steps >= min(SHORT, config.eval_every)
 
 
 def owes_evaluation(trainer: Trained, run: RunFolder) -> bool:
@@ -190,11 +190,16 @@ class Loop:
             how.append("torch.compile")
         if t.recorded:
             how.append("CUDA graph")
-        if not self._share.alone:
-            how.append(f"{self._share.size} processes")
-            if any(map(has_batch_norm, (t.iteration.generator, t.iteration.discriminator))):
-                how.append(f"BatchNorm over {'all' if c.sync_batch_norm else 'own'} images")
+        how += self._processes()
         return f"{c.baseline}{' + DAT' if c.dat else ''} on {c.dataset}, {', '.join(how)}"
+
+    def _processes(self) -> list[str]:
+        if self._share.alone:
+            return []
+        how = [f"{self._share.size} processes"]
+        if any(map(has_batch_norm, (self._trainer.iteration.generator, self._trainer.iteration.discriminator))):
+            how.append(f"BatchNorm over {'all' if self._config.sync_batch_norm else 'own'} images")
+        return how
 
     def _say_how(self) -> None:
         """Which way a discriminator step goes, why, and what computes it; into the log and env.json."""

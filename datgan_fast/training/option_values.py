@@ -16,6 +16,7 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+# Branches: one for each kind.
 def convert(name: str, value: Any, kind: type) -> Any:
     """One option's value as its kind: bool, int, float or str; of a Path a str too, in which ~ is the home folder."""
     try:
