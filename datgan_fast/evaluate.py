@@ -54,7 +54,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     for record in evaluator(images, source, in_turn(trained.classes, n, "cpu")):
         print(f"{record['metric']}  {record['value']:.6g}  ({record['protocol']})", flush=True)
         if out is not None:
-            files.append_json_line(out, {"step": trained.step, **record})
+            files.append_json_lines(out, {"step": trained.step, **record})
     return 0
 
 

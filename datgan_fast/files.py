@@ -55,11 +55,12 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def append_json_line(path: Path, record: dict[str, Any]) -> None:
-    """One object per line; NaN and infinity, which JSON does not have, become null."""
-    clean = {k: None if isinstance(v, float) and v - v != 0 else v for k, v in record.items()}
+def append_json_lines(path: Path, *records: dict[str, Any]) -> None:
+    """One object per line; NaN and infinity, which JSON does not have, become null. The lines are written at once: a process that
+    is ended leaves all of them or none."""
+    clean = [{k: None if isinstance(v, float) and v - v != 0 else v for k, v in record.items()} for record in records]
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(clean) + "\n")
+        file.write("".join(json.dumps(record) + "\n" for record in clean))
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:

@@ -29,14 +29,16 @@ import torch
 
 from datgan_fast import train
 from datgan_fast.errors import ConfigError
+from datgan_fast.training import trainer
 from datgan_fast.training.baselines import BASELINES
 from datgan_fast.training.checkpoints import load_checkpoint
+from datgan_fast.training.pictures import draw_curves
 from run_states import assert_same
 
 STEPS = 24
 # Nothing shares a rhythm; the last step is an evaluation, a checkpoint, a picture and a line.
-EVERY = {"log": 2, "sample": 9, "save": 7, "eval": 5}
-OPTIONS = ["--width", "4", "--z-dim", "8", "--batch-size", "6", "--deterministic", "--steps", str(STEPS)]
+EVERY = {"log": 2, "sample": 11, "save": 7, "eval": 5}
+OPTIONS = ["--width", "4", "--z-dim", "8", "--batch-size", "6", "--n-dis", "2", "--deterministic", "--steps", str(STEPS)]
 OPTIONS += [text for name, every in EVERY.items() for text in (f"--{name}-every", str(every))]
 TIMES = {"seconds", "images_per_second"}
 PATIENCE = 120  # seconds, for a run that takes two or three
@@ -66,9 +68,9 @@ class Run:
     def _train(self) -> None:
         step = train.Trainer.train_step
 
-        def counted(trainer: train.Trainer) -> None:
-            step(trainer)
-            self.made.value = trainer.step
+        def counted(self_: train.Trainer) -> None:
+            step(self_)
+            self.made.value = self_.step
 
         train.Trainer.train_step = counted  # type: ignore[method-assign]
         said = os.open(self.said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -155,6 +157,12 @@ def check_stop(run: Run, code: int) -> None:
     assert "Traceback" not in said, said
 
 
+def warm_up(folder: Path) -> None:
+    """What a process does once only, as far as it goes without a backward pass, after which torch cannot be forked."""
+    trainer.Trainer(train.Options(width=4, z_dim=8)).evaluate()
+    draw_curves([{"step": 0, "loss_d": 0.0, "loss_g": 0.0, "wasserstein": 0.0}], "", folder / "curves.png")
+
+
 class Campaign:
     def __init__(self, seed: int, folder: Path) -> None:
         self.random = random.Random(seed)
@@ -222,7 +230,9 @@ def main() -> int:
         parser.add_argument(f"--{name}", type=int, default=0, help=what)
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # a pool of threads does not live through a fork
+    trainer.EVALUATED = 100  # images: an evaluation should not be most of a run
     folder = Path(tempfile.mkdtemp())
+    warm_up(folder)
     campaign, begun = Campaign(arguments.seed, folder), time.monotonic()
     campaign.signals(signal.SIGKILL, arguments.kills)
     campaign.signals(signal.SIGTERM, arguments.terms)

@@ -149,9 +149,10 @@ class Loop:
 
     def _evaluate(self) -> None:
         """A signal ends it at once: the step's checkpoint is there, and the run measures it when it goes on."""
-        with suppress(StopRequested), self._signals.raising():
-            for record in self._trainer.evaluate():
-                self._run.metric(record)
+        with suppress(StopRequested):
+            with self._signals.raising():
+                records = self._trainer.evaluate()
+            self._run.metrics(records)
 
     def _draw(self) -> None:
         t, path = self._trainer, self._run.samples_path(self._trainer.step)

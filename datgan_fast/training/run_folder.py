@@ -118,12 +118,14 @@ class RunFolder:
             file.write(text + "\n")
 
     def statistics(self, record: dict[str, Any]) -> None:
-        files.append_json_line(self.path / "stats.jsonl", record)
+        files.append_json_lines(self.path / "stats.jsonl", record)
         self._scalars("train", record)
 
-    def metric(self, record: dict[str, Any]) -> None:
-        files.append_json_line(self.path / "metrics.jsonl", record)
-        self._scalars("metrics", {"step": record["step"], record["metric"]: record["value"]})
+    def metrics(self, records: list[dict[str, Any]]) -> None:
+        """Of one evaluation."""
+        files.append_json_lines(self.path / "metrics.jsonl", *records)
+        for record in records:
+            self._scalars("metrics", {"step": record["step"], record["metric"]: record["value"]})
 
     def _scalars(self, group: str, record: dict[str, Any]) -> None:
         if self._tensorboard is None:
