@@ -38,7 +38,19 @@ from run_states import assert_same
 STEPS = 24
 # Nothing shares a rhythm; the last step is an evaluation, a checkpoint, a picture and a line.
 EVERY = {"log": 2, "sample": 11, "save": 7, "eval": 5}
-OPTIONS = ["--width", "4", "--z-dim", "8", "--batch-size", "6", "--n-dis", "2", "--deterministic", "--steps", str(STEPS)]
+OPTIONS = [
+    "--width",
+    "4",
+    "--z-dim",
+    "8",
+    "--batch-size",
+    "6",
+    "--n-dis",
+    "2",
+    "--deterministic",
+    "--steps",
+    str(STEPS),
+]
 OPTIONS += [text for name, every in EVERY.items() for text in (f"--{name}-every", str(every))]
 TIMES = {"seconds", "images_per_second"}
 PATIENCE = 120  # seconds, for a run that takes two or three
@@ -164,8 +176,9 @@ def warm_up(folder: Path) -> None:
 
 
 class Campaign:
-    def __init__(self, seed: int, folder: Path) -> None:
+    def __init__(self, seed: int, kinds: int, folder: Path) -> None:
         self.random = random.Random(seed)
+        self.kinds = self.random.sample(KINDS, kinds)
         self.folder = folder
         self.wholes: dict[int, Whole] = {}
         self.counts: Counter[str] = Counter()
@@ -173,12 +186,8 @@ class Campaign:
 
     def whole(self, kind: int) -> Whole:
         if kind not in self.wholes:
-            run = Run(KINDS[kind], self.folder / f"whole-{kind}")
-            run.finish()
-            again = Run(KINDS[kind], self.folder / f"again-{kind}")  # when all caches are filled: for its time
-            self.wholes[kind] = Whole(run, again.finish())
-            self.wholes[kind].check_alike(again)
-            shutil.rmtree(again.outdir)
+            run = Run(self.kinds[kind], self.folder / f"whole-{kind}")
+            self.wholes[kind] = Whole(run, run.finish())
         return self.wholes[kind]
 
     def signals(self, number: signal.Signals, count: int) -> None:
@@ -186,9 +195,9 @@ class Campaign:
         for attempt in itertools.count():
             if self.counts[number.name] >= count:
                 return
-            kind = attempt % len(KINDS)
+            kind = attempt % len(self.kinds)
             whole = self.whole(kind)
-            run = Run(KINDS[kind], self.folder / f"{number.name}-{attempt}")
+            run = Run(self.kinds[kind], self.folder / f"{number.name}-{attempt}")
             times = self.random.choice((1, 1, 1, 2, 3))
             moments = [self.random.uniform(0, whole.seconds) for _ in range(times)]
             again = [self.random.uniform(0, 0.05) if self.random.random() < 0.25 else None for _ in moments]
@@ -199,7 +208,7 @@ class Campaign:
                 whole.check_alike(run)
             except AssertionError as error:
                 shown = ", ".join(f"{m:.3f} s" for m in moments)
-                self.failures.append(f"{number.name} of {' '.join(KINDS[kind])} after {shown}: {error}")
+                self.failures.append(f"{number.name} of {' '.join(self.kinds[kind])} after {shown}: {error}")
                 print(self.failures[-1], f"({run.outdir})", flush=True)
                 continue
             self.counts["runs"] += 1
@@ -207,7 +216,8 @@ class Campaign:
 
     def flips(self, count: int) -> None:
         """Single bits of checkpoints, each of which must be found."""
-        checkpoints = [path for kind in range(len(KINDS)) for path in self.whole(kind).run.checkpoints()] if count else []
+        wholes = [self.whole(kind) for kind in range(len(self.kinds))] if count else []
+        checkpoints = [path for whole in wholes for path in whole.run.checkpoints()]
         damaged = self.folder / "damaged.pt"
         for _ in range(count):
             path = self.random.choice(checkpoints)
@@ -228,12 +238,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, what in (("kills", "SIGKILLs"), ("terms", "SIGTERMs"), ("flips", "bits of checkpoints"), ("seed", "")):
         parser.add_argument(f"--{name}", type=int, default=0, help=what)
+    parser.add_argument("--kinds", type=int, default=len(KINDS), help="how many of the baselines, fused and not")
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # a pool of threads does not live through a fork
     trainer.EVALUATED = 100  # images: an evaluation should not be most of a run
     folder = Path(tempfile.mkdtemp())
     warm_up(folder)
-    campaign, begun = Campaign(arguments.seed, folder), time.monotonic()
+    campaign, begun = Campaign(arguments.seed, arguments.kinds, folder), time.monotonic()
     campaign.signals(signal.SIGKILL, arguments.kills)
     campaign.signals(signal.SIGTERM, arguments.terms)
     campaign.flips(arguments.flips)

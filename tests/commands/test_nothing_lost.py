@@ -167,6 +167,27 @@ def test_a_signal_ends_an_evaluation_which_is_made_up_for(tmp_path, capsys, monk
     assert {json.loads(line)["step"] for line in (folder / "metrics.jsonl").open()} == {2, 4}
 
 
+def test_a_signal_while_metrics_are_recorded_loses_none(tmp_path, monkeypatch):
+    scalars = RunFolder._scalars
+
+    def signalled(self, group, record):
+        scalars(self, group, record)
+        if group == "metrics":
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(RunFolder, "_scalars", signalled)
+    assert run_train(tmp_path, "--steps", "4", "--eval-every", "2") == 1
+    monkeypatch.setattr(RunFolder, "_scalars", scalars)
+    assert run_train(tmp_path, "--steps", "4", "--eval-every", "2", "--resume") == 0
+    (folder,) = tmp_path.iterdir()
+    measured = {step: [] for step in (2, 4)}
+    for line in (folder / "metrics.jsonl").open():
+        record = json.loads(line)
+        measured[record["step"]].append(record["metric"])
+    assert len(measured[2]) > 1
+    assert measured[2] == measured[4]
+
+
 def test_what_was_ignored_is_ignored(tmp_path, monkeypatch):
     step = train.Trainer.train_step
     monkeypatch.setattr(train.Trainer, "train_step", lambda self: (step(self), signal.raise_signal(signal.SIGHUP)))

@@ -68,6 +68,11 @@ elif moment.startswith("evaluation"):  # in the middle of one
     def not_evaluated(self):
         return die() if self.step == int(moment[10:]) else evaluate(self)
     trainer.Trainer.evaluate = not_evaluated
+elif moment.startswith("metrics"):  # while they are recorded
+    scalars = run_folder.RunFolder._scalars
+    def not_recorded(self, group, record):
+        return die() if (group, record["step"]) == ("metrics", int(moment[7:])) else scalars(self, group, record)
+    run_folder.RunFolder._scalars = not_recorded
 sys.exit(train.main(arguments))
 """
 
@@ -109,7 +114,10 @@ def undisturbed(tmp_path_factory) -> Path:
 @pytest.mark.process
 @pytest.mark.parametrize(
     "moment",
-    ["config", "step1", "step2", "step5", "checkpoint", "rename", "generator", "between", "evaluation6", "evaluation9"],
+    [
+        *("config", "step1", "step2", "step5", "checkpoint", "rename", "generator", "between"),
+        *("evaluation6", "evaluation9", "metrics6", "metrics9"),
+    ],
 )
 def test_resume_after_a_kill_is_exact(tmp_path, undisturbed, deterministic, moment):
     options = [*RESUMED, "--outdir", str(tmp_path)]

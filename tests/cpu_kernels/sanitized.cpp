@@ -162,12 +162,9 @@ double moved(double x, double v, double coefficient, double norm, const Perturba
 
 struct Side {
   Side(const Numbers& shape, DType x_dtype, DType v_dtype, Memory x_memory, Memory v_memory, bool more, bool weighted)
-      : x(x_dtype, shape, strides_of(shape, x_memory), 1),
-        v(v_dtype, shape, strides_of(shape, v_memory), 2),
-        adv(x_dtype, shape, strides_of(shape, x_memory)),
-        grad(v_dtype, shape, strides_of(shape, v_memory)),
-        norms(DType::float32, {shape[0]}, {2}),
-        weight(DType::float32, {shape[0]}, {3}, 4),
+      : x(x_dtype, shape, strides_of(shape, x_memory), 1), v(v_dtype, shape, strides_of(shape, v_memory), 2),
+        adv(x_dtype, shape, strides_of(shape, x_memory)), grad(v_dtype, shape, strides_of(shape, v_memory)),
+        norms(DType::float32, {shape[0]}, {2}), weight(DType::float32, {shape[0]}, {3}, 4),
         images{x.tensor, v.tensor, adv.tensor, {}, {}, {}} {
     if (more) images.grad = grad.tensor, images.norms = norms.tensor;
     if (weighted) images.weight = weight.tensor;
@@ -236,9 +233,9 @@ void run_logits(int64_t m, int64_t n, DType dtype, Objective objective, Formulat
   const Logits logits{r.tensor, f.tensor, r.tensor, f.tensor, objective, formulation};
   const Array losses(sums_dtype, {2}, {3});
   cpu::attack_loss(logits, losses.tensor, c_r.tensor, c_f.tensor);
-  cpu::logit_terms(logits, {0.5, 1e-20},
-                   {weight_r.tensor, weight_f.tensor, sums.tensor, attack ? c_r.tensor : Tensor{},
-                    attack ? c_f.tensor : Tensor{}});
+  cpu::logit_terms(
+      logits, {0.5, 1e-20},
+      {weight_r.tensor, weight_f.tensor, sums.tensor, attack ? c_r.tensor : Tensor{}, attack ? c_f.tensor : Tensor{}});
   for (const Array* array : {&weight_r, &weight_f, &sums, &c_r, &c_f, &losses}) array->expect_gaps();
   if (objective != Objective::least_squares) return;
   double loss = 0;
@@ -259,15 +256,15 @@ void run_sample(const Numbers& image, int64_t batch, DType dtype, Memory from, M
   const std::unique_ptr<bool[]> mirrored(new bool[count]);
   for (int64_t i = 0; i < count; ++i) index[i] = i % kImages, mirrored[i] = i % 4 == 0;
   const Array out(dtype, drawn, strides_of(drawn, to));
-  Samples samples{images.get(), shape,   strides,   index.get(), kStride, mirror ? mirrored.get() : nullptr,
+  Samples samples{images.get(), shape,     strides, index.get(), kStride, mirror ? mirrored.get() : nullptr,
                   kStride,      out.tensor};
   cpu::sample_images(samples);
   out.expect_gaps();
   for (int64_t i = 0; i < batch * numel; ++i) {
     const int64_t b = i / numel, column = i % w, row = i / w % h, channel = i / (w * h) % c;
     const int64_t place = mirror && mirrored[b * kStride] ? w - 1 - column : column;
-    const uint8_t byte = images[index[b * kStride] * strides[0] + channel * strides[1] + row * strides[2] +
-                                place * strides[3]];
+    const uint8_t byte =
+        images[index[b * kStride] * strides[0] + channel * strides[1] + row * strides[2] + place * strides[3]];
     expect(std::fabs(out[i] - (byte / 127.5 - 1)) <= std::fmax(out.tolerance() / 2, 1e-6), "a pixel");  // a float
   }
   if (!batch) return;
@@ -315,8 +312,8 @@ int main() {
     run_perturb({3, 1, 1, (int64_t{32} << 20) / (3 * item_size(dtype)) + 5}, dtype, dtype, Memory::padded,
                 Memory::contiguous, Norm::clamp);
 
-  for (const Objective objective : {Objective::vanilla, Objective::fgan, Objective::wasserstein, Objective::hinge,
-                                    Objective::least_squares})
+  for (const Objective objective :
+       {Objective::vanilla, Objective::fgan, Objective::wasserstein, Objective::hinge, Objective::least_squares})
     for (const Formulation formulation : {Formulation::eq10, Formulation::alg1, Formulation::batch_mean})
       for (const DType dtype : kEvery)
         for (const int64_t m : {0, 1, 19, 70})

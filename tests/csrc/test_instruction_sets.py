@@ -11,14 +11,9 @@ from pathlib import Path
 import pytest
 
 from datgan_fast.method import native
+from instruction_sets import VARIANTS
 
 ROOT = Path(__file__).resolve().parents[2]
-# as CMakeLists.txt has them: the variants of csrc/cpu/rows.cpp and the compiler's flags for each
-VARIANTS = {
-    name: flags.split()
-    for name, flags in re.findall(r"add_rows\((\w+) ?([^)]*)\)", (ROOT / "CMakeLists.txt").read_text())
-    if name != "isa"
-}
 
 
 def test_what_a_variant_is_compiled_for_is_asked_of_the_processor():
