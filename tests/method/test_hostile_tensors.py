@@ -4,7 +4,6 @@ every attack: a batch's order, eps = 0, and the attack loss to first order."""
 import math
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
@@ -22,7 +21,12 @@ DOCUMENTED = (ValueError, TypeError, dat.BackendError)
 
 def repeatable(examples):
     return settings(
-        derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck), max_examples=examples
+        derandomize=True,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+        max_examples=examples,
+        report_multiple_bugs=False,
     )
 
 
@@ -191,6 +195,28 @@ class Anything(torch.nn.Module):
     def forward(self, x):
         x = x.reshape(len(x), math.prod(x.shape[1:])).to(self.scale.dtype)
         return (self.scale[0] * x).tanh().sum(1) + self.scale[1] * (x**2).sum(1)
+
+
+def test_images_without_pixels():
+    x = torch.zeros(2, 1), torch.zeros(2, 0)
+    for fused in (True, False):
+        assert outcome(dat.discriminator_step, Anything(), *x, eps=0.1, fused=fused) is not None
+    assert outcome(own_images, torch.zeros(1, 1, 0, 0)) is None
+
+
+def test_images_without_values():
+    for images in (torch.zeros(1, 1, 4, 4, device="meta"), torch.zeros(1, 1, 4, 4).to_sparse()):
+        assert outcome(own_images, images) is None
+
+
+def test_bounds_beyond_a_dtype_are_none():
+    x = torch.tensor([[0.5, -0.5]], dtype=torch.float16)
+    for impl in ("cpu", "reference"):
+        for low, high in ((-1e30, 0.2), (-1e30, torch.tensor(0.2)), (None, 0.2)):
+            moved = dat.perturb(x, x, 1.0, clip_min=low, clip_max=high, impl=impl)
+            assert torch.equal(moved, torch.zeros_like(x))
+        far = dat.perturb(x, x, -1e3, clip_min=None, clip_max=1e30, impl=impl)
+        torch.testing.assert_close(far, x * 1001, rtol=1e-2, atol=0)
 
 
 ATTACKS = st.fixed_dictionaries(
