@@ -1,7 +1,7 @@
 """Every baseline's discriminator, trained for 20 updates in DistributedDataParallel and FSDP2, ends where one process's ends.
 
-In float64: an optimiser that divides by the gradient's size turns the rounding of a gradient that is nearly 0 into a difference of
-a step, which in float32 is as large as what should be seen.
+In float64: an optimiser that divides by the gradient's size turns the rounding of a gradient that is nearly 0 into a difference
+of a step, which in float32 is as large as what should be seen.
 """
 
 import itertools
