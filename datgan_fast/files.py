@@ -52,7 +52,8 @@ def flush(path: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     with atomic(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        # A path that is no text in the process's encoding comes as surrogates, and goes back to the bytes that it was.
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
 def append_json_line(path: Path, record: dict[str, Any]) -> None:
