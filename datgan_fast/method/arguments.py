@@ -192,15 +192,19 @@ def check_attack(attack: Attack) -> None:
 
 
 def check_loss(logits: Logits, objective: str | Objective, formulation: str) -> None:
+    _check_compared(logits.own, objective, formulation)
+    target_real, target_fake = logits.targets
+    check_logits("target_real_logits", target_real, logits.own[0].device)
+    check_logits("target_fake_logits", target_fake, logits.own[0].device)
+
+
+def _check_compared(logits: Pair, objective: str | Objective, formulation: str) -> None:
     named(objective)
     check_choice("formulation", formulation, FORMULATIONS)
-    (real, fake), (target_real, target_fake) = logits
+    real, fake = logits
     check_float("real_logits", real)  # before its device is asked for
     check_logits("real_logits", real, real.device)
     check_logits("fake_logits", fake, real.device)
-    if logits.targets is not logits.own:
-        check_logits("target_real_logits", target_real, real.device)
-        check_logits("target_fake_logits", target_fake, real.device)
 
 
 def check_step(inputs: AttackInputs, attack: Attack) -> None:
@@ -244,7 +248,7 @@ def loss_dtype(logits: Pair) -> torch.dtype:
 
 
 def check_terms(logits: Pair, how: LogitTerms, out: TermOutputs) -> None:
-    check_loss(Logits(logits, logits), how.objective, how.formulation)
+    _check_compared(logits, how.objective, how.formulation)
     if (row := objective_of(how.objective)).loss is not None:
         raise ValueError(
             f"objective {row.name!r} compares the scores of both batches, so that no score has a loss of its own"
