@@ -52,7 +52,8 @@ def flush(path: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     with atomic(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        # A path that is no text in the process's encoding comes as surrogates, and goes back to the bytes that it was.
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
 def append_json_lines(path: Path, *records: dict[str, Any]) -> None:
@@ -64,20 +65,22 @@ def append_json_lines(path: Path, *records: dict[str, Any]) -> None:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a JSONL file. Lines that hold none are left out with a warning."""
+    """The records of a JSONL file, each with its whole-numbered "step". Lines that are none are left out with a warning."""
     lines = json_lines(path)
-    if unread := sum(record is None for _, record in lines):
-        warnings.warn(f"{path}: {unread} of its lines cannot be read and are left out", RuntimeWarning, stacklevel=2)
+    if others := [number for number, (_, record) in enumerate(lines, 1) if record is None]:
+        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+        named = ", ".join(map(str, others[:3]))
+        warnings.warn(f"{path}: left out what is no record in line {named}{more}.", stacklevel=2)
     return [record for _, record in lines if record is not None]
 
 
 def json_lines(path: Path) -> list[tuple[str, dict[str, Any] | None]]:
-    """Every line of a JSONL file that is not blank, and its record; None where it holds none. A last line without an end is what
-    a crash left of one, and no line."""
+    """Every line of a JSONL file, and its record; None where it holds none. A last line without an end is what a crash left of
+    one, and no line."""
     if not path.exists():
         return []
     *lines, _ = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    return [(line, _record(line)) for line in lines if line.strip()]
+    return [(line, _record(line)) for line in lines]
 
 
 def _record(line: str) -> dict[str, Any] | None:

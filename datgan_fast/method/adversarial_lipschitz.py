@@ -15,7 +15,7 @@ from .conditions import Beside
 from .drawn import drawn
 from .formulas import Bound, as_float, clip, image_norm
 from .penalty import Addable, Discriminator, column
-from .step_arguments import check_graph, check_range, images_of
+from .step_arguments import check_alike, check_graph, check_range, images_of
 
 LEAST = 1e-10  # length that is divided by
 
@@ -36,6 +36,7 @@ class AdversarialLipschitz(Addable):
     def __call__(self, discriminator: Discriminator, x_real: Tensor, x_fake: Tensor, **beside: Any) -> Tensor:
         name = "penalties.adversarial_lipschitz"
         calls, x_real, x_fake = images_of(name, discriminator, x_real, x_fake, Beside.of(beside))
+        check_alike(x_real, x_fake)
         check_range(name, calls.network, x_real, x_fake, self.clip_min, self.clip_max)
         x, score = torch.cat([x_real, x_fake]), calls.by_image
         x_adv = self.neighbours(score, x)

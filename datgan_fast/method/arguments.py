@@ -4,6 +4,7 @@ these arguments must be."""
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -118,11 +119,20 @@ def _kind(value: Any) -> str:
 def number(name: str, value: Any) -> float:
     """A Python number of what looks like one; a tensor of no dimensions is read back from its device."""
     if isinstance(value, (int, float, torch.SymFloat, torch.SymInt)) and not isinstance(value, bool):
+        if isinstance(value, int) and abs(value) > sys.float_info.max:
+            raise ValueError(f"{name} must be a number that a float can hold; got a larger one")
         return value  # type: ignore[return-value]
     if isinstance(value, (np.floating, np.integer)) or (isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0):
         return float(value)
     got = f"one of shape {tuple(value.shape)}" if isinstance(value, (Tensor, np.ndarray)) else repr(value)
     raise TypeError(f"{name} must be a number; got {got}")
+
+
+def backend_name(impl: Any) -> str:
+    """As an operation takes it: "" for the best usable one."""
+    if impl is None or isinstance(impl, str):
+        return impl or ""
+    raise TypeError(f"impl must be the name of a backend or None; got {type(impl).__name__}")
 
 
 def check_logits(name: str, t: Tensor, device: torch.device) -> None:
@@ -149,6 +159,9 @@ def check_perturbation(how: Perturbation) -> None:
     if not -math.inf < eps < math.inf:  # math.isfinite cannot be traced with a symbolic eps
         raise ValueError(f"eps must be a finite number; got {eps}")
     check_choice("norm", norm, NORMS)
+    for name, bound in (("clip_min", clip_min), ("clip_max", clip_max)):
+        if bound is not None and not isinstance(bound, Tensor) and number(name, bound) != bound:
+            raise ValueError(f"{name} must be a number, a tensor or None; got {bound}")
     if clip_min is None or clip_max is None or isinstance(clip_min, Tensor) or isinstance(clip_max, Tensor):
         return
     if clip_min > clip_max:
@@ -179,15 +192,19 @@ def check_attack(attack: Attack) -> None:
 
 
 def check_loss(logits: Logits, objective: str | Objective, formulation: str) -> None:
+    _check_compared(logits.own, objective, formulation)
+    target_real, target_fake = logits.targets
+    check_logits("target_real_logits", target_real, logits.own[0].device)
+    check_logits("target_fake_logits", target_fake, logits.own[0].device)
+
+
+def _check_compared(logits: Pair, objective: str | Objective, formulation: str) -> None:
     named(objective)
     check_choice("formulation", formulation, FORMULATIONS)
-    (real, fake), (target_real, target_fake) = logits
+    real, fake = logits
     check_float("real_logits", real)  # before its device is asked for
     check_logits("real_logits", real, real.device)
     check_logits("fake_logits", fake, real.device)
-    if logits.targets is not logits.own:
-        check_logits("target_real_logits", target_real, real.device)
-        check_logits("target_fake_logits", target_fake, real.device)
 
 
 def check_step(inputs: AttackInputs, attack: Attack) -> None:
@@ -231,7 +248,7 @@ def loss_dtype(logits: Pair) -> torch.dtype:
 
 
 def check_terms(logits: Pair, how: LogitTerms, out: TermOutputs) -> None:
-    check_loss(Logits(logits, logits), how.objective, how.formulation)
+    _check_compared(logits, how.objective, how.formulation)
     if (row := objective_of(how.objective)).loss is not None:
         raise ValueError(
             f"objective {row.name!r} compares the scores of both batches, so that no score has a loss of its own"

@@ -94,7 +94,7 @@ def _reshaped(watch: Watch, call: Call) -> None:
     shape = call.result.shape
     for d, size in enumerate(shape):
         below = math.prod(shape[d + 1 :])
-        if below and block % below == 0 and size % (watch.count * (block // below)) == 0:
+        if below and block and block % below == 0 and size % (watch.count * (block // below)) == 0:
             rows = block // below
             watch.mark_images(call.result, Images(d, size // (watch.count * rows), rows))
             return

@@ -10,9 +10,10 @@ objective does that is in no table and is handed over itself.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection
 from dataclasses import KW_ONLY, dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -347,6 +348,15 @@ def clip(x: Tensor, clip_min: Bound, clip_max: Bound) -> Tensor:
     """Each bound a number, a tensor that broadcasts to x (per channel: [c, 1, 1]), or None for no bound."""
     if isinstance(clip_min, Tensor) or isinstance(clip_max, Tensor):
         if clip_min is not None:
-            x = x.clamp(min=clip_min.to(x) if isinstance(clip_min, Tensor) else clip_min)
-        return x if clip_max is None else x.clamp(max=clip_max.to(x) if isinstance(clip_max, Tensor) else clip_max)
-    return x if clip_min is None and clip_max is None else x.clamp(clip_min, clip_max)
+            x = x.clamp(min=_held(clip_min, x))
+        return x if clip_max is None else x.clamp(max=_held(clip_max, x))
+    return x if clip_min is None and clip_max is None else x.clamp(_held(clip_min, x), _held(clip_max, x))
+
+
+def _held(bound: Bound, x: Tensor) -> Any:
+    """In x's dtype. torch refuses a number that this cannot hold, which is as good as infinite."""
+    if isinstance(bound, Tensor):
+        return bound.to(x)
+    if bound is None or abs(bound) <= torch.finfo(x.dtype).max:
+        return bound
+    return math.copysign(math.inf, bound)

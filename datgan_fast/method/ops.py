@@ -26,6 +26,7 @@ from .arguments import (
     Perturbation,
     StepOutputs,
     TermOutputs,
+    backend_name,
     check_attack,
     check_bound,
     check_float,
@@ -92,7 +93,7 @@ def attack_loss(
         target_fake.detach(),
         name,
         formulation,
-        impl or "",
+        backend_name(impl),
     )
 
 
@@ -112,7 +113,7 @@ def _own_attack_loss(
 def _refuse_kernels(device: torch.device, impl: str | None, objective: str | Objective) -> None:
     """Raises BackendError where another backend than the reference was asked for by name."""
     if not torch.compiler.is_compiling():
-        dispatch.backend(device, impl or "", objective=objective)
+        dispatch.backend(device, backend_name(impl), objective=objective)
 
 
 def attack_coefficients(logits: Pair, targets: Pair, objective: str | Objective, formulation: str) -> Pair:
@@ -162,7 +163,7 @@ def logit_terms_into(
         how, out = LogitTerms(weight, floor, objective, formulation), TermOutputs(weights, sums, coefficients)
         check_terms(own, how, out)
         with torch.no_grad():
-            dispatch.backend(sums.device, impl or "", objective=objective).logit_terms(own, how, out)
+            dispatch.backend(sums.device, backend_name(impl), objective=objective).logit_terms(own, how, out)
         return
     torch.ops.datgan_fast.logit_terms(
         *own,
@@ -170,7 +171,7 @@ def logit_terms_into(
         number("floor", floor),
         objective,
         formulation,
-        impl or "",
+        backend_name(impl),
         *weights,
         sums,
         *coefficients,
@@ -194,7 +195,7 @@ def sample_images(
         ValueError, TypeError: an argument has the wrong shape, dtype or device.
         BackendError: `impl` names a backend that cannot be used.
     """
-    torch.ops.datgan_fast.sample_images(images, index, mirrored, impl or "", out)
+    torch.ops.datgan_fast.sample_images(images, index, mirrored, backend_name(impl), out)
 
 
 def perturb(
@@ -238,7 +239,7 @@ def perturb(
     low, high = _kernel_bounds(clip_min, clip_max, x)
     if differentiable:  # the same launch, which leaves the clip to torch
         low = high = None
-    torch.ops.datgan_fast.perturb(detached(x), detached(grad), eps, norm, low, high, impl or "", out)
+    torch.ops.datgan_fast.perturb(detached(x), detached(grad), eps, norm, low, high, backend_name(impl), out)
     if differentiable:
         return clipped_from(x, out, clip_min, clip_max)
     return out if (low, high) == (clip_min, clip_max) else clip(out, clip_min, clip_max)
@@ -330,7 +331,7 @@ def attack_step(
     losses = _run_step(inputs, attack._replace(clip_min=None, clip_max=None), impl, adv, grads, [])
     targets = (t.detach() for t in inputs.targets)  # new tensors in any case: the compiler wants no input twice
     loss_real, loss_fake = StepLosses.apply(
-        real_logits, fake_logits, *targets, losses, objective, formulation, impl or ""
+        real_logits, fake_logits, *targets, losses, objective, formulation, backend_name(impl)
     )
     adv_real = clipped_from(x_real, adv[0], clip_min, clip_max)
     adv_fake = clipped_from(x_fake, adv[1], clip_min, clip_max)
@@ -375,7 +376,7 @@ def _run_step(
             *([detached(t) for t in pair] for pair in (x, v, logits, targets)),
             [None if w is None else detached(w) for w in weights],
             *attack._replace(objective=name, clip_min=low, clip_max=high),
-            impl or "",
+            backend_name(impl),
             adv,
             grads,
             norms,
@@ -395,5 +396,5 @@ def _both(tensors: Sequence[Tensor]) -> OptionalPair:
 def _own_step(inputs: AttackInputs, attack: Attack, impl: str | None, out: StepOutputs) -> None:
     """With formulas of the user's own."""
     check_step(inputs, attack)
-    backend = dispatch.backend(out.losses.device, impl or "", objective=attack.objective, norm=attack.norm)
+    backend = dispatch.backend(out.losses.device, backend_name(impl), objective=attack.objective, norm=attack.norm)
     backend.attack_step(inputs, attack, out)

@@ -29,7 +29,7 @@ from .lazy_penalty import Lazily, lazily
 from .penalty import Addable, Discriminator, Total, column, total
 from .processes import Over
 from .second_pass import differentiable
-from .step_arguments import check_graph, images_of
+from .step_arguments import check_alike, check_graph, images_of
 
 __all__ = [
     "AdversarialLipschitz",
@@ -84,6 +84,7 @@ class GradientPenalty(_OfGradients):
         self, discriminator: Discriminator, x_real: Tensor, x_fake: Tensor, beside: Beside, second_pass: SecondPass
     ) -> Tensor:
         calls, x_real, x_fake = images_of("penalties.gradient_penalty", discriminator, x_real, x_fake, beside)
+        check_alike(x_real, x_fake)
         pairs = min(len(x_real), len(x_fake))
         alpha = drawn(torch.empty(pairs, device=x_real.device, dtype=torch.float32), Tensor.uniform_)
         alpha = column(alpha, x_real).to(x_real.dtype)

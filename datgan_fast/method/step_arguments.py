@@ -197,6 +197,14 @@ def images_of(
     return calls, x_real, x_fake
 
 
+def check_alike(x_real: Tensor, x_fake: Tensor) -> None:
+    """Of batches whose images are paired or put into one."""
+    if x_real.shape[1:] != x_fake.shape[1:]:
+        raise ValueError(
+            f"x_real and x_fake must have images of one shape; got {tuple(x_real.shape[1:])} and {tuple(x_fake.shape[1:])}"
+        )
+
+
 def _plain(x: Tensor) -> Tensor:
     """Without history, and without a subclass, whose own rules would follow the images through the attack."""
     x = x.as_subclass(Tensor) if type(x) is not Tensor else x

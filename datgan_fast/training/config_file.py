@@ -40,6 +40,11 @@ def read_config_file(path: str) -> dict[str, Any]:
     return typed(values, f"--config {path}")
 
 
+def read_yaml(file: Path) -> Any:
+    """What a YAML file of options holds, {} for nothing. Raises OSError, and many kinds for broken text."""
+    return _yaml(_text(file))
+
+
 def _text(file: Path) -> str:
     """Raises OSError or ValueError."""
     with file.open(encoding="utf-8") as opened:

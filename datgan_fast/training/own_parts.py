@@ -45,7 +45,9 @@ def own_images(images: Tensor) -> Tensor:
     if not isinstance(images, Tensor) or images.dtype not in (torch.uint8, torch.float32) or images.dim() != 4:
         got = f"{images.dtype} {list(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
         raise ConfigError(f"images: must be uint8 or float32 [N, C, H, W]; got {got}")
-    if len(images) == 0 or images.shape[1] not in (1, 3):
+    if images.is_meta or images.layout is not torch.strided:
+        raise ConfigError(f"images: must be a dense tensor with values; got {images.layout} on {images.device}")
+    if images.numel() == 0 or images.shape[1] not in (1, 3):
         raise ConfigError(f"images: must be one or more, of 1 (grey) or 3 (RGB) channels; got {list(images.shape)}")
     if images.dtype == torch.float32 and not bool(images.abs().max() <= 1):
         least, most = (value.item() for value in torch.aminmax(images))

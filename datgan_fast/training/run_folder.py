@@ -27,6 +27,7 @@ from ..errors import ConfigError
 from ..method.dispatch import backends
 from ..version import __version__
 from .config import Config
+from .config_file import read_yaml
 from .launch import launcher
 from .options import Options
 from .pictures import draw_curves
@@ -92,8 +93,10 @@ class RunFolder:
         """Those of its config.yaml, which has a value for each. Raises ConfigError, naming the option that led here."""
         path = self.path / "config.yaml"
         try:
-            return Options.from_mapping(yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
-        except (OSError, AttributeError, UnicodeDecodeError, yaml.YAMLError) as error:
+            return Options.from_mapping(read_yaml(path), str(path))
+        except ConfigError:
+            raise
+        except Exception as error:  # the parser raises many kinds for broken text
             reason = " ".join(str(error).split())
             raise ConfigError(f"{option} {self.path}: its config.yaml cannot be read ({reason})") from None
 

@@ -232,15 +232,20 @@ class Trainer:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
+        """Raises ConfigError for a state of another run, or of other types."""
         try:
             self.iteration.load_state(state, state["step"])
-        except (KeyError, RuntimeError, ValueError):
+            self._set_random_state(state)
+            self.seconds = float(state.get("seconds", 0.0))  # none before 2026-11-30
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
             raise ConfigError(
                 "--resume: the checkpoint was made with other options than the run's config.yaml has"
             ) from None
         self.step = state["step"]
-        self.seconds = float(state.get("seconds", 0.0))  # none before 2026-11-30
         self._together = self.share.alone
+
+    def _set_random_state(self, state: dict[str, Any]) -> None:
+        torch.Generator("cpu").set_state(state["random"].cpu())  # raises here for what is none
         cuda = state["random_cuda"]  # before 2026-11-30 every GPU's
         one_of_all = self.device.type == "cuda" and len(cuda) == torch.cuda.device_count()
         own = cuda[self.device.index or 0] if one_of_all else next(iter(cuda), None)

@@ -173,25 +173,32 @@ def workers(launcher):
     return [int(pid) for pid in listed.split()]
 
 
+def reached(outdir):
+    """The newest checkpoints of the runs."""
+    return sorted(path.name for path in outdir.glob("*/checkpoints/step-*.pt"))[-1:]
+
+
 def test_kills_at_random_moments(tmp_path):
-    """A run that torchrun starts again after each is the undisturbed one. DATGAN_FAST_KILLS: how many there are."""
-    kills = int(os.environ.get("DATGAN_FAST_KILLS", "2"))
-    options = [*OPTIONS, "--steps", "150", "--save-every", "7"]
+    """A run that torchrun starts again after each is the undisturbed one. DATGAN_FAST_KILLS: how many there are, of which every
+    third comes whenever it comes, perhaps while the processes begin, and the others while they train."""
+    kills, moments = int(os.environ.get("DATGAN_FAST_KILLS", "2")), random.Random()
+    options = [*OPTIONS, "--steps", 100 * (kills + 1), "--save-every", "4"]
     assert torchrun(*options, "--outdir", tmp_path / "undisturbed").returncode == 0
-    launched = subprocess.Popen(
-        command(*options, "--outdir", tmp_path / "killed", restarts=kills),
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    struck, moments = 0, random.Random()
-    while launched.poll() is None and struck < kills:
-        time.sleep(moments.uniform(3, 12))
-        if found := workers(launched.pid):
-            os.kill(moments.choice(found), signal.SIGKILL)
-            struck += 1
-    assert launched.wait(300) == 0
-    assert struck == kills
+    killed = tmp_path / "killed"
+    with (tmp_path / "said.txt").open("w") as said:
+        launcher = command(*options, "--outdir", killed, restarts=kills)
+        launched = subprocess.Popen(launcher, env=environment(), stdout=said, stderr=said)
+    for kill in range(kills):
+        before = reached(killed)
+        while kill % 3 < 2 and reached(killed) == before:
+            assert launched.poll() is None
+            time.sleep(0.05)
+        time.sleep(moments.uniform(0, 10 if kill % 3 == 2 else 1))
+        while not (found := workers(launched.pid)):  # between two attempts
+            time.sleep(0.05)
+        os.kill(moments.choice(found), signal.SIGKILL)
+    assert launched.wait(300) == 0, (tmp_path / "said.txt").read_text()
     (undisturbed,) = (tmp_path / "undisturbed").iterdir()
-    killed = max((tmp_path / "killed").iterdir())  # an earlier one may be a folder without a configuration
-    assert generator(killed) == generator(undisturbed)
+    run = max(killed.iterdir())  # an earlier one may be a folder without a configuration
+    assert generator(run) == generator(undisturbed)
+    assert (run / "log.txt").read_text().count("steps 0 to") <= 1 + (kills + 1) // 3  # the others went on

@@ -1,13 +1,16 @@
 """The train command as a user meets it: options, run folder, errors."""
 
+import io
 import json
+import sys
 
 import pytest
 import torch
 import yaml
 from PIL import Image
 
-from datgan_fast import TrainConfig, train
+from datgan_fast import TrainConfig, files, train
+from datgan_fast.cli import run_command
 from datgan_fast.training.option_values import flag
 from datgan_fast.training.options import KINDS
 from train_runs import run_train
@@ -279,3 +282,15 @@ def test_divergence_names_the_last_good_checkpoint(tmp_path, capsys, monkeypatch
     assert "loss_d, loss_clean, loss_adv and " in error
     assert f"not finite in step 6; the last good checkpoint is {run}/checkpoints/step-000004.pt;" in error
     assert not (run / "checkpoints" / "step-000006.pt").exists()
+
+
+def test_what_a_terminal_cannot_show_is_escaped(monkeypatch):
+    shown = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding="ascii", write_through=True))
+    assert run_command("train", lambda: print("läufe \udcff") or 0) == 0
+    assert shown.getvalue() == b"l\\xe4ufe \\udcff\n"
+
+
+def test_paths_that_are_no_text_are_written_as_the_bytes_they_were(tmp_path):
+    files.write_text(tmp_path / "config.yaml", "outdir: l\udcc3\udca4ufe\n")
+    assert (tmp_path / "config.yaml").read_bytes() == "outdir: läufe\n".encode()

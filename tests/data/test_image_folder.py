@@ -1,6 +1,7 @@
 """A folder of images as a data set: what is found, cropped and converted, against PIL, and what is refused."""
 
 import os
+import queue
 import struct
 import sys
 import threading
@@ -226,25 +227,38 @@ def test_a_bomb_is_refused_before_it_goes_off(tmp_path):
         load_images("folder", tmp_path, image_size=4)
 
 
-def test_images_wait_for_room(tmp_path, monkeypatch):
-    """However many threads there are, so many pixels at most are decoded at once; a bigger image comes alone."""
-    for number, side in enumerate((20, 30, 30, 50, 20, 30)):
-        png(tmp_path / f"{number}.png", random_bytes(side, side, 3))
-    at_once, most, lock, square = [0], [0], threading.Lock(), image_folder._square
+def test_images_wait_for_room(monkeypatch):
+    """So many pixels at most are decoded at once, over all threads; a bigger image comes when it is alone."""
+    room, asked, entered = image_folder._Room(1800), queue.Queue(), threading.Event()
+    wait_for = room._changed.wait_for
 
-    def watched(file, *more):
-        with lock:
-            at_once[0] += file.width * file.height
-            most[0] = max(most[0], at_once[0])
-        made = square(file, *more)
-        with lock:
-            at_once[0] -= file.width * file.height
-        return made
+    def watched(there_is_room):
+        asked.put(there_is_room())
+        return wait_for(there_is_room)
 
-    monkeypatch.setattr(image_folder, "_square", watched)
-    monkeypatch.setattr(image_folder, "_AT_ONCE", 1800)
-    assert len(load_images("folder", tmp_path, image_size=8)) == 6
-    assert most[0] <= 2500
+    def read(pixels):
+        with room.taken(pixels):
+            entered.set()
+
+    monkeypatch.setattr(room._changed, "wait_for", watched)
+    with room.taken(1000):
+        assert asked.get(timeout=10)
+        read(800)
+        assert asked.get(timeout=10) and entered.is_set()
+        entered.clear()
+        other = threading.Thread(target=read, args=(5000,))
+        other.start()
+        assert not asked.get(timeout=10) and not entered.is_set()
+    other.join(timeout=10)
+    assert entered.is_set()
+
+
+def test_an_image_takes_its_room(tmp_path, monkeypatch):
+    png(tmp_path / "a.png", random_bytes(20, 30, 3))
+    taken, take = [], image_folder._Room.taken
+    monkeypatch.setattr(image_folder._Room, "taken", lambda self, pixels: taken.append(pixels) or take(self, pixels))
+    load_images("folder", tmp_path, image_size=8)
+    assert taken == [600]
 
 
 def test_class_folders_leave_out_the_same_images(tmp_path):

@@ -12,6 +12,8 @@ import torch
 from torch import distributed as dist
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import algorithm1
 import datgan_fast as dat
@@ -352,6 +354,26 @@ def test_float32(ranks):
 
 def test_lazy_penalties_count_alike(ranks):
     assert {found["others"]["lazily"] for found in ranks} == {2}
+
+
+class OnOneDevice(TorchDispatchMode):
+    """Nothing comes from the host, for which a GPU would wait."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+        assert all(t.is_meta for t in tensors), function
+        return function(*args, **(kwargs or {}))
+
+
+def test_average_gradients_copies_nothing_from_the_host(monkeypatch):
+    monkeypatch.setattr(dist, "get_world_size", lambda group: 2)
+    monkeypatch.setattr(dist, "all_reduce", lambda flat, group: None)
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    network = nn.Linear(3, 2, device="meta")
+    for p in network.parameters():
+        p.grad = torch.zeros_like(p)
+    with OnOneDevice():
+        dat.average_gradients(network)
 
 
 def test_average_gradients_of_one_process():

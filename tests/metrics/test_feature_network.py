@@ -1,5 +1,7 @@
 """The feature network: what it learns, and that its cache is used, checked and never half-written."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -119,14 +121,14 @@ def test_damaged_cache_is_replaced(mnist, cache, trainings, capsys, damage):
 
 
 def test_a_reader_sees_no_unfinished_file(mnist, cache, monkeypatch):
-    save_file = feature_network.save_file
+    write = Path.write_bytes
 
-    def interrupted(tensors, path, metadata):
-        save_file(tensors, path, metadata)
+    def interrupted(path, content):
+        write(path, content)
         assert not list(cache.glob("classifier-*"))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(feature_network, "save_file", interrupted)
+    monkeypatch.setattr(Path, "write_bytes", interrupted)
     with pytest.raises(KeyboardInterrupt):
         feature_network.load("mnist", mnist)
     assert list(cache.iterdir()) == []

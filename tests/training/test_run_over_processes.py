@@ -100,11 +100,17 @@ def test_a_run(ranks, case, path):
 def others(folder, rank, count):
     found = {}
     own = {"baseline": "wgan", "sync_batch_norm": False}
-    for name, options in (("plain", own), ("r1", own | {"r1": 1.0}), ("BatchNorm", {"baseline": "wgan"})):
+    for name, options in (
+        ("plain", own),
+        ("r1", own | {"r1": 1.0}),
+        ("BatchNorm", {"baseline": "wgan"}),
+        ("bf16", own | {"precision": "bf16"}),
+    ):
         for path, fused in FUSED.items():
             made = Trainer(TrainConfig(**{**SMALL, "fused": fused, **options}))
             made.train_step()  # which begins with a broadcast
             found[name, path] = messages(made.train_step)
+            found["learnt", name, path] = [p.detach() for p in made.iteration._weights_d]
     found["own"] = own_networks(rank)
     found["own BatchNorm"] = trained("dcgan, plain", True, sync_batch_norm=False)[0]
     found["streamed"] = streamed()
@@ -165,9 +171,17 @@ def some(folder):
 def test_messages(some, path):
     """One gather and one reduction for each discriminator update, of which there are two; one reduction for the generator's.
     Its two BatchNorms gather in three forwards, and reduce in one backward."""
-    for name, sent in (("plain", (2, 3)), ("r1", (2, 3)), ("BatchNorm", (8, 5))):
+    for name, sent in (("plain", (2, 3)), ("r1", (2, 3)), ("BatchNorm", (8, 5)), ("bf16", (2, 3))):
         for found in some:
             assert found[name, path] == dict(zip(("gloo:all_gather", "gloo:all_reduce"), sent, strict=True))
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("path", FUSED)
+def test_gradients_are_everybodys_in_bfloat16_too(some, path):
+    """Where they are handed over from copies of the weights."""
+    for own, others in zip(*(found["learnt", "bf16", path] for found in some), strict=True):
+        assert torch.equal(own, others)
 
 
 @pytest.mark.process
