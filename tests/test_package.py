@@ -30,7 +30,7 @@ import sys, datgan_fast
 heavy = {"matplotlib", "tensorboard", "torchvision", "sklearn", "scipy", "torch_fidelity", "PIL", "yaml"}
 print(sorted(heavy & set(sys.modules)))
 datgan_fast.Trainer
-print("matplotlib" in sys.modules)
+print("PIL" in sys.modules)
 """
     result = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parent.parent
