@@ -36,9 +36,7 @@ class Graph:
 
     @cached_property
     def leaves(self) -> list[Tensor]:
-        return [
-            node.variable for node, name in zip(self.nodes, self.names, strict=True) if name.endswith("AccumulateGrad")
-        ]
+        return _leaves(self.nodes)
 
     def reaches(self, images: Sequence[Tensor]) -> bool:
         return all(any(leaf is x for leaf in self.leaves) for x in images)
@@ -143,6 +141,15 @@ def next_number() -> int:
     """The number that autograd gives to the next node of this thread."""
     with torch.enable_grad():
         return torch.empty(0, dtype=torch.float32, device="cpu", requires_grad=True).view(0).grad_fn._sequence_nr() + 1  # type: ignore[union-attr]
+
+
+def leaves_below(output: Tensor) -> list[Tensor]:
+    """The tensors that output.backward() reaches."""
+    return _leaves(edges_below([output.grad_fn]))
+
+
+def _leaves(nodes: Iterable[Any]) -> list[Tensor]:
+    return [node.variable for node in nodes if not node.next_functions and hasattr(node, "variable")]
 
 
 def edges_below(nodes: Iterable[Any]) -> dict[Any, tuple[tuple[Any, int], ...]]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from .autograd_graph import Graph
+from .autograd_graph import Graph, leaves_below
 from .formulas import as_float
 from .independence import Forward
 from .launchers import Launcher
@@ -40,11 +40,11 @@ class GradientSum:
 
     def add(self, output: Tensor, seed: Tensor | None = None, retain_graph: bool = False) -> None:
         """output.backward(seed)"""
-        self._backward(output, Graph(output, 0), None, seed, retain_graph)
+        self._backward(output, leaves_below(output), None, seed, retain_graph)
 
     def to_images(self, forward: Forward, images: Tensor, seed: Tensor, retain_graph: bool = False) -> Tensor:
         """logits.backward(seed), of which the part of `images`, a leaf, is returned. Raises ValueError where there is none."""
-        gradient = self._backward(forward.logits, forward.graph, images, seed, retain_graph)
+        gradient = self._backward(forward.logits, forward.graph.leaves, images, seed, retain_graph)
         if gradient is None:
             raise ValueError(NO_GRADIENT)
         return gradient
@@ -63,7 +63,7 @@ class GradientSum:
     ) -> Tensor:
         """`to_images`, and a backward through its result as well: to the weights, from the result's own gradient, which
         `cotangent` makes of it."""
-        logits, weights = forward.logits, _weights(forward.graph, images)
+        logits, weights = forward.logits, [leaf for leaf in forward.graph.leaves if leaf is not images]
         with faster_weight_gradients(logits, self._compiled):
             gradient, *found = torch.autograd.grad(
                 logits, [images, *weights], seed, create_graph=True, allow_unused=True
@@ -83,12 +83,12 @@ class GradientSum:
         return result
 
     def _backward(
-        self, output: Tensor, graph: Graph, images: Tensor | None, seed: Tensor | None, retain_graph: bool
+        self, output: Tensor, below: list[Tensor], images: Tensor | None, seed: Tensor | None, retain_graph: bool
     ) -> Tensor | None:
-        """graph: the output's."""
+        """below: the leaves of the output's graph, of which all but the images are added to."""
         if self._launcher is not None:
             return self._launcher.of_scores(output, images, seed, retain_graph)
-        weights = _weights(graph, images)
+        weights = [leaf for leaf in below if leaf is not images]
         if self._by_torch or not all(map(_is_plain, weights)):
             output.backward(seed, retain_graph=retain_graph)
             return None if images is None else images.grad
@@ -98,11 +98,6 @@ class GradientSum:
         gradient = None if images is None else found.pop()
         add_gradients(weights, found, [t for t in (seed, gradient) if t is not None])
         return gradient
-
-
-def _weights(graph: Graph, images: Tensor | None) -> list[Tensor]:
-    """The leaves of an output's graph, other than the images: what output.backward() adds to."""
-    return [leaf for leaf in graph.leaves if leaf is not images]
 
 
 def _is_plain(weight: Tensor) -> bool:
@@ -116,18 +111,20 @@ def add_gradients(weights: Sequence[Tensor], gradients: Sequence[Tensor | None],
 
     others: tensors that stay in use and with which a gradient may share its memory.
     """
-    taken = {t.untyped_storage().data_ptr() for t in others}
+    taken: set[int] = set()
     alike: dict[tuple[torch.dtype, torch.dtype], list[tuple[Tensor, Tensor]]] = {}  # what one kernel takes
     for p, g in zip(weights, gradients, strict=True):
         if g is None:
             continue
-        if p.grad is None or p.grad.is_sparse or g.is_sparse:
+        total = p.grad
+        if total is None or total.is_sparse or g.is_sparse:
+            taken = taken or {t.untyped_storage().data_ptr() for t in others}
             p.grad = _sum_of_one(p, g, taken)
             continue
         # Whatever the strides of dimensions with one element, which the kernel compares too.
-        if g.stride() != p.grad.stride() and _lies_like(g, p.grad):
-            g = g.as_strided(p.grad.shape, p.grad.stride())
-        alike.setdefault((p.grad.dtype, g.dtype), []).append((p.grad, g))
+        if g.stride() != total.stride() and _lies_like(g, total):
+            g = g.as_strided(total.shape, total.stride())
+        alike.setdefault((total.dtype, g.dtype), []).append((total, g))
     for pairs in alike.values():
         torch._foreach_add_([total for total, _ in pairs], [term for _, term in pairs])
 
