@@ -22,8 +22,8 @@ import datgan_fast as dat
 from compilation import nothing_falls_back
 from datgan_fast.method import reference
 from datgan_fast.method.arguments import Attack, AttackInputs
+from datgan_fast.method.buffered_ops import attack_step_into, logit_terms_into, sample_images
 from datgan_fast.method.formulas import OBJECTIVES
-from datgan_fast.method.ops import attack_step_into, logit_terms_into, sample_images
 from datgan_fast.method.reference_operations import logits_with_targets
 from floor import copy_bandwidth, recorded, rotations
 from measure import DEVICE, FULL, device_time, seconds, spread

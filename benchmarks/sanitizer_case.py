@@ -9,7 +9,7 @@ import torch
 
 import datgan_fast as dat
 from datgan_fast.method.arguments import Attack, AttackInputs
-from datgan_fast.method.ops import attack_step_into, logit_terms_into, sample_images
+from datgan_fast.method.buffered_ops import attack_step_into, logit_terms_into, sample_images
 from datgan_fast.method.reference import FORMULATIONS, NORMS
 
 F64, F32, F16, BF16 = torch.float64, torch.float32, torch.float16, torch.bfloat16

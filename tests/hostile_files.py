@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from datgan_fast import TrainConfig, files
+from datgan_fast import TrainConfig, archives, files
 from datgan_fast.data.datasets import load_images, load_labels
 from datgan_fast.errors import ConfigError, DataError
 from datgan_fast.metrics import feature_network, inception
@@ -102,7 +102,7 @@ def state() -> dict[str, Any]:
 def checkpoint(folder: Path) -> bytes:
     def write(path: Path) -> None:
         torch.save(state(), path)
-        files.seal(path)
+        archives.seal(path)
 
     return _written(folder / "x.pt", write)
 
@@ -235,3 +235,9 @@ def damaged(data: bytes, kind: str, where: float, what: bytes) -> bytes:
 
 
 KINDS = ("flip", "cut", "insert", "overwrite", "repeat")
+
+
+def sealed(path, content):
+    torch.save(content, path)
+    archives.seal(path)
+    return path

@@ -15,7 +15,7 @@ import datgan_fast as dat
 import oracle
 from attack_inputs import each_formulation, each_norm, each_objective
 from datgan_fast.method.arguments import Attack, AttackInputs
-from datgan_fast.method.ops import attack_step_into
+from datgan_fast.method.buffered_ops import attack_step_into
 from layouts import FLOATS, LAYOUTS, assert_nothing_written_around, laid_out, name, unwritten
 from oracle import array
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 # From the ground up. A room imports from those below it only, never from one in its own line.
 LAYERS = (
-    ("errors", "files", "moved", "version"),
+    ("archives", "errors", "files", "moved", "version"),
     ("method", "data"),
     ("kernels", "metrics"),
     ("training",),

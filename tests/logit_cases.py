@@ -8,7 +8,7 @@ import torch
 import datgan_fast as dat
 import oracle
 from attack_inputs import each_formulation, each_objective
-from datgan_fast.method.ops import logit_terms_into
+from datgan_fast.method.buffered_ops import logit_terms_into
 from kernel_cases import assert_close, logits_of
 from layouts import FLOATS, name
 from oracle import array

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from datgan_fast.method.ops import sample_images
+from datgan_fast.method.buffered_ops import sample_images
 from layouts import FLOATS, GUARD, assert_nothing_written_around, laid_out, name
 
 LAYOUTS = ("contiguous", "misaligned", "channels_last", "every second pixel", "cropped", "padded", "transposed")

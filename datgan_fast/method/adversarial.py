@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .arguments import Attack, AttackInputs, Pair
 from .batches import Batches, merged_or_apart
+from .buffered_ops import attack_step_into
 from .conditions import Beside
 from .differentiable import clipped_from
 from .formulas import Bound, clip, project
@@ -17,7 +18,7 @@ from .independence import Forward
 from .module_state import unchanged_state
 from .nothing import say_nothing
 from .objective import Objective
-from .ops import attack_coefficients, attack_step_into, perturb
+from .ops import attack_coefficients, perturb
 from .reference import random_points
 from .reference_operations import Aims, terms_towards
 from .scores import ScoredSides, by_scale

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from .arguments import SIDES, Pair, loss_dtype
+from .buffered_ops import logit_terms_into
 from .conditions import Call
 from .formulas import as_float
 from .independence import HOOKED, Answer, Forward, ask, forget, forward, seen_to_mix
 from .module_state import remember
-from .ops import logit_terms_into
 from .processes import Processes
 from .scores import ScoredSides, Scores
 from .step_arguments import StepArguments, check_graph

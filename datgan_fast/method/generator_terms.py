@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .buffered_ops import logit_terms_into
 from .formulas import objective_of
 from .objective import Objective
-from .ops import logit_terms_into
 
 
 def generator_terms(logits: Tensor, objective: str | Objective) -> tuple[Tensor, Tensor] | None:

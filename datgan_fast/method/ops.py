@@ -1,12 +1,10 @@
-"""The public operations, attack_loss, perturb and attack_step, and those that the library's own step and sampler write into their
-buffers with; loss_gradients.py has their gradients, registered.py what torch runs.
+"""The public operations, attack_loss, perturb and attack_step; loss_gradients.py has their gradients, buffered_ops.py those that
+write into the caller's tensors, registered.py what torch runs.
 
 torch's operations know an objective by its name. One that has none goes to the reference directly.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -20,23 +18,17 @@ from .arguments import (
     Attack,
     AttackInputs,
     Logits,
-    LogitTerms,
-    OptionalPair,
     Pair,
     Perturbation,
-    StepOutputs,
-    TermOutputs,
     backend_name,
     check_attack,
-    check_bound,
     check_float,
     check_loss,
     check_perturbation,
-    check_step,
-    check_terms,
     loss_dtype,
     number,
 )
+from .buffered_ops import kernel_bounds, step_into
 from .differentiable import clipped_from
 from .formulas import FORMULATIONS, Bound, check_choice, clip, kernels_of, named
 from .loss_gradients import AttackLoss, StepLosses, detached
@@ -128,76 +120,6 @@ def attack_coefficients(logits: Pair, targets: Pair, objective: str | Objective,
     return real, fake
 
 
-def logit_terms_into(
-    logits: Pair,
-    weights: Pair,
-    sums: Tensor,
-    *,
-    weight: float,
-    floor: float = 0.0,
-    objective: str | Objective = "vanilla",
-    formulation: str = "eq10",
-    coefficients: OptionalPair = (None, None),
-    impl: str | None = None,
-) -> None:
-    """All that a discriminator's step wants of its logits, in one launch and into the caller's tensors.
-
-    Args:
-        logits: real [m] and generated [n], any float dtype and stride. A side may be empty: it adds nothing to the sums, so that
-            the sums of calls with one side each add up to those of one call with both.
-        weights: receive, in the logits' dtypes, weight * d loss / d logits of the loss -(mean g1(r) + mean g2(f)).
-        sums: [4], float32 (float64 for float64 logits); receive that loss without `weight`, the Wasserstein estimate mean r -
-            mean f, and the attack losses real and fake.
-        weight: factor in the weights.
-        floor: no weight is smaller in magnitude than this over the side's number of logits; 0: none.
-        coefficients: [m], [n], the dtype of sums; receive the attack losses' gradients with respect to the logits, as
-            `attack_loss` has them. Without them the attack losses are 0, as they are where a side is empty.
-        objective, formulation, impl: as in `attack_loss`.
-
-    Raises:
-        ValueError, TypeError: an argument has the wrong shape, dtype or value.
-        BackendError: `impl` names a backend that cannot be used.
-    """
-    own = detached(logits[0]), detached(logits[1])
-    if not isinstance(objective, str):
-        how, out = LogitTerms(weight, floor, objective, formulation), TermOutputs(weights, sums, coefficients)
-        check_terms(own, how, out)
-        with torch.no_grad():
-            dispatch.backend(sums.device, backend_name(impl), objective=objective).logit_terms(own, how, out)
-        return
-    torch.ops.datgan_fast.logit_terms(
-        *own,
-        number("weight", weight),
-        number("floor", floor),
-        objective,
-        formulation,
-        backend_name(impl),
-        *weights,
-        sums,
-        *coefficients,
-    )
-
-
-def sample_images(
-    images: Tensor, index: Tensor, mirrored: Tensor | None, out: Tensor, *, impl: str | None = None
-) -> None:
-    """A batch of images in [-1, 1] from bytes: out[b] = images[index[b]] / 127.5 - 1, rounded from float32 to out's dtype.
-
-    Args:
-        images: uint8 [number, channels, height, width], any strides.
-        index: int64 [batch], on the images' device.
-        mirrored: bool [batch], which of the batch's images are mirrored left to right; None: none is.
-        out: [batch, channels, height, width], any float dtype and memory format.
-        impl: the backend's name; default: the best usable one.
-
-    Raises:
-        IndexError: an index is none of an image. On a GPU, where looking would wait for it, the nearest image is taken instead.
-        ValueError, TypeError: an argument has the wrong shape, dtype or device.
-        BackendError: `impl` names a backend that cannot be used.
-    """
-    torch.ops.datgan_fast.sample_images(images, index, mirrored, backend_name(impl), out)
-
-
 def perturb(
     x: Tensor,
     grad: Tensor,
@@ -236,23 +158,13 @@ def perturb(
     check_float("x", x)  # what is asked of them here; the operation checks everything
     check_float("the input gradient of x", grad)
     out = torch.empty_like(x, requires_grad=False)
-    low, high = _kernel_bounds(clip_min, clip_max, x)
+    low, high = kernel_bounds(clip_min, clip_max, x)
     if differentiable:  # the same launch, which leaves the clip to torch
         low = high = None
     torch.ops.datgan_fast.perturb(detached(x), detached(grad), eps, norm, low, high, backend_name(impl), out)
     if differentiable:
         return clipped_from(x, out, clip_min, clip_max)
     return out if (low, high) == (clip_min, clip_max) else clip(out, clip_min, clip_max)
-
-
-def _kernel_bounds(clip_min: Bound, clip_max: Bound, *images: Tensor) -> tuple[float | None, float | None]:
-    """The bounds for a kernel, which knows numbers only: none where one is a tensor, and the clip comes afterwards."""
-    if not isinstance(clip_min, Tensor) and not isinstance(clip_max, Tensor):
-        return clip_min, clip_max
-    for x in images:
-        check_bound("clip_min", clip_min, x)
-        check_bound("clip_max", clip_max, x)
-    return None, None
 
 
 # Long: its arguments, and what is said of them.
@@ -325,10 +237,10 @@ def attack_step(
     grads = [torch.empty_like(t, requires_grad=False) for t in inputs.v] if return_grad else []
     grad_real, grad_fake = grads or (None, None)
     if not differentiable:
-        losses = _run_step(inputs, attack, impl, adv, grads, [])
+        losses = step_into(inputs, attack, impl, adv, grads, [])
         return AttackStep(*adv, grad_real, grad_fake, losses[0], losses[1])
-    _kernel_bounds(clip_min, clip_max, x_real, x_fake)  # a tensor that is no bound is refused before the launch, too
-    losses = _run_step(inputs, attack._replace(clip_min=None, clip_max=None), impl, adv, grads, [])
+    kernel_bounds(clip_min, clip_max, x_real, x_fake)  # a tensor that is no bound is refused before the launch, too
+    losses = step_into(inputs, attack._replace(clip_min=None, clip_max=None), impl, adv, grads, [])
     targets = (t.detach() for t in inputs.targets)  # new tensors in any case: the compiler wants no input twice
     loss_real, loss_fake = StepLosses.apply(
         real_logits, fake_logits, *targets, losses, objective, formulation, backend_name(impl)
@@ -336,65 +248,3 @@ def attack_step(
     adv_real = clipped_from(x_real, adv[0], clip_min, clip_max)
     adv_fake = clipped_from(x_fake, adv[1], clip_min, clip_max)
     return AttackStep(adv_real, adv_fake, grad_real, grad_fake, loss_real, loss_fake)
-
-
-def attack_step_into(
-    inputs: AttackInputs,
-    attack: Attack,
-    adv: Pair,
-    *,
-    grads: Sequence[Tensor] = (),
-    norms: Sequence[Tensor] = (),
-    impl: str | None = None,
-) -> Tensor:
-    """`attack_step` into the caller's buffers; returns the two losses, [2].
-
-    grads, where given, receive the attack loss's input gradients; norms, [m] and [n], ||v_i / weight_i|| of the
-    gradients handed in, which is ||d D(x_i) / d x_i||; ||v_i|| without weights, and NaN for a weight of 0.
-    """
-    return _run_step(inputs, attack, impl, adv, grads, norms)
-
-
-def _run_step(
-    inputs: AttackInputs,
-    attack: Attack,
-    impl: str | None,
-    adv: Pair,
-    grads: Sequence[Tensor],
-    norms: Sequence[Tensor],
-) -> Tensor:
-    """The operation itself, and the clip that no kernel has; returns the losses."""
-    x, v, logits, targets, weights = inputs
-    low, high = _kernel_bounds(attack.clip_min, attack.clip_max, *x)
-    losses = torch.empty(2, dtype=loss_dtype(logits), device=x[0].device)
-    name = kernels_of(attack.objective)
-    if name is None:
-        out = StepOutputs(adv, _both(grads), _both(norms), losses)
-        _own_step(inputs, attack._replace(clip_min=low, clip_max=high), impl, out)
-    else:
-        torch.ops.datgan_fast.attack_step(
-            *([detached(t) for t in pair] for pair in (x, v, logits, targets)),
-            [None if w is None else detached(w) for w in weights],
-            *attack._replace(objective=name, clip_min=low, clip_max=high),
-            backend_name(impl),
-            adv,
-            grads,
-            norms,
-            losses,
-        )
-    if (low, high) != (attack.clip_min, attack.clip_max):
-        for t in adv:
-            t.copy_(clip(t, attack.clip_min, attack.clip_max))
-    return losses
-
-
-def _both(tensors: Sequence[Tensor]) -> OptionalPair:
-    return (tensors[0], tensors[1]) if tensors else (None, None)
-
-
-@torch.no_grad()
-def _own_step(inputs: AttackInputs, attack: Attack, impl: str | None, out: StepOutputs) -> None:
-    """With formulas of the user's own."""
-    check_step(inputs, attack)
-    backend = dispatch.backend(out.losses.device, backend_name(impl), objective=attack.objective, norm=attack.norm)
-    backend.attack_step(inputs, attack, out)

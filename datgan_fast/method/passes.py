@@ -13,13 +13,13 @@ from torch import Tensor
 from .adversarial import adversarial_images, attack_backward, coefficients, leaves, moved
 from .arguments import AttackInputs, Pair
 from .batches import Batches
+from .buffered_ops import attack_step_into
 from .formulas import as_float, image_norm, objective_of, weights_are_alike
 from .gradients import GradientSum
 from .independence import HOOKED, Forward, note_mixing
 from .joined_penalties import StepPenalties
 from .launchers import past_refusals
 from .module_state import one_power_iteration, weights_are_cached
-from .ops import attack_step_into
 from .pair_loss import pair_terms
 from .records import DiscriminatorStep
 from .scores import ScoredSides, Scores

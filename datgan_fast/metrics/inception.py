@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .. import files
+from .. import archives, files
 from ..errors import ConfigError
 
 # The standard weights' SHA-256; the file's name has its first eight digits.
@@ -108,7 +108,7 @@ def find_weights(file: str | None) -> str:
         _download(URL_INCEPTION_V3, path)
     try:
         if zipfile.is_zipfile(path):
-            files.check_archive(path)
+            archives.check_archive(path)
         torch.load(path, map_location="cpu", weights_only=True)
         with torch.random.fork_rng(devices=[]):
             FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path))

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from .. import files
+from .. import archives, files
 from ..data.datasets import OWN
 from ..errors import ConfigError
 from .config import Config
@@ -110,7 +110,7 @@ def load_checkpoint(path: str | Path, option: str) -> dict[str, Any]:
     """A checkpoint's state. Raises ConfigError, naming the option, if it is none, or damaged."""
     path = Path(path).expanduser()
     try:
-        files.check_archive(path)
+        archives.check_archive(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise ConfigError(f"{option} {path}: cannot be read ({error.strerror or error})") from None

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from ..data.sampler import ImageSampler
 from ..method import penalties
 from ..method.average_gradients import average_gradients_of
+from ..method.buffered_ops import sample_images
 from ..method.drawn import drawing_for
 from ..method.formulas import generator_loss, objective_of
 from ..method.generator_terms import generator_terms
 from ..method.joined_penalties import Within
 from ..method.module_state import frozen
-from ..method.ops import sample_images
 from ..method.penalty import Addable, Discriminator
 from ..method.reference import Penalty
 from ..method.step import discriminator_step

@@ -22,7 +22,7 @@ import torch
 import yaml
 from torch.utils.tensorboard import SummaryWriter
 
-from .. import files
+from .. import archives, files
 from ..errors import ConfigError
 from ..method.dispatch import backends
 from ..version import __version__
@@ -207,7 +207,7 @@ class RunFolder:
                 torch.save(state, temporary)
             except RuntimeError as error:  # torch's own writer's
                 raise OSError(str(error)) from None
-            files.seal(temporary)
+            archives.seal(temporary)
         for old in self.checkpoints()[:-KEPT_CHECKPOINTS]:
             old.unlink(missing_ok=True)
 

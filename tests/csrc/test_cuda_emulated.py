@@ -11,7 +11,7 @@ import datgan_fast as dat
 import oracle
 from attack_inputs import each_formulation, each_norm
 from datgan_fast.method import dispatch
-from datgan_fast.method.ops import logit_terms_into, sample_images
+from datgan_fast.method.buffered_ops import logit_terms_into, sample_images
 from emulated_cuda import compile_source, emulated_cuda
 from kernel_cases import *  # noqa: F403
 from kernel_cases import Target, assert_close, check_step, logits_of, normal, pair

@@ -8,7 +8,7 @@ import oracle
 from attack_inputs import each_formulation, each_norm
 from datgan_fast.method import dispatch, native
 from datgan_fast.method.arguments import Attack, AttackInputs, LogitTerms, StepOutputs, TermOutputs
-from datgan_fast.method.ops import attack_step_into, sample_images
+from datgan_fast.method.buffered_ops import attack_step_into, sample_images
 from kernel_cases import *  # noqa: F403
 from kernel_cases import Target, assert_close, check_step, logits_of, pair
 from layouts import name
@@ -24,8 +24,9 @@ pytestmark = pytest.mark.gpu
 @pytest.fixture(params=["cuda", "triton"])
 def target(request):
     problem = dat.backends()[request.param]
-    if problem:
+    if problem and ("without CUDA" in problem or "not installed" in problem):  # as was asked for
         pytest.skip(f"{request.param}: {problem}")
+    assert problem is None
     return Target(request.param, "cuda")
 
 

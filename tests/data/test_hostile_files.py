@@ -3,7 +3,6 @@
 import gzip
 import io
 import json
-import random
 import struct
 import subprocess
 import sys
@@ -17,17 +16,24 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from datgan_fast import files
 from datgan_fast.data.datasets import load_images
 from datgan_fast.errors import ConfigError, DataError
-from datgan_fast.metrics import feature_network, inception
+from datgan_fast.metrics import inception
 from datgan_fast.training.checkpoints import load_checkpoint, load_generator, open_checkpoint
 from datgan_fast.training.config_file import read_config_file
 from datgan_fast.training.networks import build_generator
-from hostile_files import KINDS, READERS, Reader, checkpoint, classifier, damaged, generator, open_all, read, state
+from hostile_files import (
+    KINDS,
+    READERS,
+    Reader,
+    damaged,
+    generator,
+    read,
+    sealed,
+    state,
+)
 from image_files import idx_bytes, random_bytes
 from memory import at_most
-from run_states import assert_same
 
 BY_NAME = {reader.name: reader for reader in READERS}
 NEEDS = {"weights.pth": pytest.mark.needs("torch_fidelity")}
@@ -168,12 +174,6 @@ def test_a_small_file_makes_no_large_network(architecture):
         load_generator(path)
 
 
-def sealed(path, content):
-    torch.save(content, path)
-    files.seal(path)
-    return path
-
-
 def test_a_small_checkpoint_makes_no_large_network(tmp_path):
     wide = state()
     wide["config"] |= {"width": 4096}
@@ -277,101 +277,6 @@ def test_trees_of_options(tmp_path, name, text, said):
     with pytest.raises(ConfigError, match=said) as error:
         read_config_file(str(tmp_path / name))
     assert "\n" not in str(error.value) and len(str(error.value)) < 1000
-
-
-# What is sealed
-
-
-def test_every_flipped_bit_is_found(tmp_path):
-    """Of a checkpoint: of each of its last bytes every one, and of the others some of each kilobyte."""
-    data, path = checkpoint(tmp_path), tmp_path / "a.pt"
-    path.write_bytes(data)
-    assert load_checkpoint(path, "--resume")["step"] == 3
-    random.seed(0)
-    some = [(at + random.randrange(128)) % len(data) for at in range(0, len(data), 128)]
-    for place in [*some, *range(len(data) - 120, len(data))]:
-        for bit in range(8) if place >= len(data) - 120 else [random.randrange(8)]:
-            broken = bytearray(data)
-            broken[place] ^= 1 << bit
-            path.write_bytes(broken)
-            with pytest.raises(ConfigError, match=r"--resume .*a\.pt: must be a checkpoint that"):
-                load_checkpoint(path, "--resume")
-
-
-def test_a_seal_is_no_part_of_the_state(tmp_path):
-    torch.save(state(), tmp_path / "without.pt")
-    sealed(tmp_path / "with.pt", state())
-    for path in tmp_path.iterdir():  # one that an earlier version wrote, and what torch makes of ours
-        assert_same(torch.load(path, weights_only=True), state())
-        assert_same(load_checkpoint(path, "--resume"), state())
-    assert zipfile.ZipFile(tmp_path / "with.pt").comment.startswith(b"sha256:")
-
-
-WRONG = {
-    "step": [None, "3", 3.0, True, -1, torch.tensor(3), []],
-    "generator": [None, [], "x", {"a": 1}, {1: torch.zeros(1)}],
-    "average": [None, [], {"a": [1]}, {"a": torch.zeros(1)}],
-    "discriminator": [None, {"a": None}, torch.zeros(3)],
-    "config": [None, [], "x", {"eps": []}, {"epsilon": 1}, {1: 2}, {"image_size": "x"}, {"width": 10**30}],
-}
-
-
-@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in WRONG.items() for value in values])
-def test_checkpoints_whose_keys_hold_something_else(tmp_path, key, value):
-    path = sealed(tmp_path / "a.pt", {**state(), key: value})
-    with pytest.raises(ConfigError) as error:
-        open_all(path)
-    assert ("\n" not in str(error.value) and str(path) in str(error.value)) or "--" in str(error.value)
-
-
-def test_checkpoints_without_a_key(tmp_path):
-    for key in state():
-        path = sealed(tmp_path / "a.pt", {k: v for k, v in state().items() if k != key})
-        with pytest.raises(ConfigError, match="must be a checkpoint"):
-            open_all(path)
-
-
-# Records
-
-
-def test_lines_that_are_no_records_are_left_out(tmp_path):
-    path = tmp_path / "stats.jsonl"
-    lines = ['{"step": 1}', "", '{"st', '{"step": 2, "loss": null}', "7", '{"step": "3"}', '{"step": true}', "[" * 9999]
-    path.write_bytes(
-        "\n".join([*lines, '{"step": 4, "why": [1]}', '{"step": 5}', "\x00"]).encode() + b'\xff\n{"step": 6'
-    )
-    with pytest.warns(UserWarning, match=r"stats\.jsonl: left out what is no record in line 2, 3, 5 and 5 more\.$"):
-        assert files.read_json_lines(path) == [{"step": 1}, {"step": 2, "loss": None}, {"step": 5}]
-
-
-def test_a_line_cut_off_by_a_crash_is_nothing_to_say(tmp_path, recwarn):
-    (tmp_path / "a.jsonl").write_text('{"step": 1}\n{"step": 2')
-    assert files.read_json_lines(tmp_path / "a.jsonl") == [{"step": 1}]
-    assert not recwarn.list
-
-
-# The cache
-
-
-@pytest.mark.parametrize("accuracy", ["nan", "2", "-1", '"x"', "null", "[]", "1" + "0" * 400])
-def test_a_cached_accuracy_is_a_share(tmp_path, accuracy):
-    save_file(classifier().state_dict(), tmp_path / "a.safetensors", {"datgan_fast": f'{{"accuracy": {accuracy}}}'})
-    assert feature_network._read(tmp_path / "a.safetensors", classifier()) is None
-
-
-def test_a_flipped_bit_in_cached_weights_is_found(tmp_path):
-    path = tmp_path / "a.safetensors"
-    feature_network._write(path, classifier(), 0.5)
-    assert feature_network._read(path, classifier()) == 0.5
-    broken = bytearray(path.read_bytes())
-    broken[-1000] ^= 1
-    path.write_bytes(broken)
-    assert feature_network._read(path, classifier()) is None
-
-
-def test_a_cache_of_an_earlier_version_is_read(tmp_path):
-    save_file(classifier().state_dict(), tmp_path / "a.safetensors", {"datgan_fast": '{"accuracy": 0.5}'})
-    assert feature_network._read(tmp_path / "a.safetensors", classifier()) == 0.5
 
 
 # All of them

@@ -21,7 +21,7 @@ from attack_inputs import (
     logits,
 )
 from datgan_fast.method.arguments import Attack, AttackInputs
-from datgan_fast.method.ops import attack_step_into
+from datgan_fast.method.buffered_ops import attack_step_into
 from layouts import FLOATS, name
 from oracle import array, assert_close
 

@@ -4,11 +4,10 @@ import pytest
 import torch
 from torch import distributed as dist
 from torch.distributed.fsdp import fully_shard
-from torch.nn import functional as F
 
-import algorithm1
 import datgan_fast as dat
 from algorithm1 import gradient_of, relative_error
+from average_objective import AVERAGE
 from networks import build, images
 from processes import in_processes
 from scored_step import scored_step
@@ -31,14 +30,6 @@ def own(discriminator, x_real, x_fake):
     return discriminator(torch.cat([x_real, x_fake])).square().mean()
 
 
-def average_loss(r, f):
-    """Every score is compared with the mean of all others."""
-    return F.softplus(f.mean() - r).mean() + F.softplus(f - r.mean()).mean()
-
-
-AVERAGE = dat.Objective("average over the mesh", loss=average_loss)
-algorithm1.G1[AVERAGE], algorithm1.G2[AVERAGE] = (lambda t: t), (lambda t: -t)
-algorithm1.LOSSES[AVERAGE] = average_loss
 CASES = {
     "plain": {},
     "alg1": {"objective": "least_squares", "formulation": "alg1"},

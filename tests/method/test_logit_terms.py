@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from datgan_fast.method.ops import logit_terms_into
+from datgan_fast.method.buffered_ops import logit_terms_into
 from kernel_cases import Target
 from logit_cases import *  # noqa: F403
 from logit_cases import check_terms, logits_of

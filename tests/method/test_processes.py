@@ -163,7 +163,10 @@ CASES = [
     *(Case(s, "linear", p, alike=True) for p in ("alp", "gp + alp") for s in ("unequal", "nothing")),
     *(Case(s, "linear", "alp") for s in ("no real", "no fake")),
 ]  # fmt: skip
-IN_THREE = [k for k, case in enumerate(CASES) if k % 9 == 0 or case.split != "unequal" or "+" in case.penalty]
+IN = {  # cases by the number of processes
+    2: range(len(CASES)),
+    3: [k for k, case in enumerate(CASES) if k % 9 == 0 or case.split != "unequal" or "+" in case.penalty],
+}
 PGD = [
     {"formulation": f, "norm": n, "objective": "vanilla", "steps": s, "eps": 0.3}
     for f in FORMULATIONS
@@ -185,7 +188,7 @@ def part(x, ends, rank):
 def work(rank, count):
     group = dist.group.WORLD
     found = {}
-    for k in IN_THREE if count == 3 else range(len(CASES)):
+    for k in IN[count]:
         case = CASES[k]
         for name, fused in FUSED.items():
             network, (x, ends) = case.build(), case.images(count)
@@ -273,10 +276,12 @@ def one_process(case, x):
 
 
 @pytest.mark.parametrize("path", FUSED)
-@pytest.mark.parametrize("k", range(len(CASES)), ids=lambda k: str(CASES[k]))
+@pytest.mark.parametrize(
+    ("ranks", "k"),
+    [pytest.param(count, k, id=f"{count}, {CASES[k]}") for count, cases in IN.items() for k in cases],
+    indirect=["ranks"],
+)
 def test_a_step(ranks, expected, path, k):
-    if ("fused", k) not in ranks[0]:
-        pytest.skip("with two processes only")
     want, ends = expected(k, len(ranks))
     records = [SimpleNamespace(**found[path, k][0]) for found in ranks]
     for found in ranks:
@@ -302,7 +307,7 @@ def test_a_step(ranks, expected, path, k):
 
 def test_one_backward_serves_both(ranks):
     """The shared path remains."""
-    k = next(k for k in IN_THREE if CASES[k].how.get("formulation") == "alg1")
+    k = next(k for k in IN[3] if CASES[k].how.get("formulation") == "alg1")
     assert {found["fused", k][0]["path"] for found in ranks} == {"shared"}
 
 

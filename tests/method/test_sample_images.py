@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from datgan_fast.method.ops import sample_images
+from datgan_fast.method.buffered_ops import sample_images
 from kernel_cases import Target
 from sample_cases import *  # noqa: F403
 from sample_cases import bytes_of, check, drawn

@@ -9,9 +9,9 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-import algorithm1
 import datgan_fast as dat
 from algorithm1 import gradient_of, relative_error
+from average_objective import AVERAGE
 from penalty_formulas import r1
 from processes import in_processes
 from scored_step import scored_step
@@ -25,14 +25,6 @@ FUSED = {"fused": True, "reference": False}
 KINDS = ("sharded", "replicated")
 
 
-def average_loss(r, f):
-    """Every score is compared with the mean of all others."""
-    return F.softplus(f.mean() - r).mean() + F.softplus(f - r.mean()).mean()
-
-
-AVERAGE = dat.Objective("average of sequences", loss=average_loss)
-algorithm1.G1[AVERAGE], algorithm1.G2[AVERAGE] = (lambda t: t), (lambda t: -t)
-algorithm1.LOSSES[AVERAGE] = average_loss
 CASES = {
     **{f: {"formulation": f} for f in ("eq10", "alg1", "batch_mean")},
     "hinge, l2": {"objective": "hinge", "norm": "l2", "formulation": "alg1"},

@@ -6,7 +6,7 @@ from torch._subclasses import FakeTensorMode
 
 import datgan_fast as dat
 from datgan_fast.method.arguments import Attack, AttackInputs
-from datgan_fast.method.ops import attack_step_into
+from datgan_fast.method.buffered_ops import attack_step_into
 
 OPS = torch.ops.datgan_fast
 

@@ -40,7 +40,7 @@ CASES = {
     "points": {"dataset": "ring", "architecture": "mlp", "baseline": "wgan-gp"},
 }
 FUSED = {"fused": True, "reference": False}
-IN_THREE = list(CASES)[::5]
+IN = {2: list(CASES), 3: list(CASES)[::5]}  # cases by the number of processes
 
 
 def trainer(case, fused, **options):
@@ -71,8 +71,7 @@ def alone(case, fused, **options):
 
 
 def work(rank, count):
-    cases = CASES if count == 2 else IN_THREE
-    return {(case, fused): trained(case, fused) for case in cases for fused in FUSED.values()}
+    return {(case, fused): trained(case, fused) for case in IN[count] for fused in FUSED.values()}
 
 
 @pytest.fixture(scope="module", params=[2, 3], ids=lambda count: f"{count} processes")
@@ -83,10 +82,10 @@ def ranks(request, tmp_path_factory):
 @pytest.mark.process
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("path", FUSED)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("ranks", "case"), [(count, case) for count, cases in IN.items() for case in cases], indirect=["ranks"]
+)
 def test_a_run(ranks, case, path):
-    if (case, FUSED[path]) not in ranks[0]:
-        pytest.skip("with two processes only")
     want, statistics = alone(case, FUSED[path])
     for found, read in (rank[case, FUSED[path]] for rank in ranks):
         assert torch.equal(found, ranks[0][case, FUSED[path]][0])
