@@ -4,6 +4,7 @@ The oracle is one process's float64 autograd on the joined batch. The processes 
 """
 
 from dataclasses import dataclass, field
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -241,9 +242,15 @@ def twice(loss):
     (2 * loss).backward()
 
 
-@pytest.fixture(scope="module", params=[2, 3], ids=lambda count: f"{count} processes")
-def ranks(request, tmp_path_factory):
-    return in_processes(request.param, work, tmp_path_factory.mktemp("processes"))
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Of each number of processes one, in whatever order it is asked for."""
+    return cache(lambda count: in_processes(count, work, tmp_path_factory.mktemp("processes")))
+
+
+@pytest.fixture(params=[2, 3], ids=lambda count: f"{count} processes")
+def ranks(request, runs):
+    return runs(request.param)
 
 
 @pytest.fixture(scope="module")

@@ -74,9 +74,15 @@ def work(rank, count):
     return {(case, fused): trained(case, fused) for case in IN[count] for fused in FUSED.values()}
 
 
-@pytest.fixture(scope="module", params=[2, 3], ids=lambda count: f"{count} processes")
-def ranks(request, tmp_path_factory):
-    return in_processes(request.param, work, tmp_path_factory.mktemp("processes"))
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Of each number of processes one, in whatever order it is asked for."""
+    return cache(lambda count: in_processes(count, work, tmp_path_factory.mktemp("processes")))
+
+
+@pytest.fixture(params=[2, 3], ids=lambda count: f"{count} processes")
+def ranks(request, runs):
+    return runs(request.param)
 
 
 @pytest.mark.process
