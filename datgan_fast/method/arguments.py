@@ -198,7 +198,8 @@ def check_bound(name: str, bound: Bound, x: Tensor) -> None:
 def check_attack(attack: Attack) -> None:
     named(attack.objective)
     check_choice("formulation", attack.formulation, FORMULATIONS)
-    check_perturbation(attack.perturbation)
+    # Not attack.perturbation: torch 2.6's compiler cannot follow a named tuple's property.
+    check_perturbation(Perturbation(attack.eps, attack.norm, attack.clip_min, attack.clip_max))
 
 
 def check_loss(logits: Logits, objective: str | Objective, formulation: str) -> None:
