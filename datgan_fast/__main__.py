@@ -28,7 +28,9 @@ def _command(name: str, argv: list[str]) -> int:
     try:
         module = import_module(f".{name}", __package__)
     except ImportError as error:  # of torch, or what else the command needs
-        raise ConfigError(f"{name} cannot be loaded here ({' '.join(str(error).split())}); install the package again") from None
+        raise ConfigError(
+            f"{name} cannot be loaded here ({' '.join(str(error).split())}); install the package again"
+        ) from None
     code: int = module.main(argv)
     return code
 
@@ -58,7 +60,7 @@ def build_parser(prog: str) -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"datgan-fast {__version__}")
     parser.add_argument(
-        "--print-completion", metavar="bash|zsh|tcsh", help="print a shell's completion of commands, options and values"
+        "--print-completion", metavar="bash|zsh|tcsh|fish", help="print a shell's completion of commands, options and values"
     )
     return parser
 

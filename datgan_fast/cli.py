@@ -53,7 +53,7 @@ def command_parser(command: str, arguments: str, examples: Sequence[str], more: 
         prog=prog,
         usage=f"{prog} {arguments}",
         description=f"{purpose[0].upper()}{purpose[1:]}.{more and chr(10)}{more}",
-        epilog="\n  ".join(["examples:", *(f"{prog} {example}" for example in examples)]),
+        epilog="\n  ".join(["examples:", *(f"{prog} {example}".rstrip() for example in examples)]),
     )
 
 
@@ -82,9 +82,7 @@ def run_command(prog: str, command: Callable[[], int]) -> int:
 def _is_out_of_memory(error: Exception) -> bool:
     """Python's, the CPU allocator's or the GPU's, without importing torch to ask."""
     return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or "allocate memory" in str(error)
+        isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error)
     )
 
 

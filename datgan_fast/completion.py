@@ -20,7 +20,7 @@ def completion(shell: str) -> str:
         raise not_one_of("--print-completion", shell, shtab.SUPPORTED_SHELLS)
     parser = Parser(prog="datgan-fast")
     parser.add_argument("--version", action="store_true", help="print the version")
-    commands = parser.add_subparsers(parser_class=_command_parser)
+    commands = parser.add_subparsers(parser_class=_command_parser)  # type: ignore[type-var]
     for name, purpose in COMMANDS.items():
         for action in commands.add_parser(name, help=purpose, command=name)._actions:
             _complete(action, shtab.FILE)

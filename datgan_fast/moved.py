@@ -1,4 +1,4 @@
-"""Modules at the package's door that live inside: public ones, and those that version 0.1 had there, which still work, and warn."""
+"""Modules that are found at the package's door and live inside: public ones, and those that version 0.1 had there, which warn."""
 
 from __future__ import annotations
 
