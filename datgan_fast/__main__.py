@@ -14,10 +14,12 @@ from .commands import COMMANDS, called_by
 from .errors import ConfigError, did_you_mean
 from .version import __version__
 
+NAME = "datgan-fast"  # of the installed script
+
 
 def main(argv: list[str] | None = None) -> int:
     typed = sys.argv[1:] if argv is None else argv
-    prog = "python -m datgan_fast" if Path(sys.argv[0]).name == "__main__.py" else "datgan-fast"
+    prog = "python -m datgan_fast" if Path(sys.argv[0]).resolve() == Path(__file__).resolve() else NAME
     with called_by(f"{prog} "):
         if typed and typed[0] in COMMANDS:
             return run_command(prog, lambda: _command(typed[0], typed[1:]))
@@ -43,7 +45,7 @@ def _without_command(prog: str, typed: list[str]) -> int:
     if arguments.print_completion is not None:
         from .completion import completion  # needs every command's parser
 
-        print(completion(arguments.print_completion))
+        print(completion(build_parser(NAME), arguments.print_completion))
     else:
         parser.print_help()
     return 0
@@ -58,9 +60,11 @@ def build_parser(prog: str) -> Parser:
         description="Fast exact direct adversarial training (DAT) for GANs.",
         epilog=f"commands:\n{commands}\n\n{prog} COMMAND --help says more of each.",
     )
-    parser.add_argument("--version", action="version", version=f"datgan-fast {__version__}")
+    parser.add_argument("--version", action="version", version=f"{NAME} {__version__}")
     parser.add_argument(
-        "--print-completion", metavar="bash|zsh|tcsh|fish", help="print a shell's completion of commands, options and values"
+        "--print-completion",
+        metavar="bash|zsh|tcsh|fish",
+        help="print a shell's completion of commands, options and values",
     )
     return parser
 

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import argparse
 from importlib import import_module
+from typing import Any
 
 from .cli import Parser, a_path
 from .commands import COMMANDS
 from .errors import ConfigError, not_one_of
 
 
-def completion(shell: str) -> str:
-    """The shell's script. Raises ConfigError for a shell that shtab does not know, and where it is not installed."""
+def completion(parser: Parser, shell: str) -> str:
+    """The shell's script for a parser, to which the commands are added. Raises ConfigError for a shell that shtab does not know,
+    and where it is not installed."""
     try:
         import shtab
     except ImportError:
         raise ConfigError("--print-completion: needs shtab; run: pip install 'datgan-fast[completion]'") from None
     if shell not in shtab.SUPPORTED_SHELLS:
         raise not_one_of("--print-completion", shell, shtab.SUPPORTED_SHELLS)
-    parser = Parser(prog="datgan-fast")
-    parser.add_argument("--version", action="store_true", help="print the version")
-    commands = parser.add_subparsers(parser_class=_command_parser)  # type: ignore[type-var]
+    made_by_its_module: Any = _command_parser
+    commands = parser.add_subparsers(parser_class=made_by_its_module)
     for name, purpose in COMMANDS.items():
         for action in commands.add_parser(name, help=purpose, command=name)._actions:
             _complete(action, shtab.FILE)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import sys
 import warnings
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
@@ -28,12 +27,17 @@ MOVED = {
 }
 
 
-class _Finder(MetaPathFinder, Loader):
+class _Finder:
     """Gives a public name its module, and an old name one with the new one's contents."""
 
     def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
         package, _, module = name.rpartition(".")
-        return ModuleSpec(name, self) if package == PACKAGE and (module in MOVED or module in PUBLIC) else None
+        if package != PACKAGE or (module not in MOVED and module not in PUBLIC):
+            return None
+        return ModuleSpec(name, self)  # type: ignore[arg-type]  # importlib.abc's Loader takes longer to import than all this
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        """A module as Python makes it."""
 
     def exec_module(self, module: ModuleType) -> None:
         old, name = module.__name__, module.__name__.rpartition(".")[2]
