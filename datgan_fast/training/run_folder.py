@@ -203,11 +203,7 @@ class RunFolder:
         for name in ("stats.jsonl", "metrics.jsonl"):  # which are not made again
             files.flush(self.path / name)
         with files.atomic(self.checkpoint_path(step)) as temporary:
-            try:
-                torch.save(state, temporary)
-            except RuntimeError as error:  # torch's own writer's
-                raise OSError(str(error)) from None
-            archives.seal(temporary)
+            archives.save(state, temporary)
         for old in self.checkpoints()[:-KEPT_CHECKPOINTS]:
             old.unlink(missing_ok=True)
 
