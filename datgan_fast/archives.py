@@ -8,7 +8,7 @@ import re
 import struct
 import zipfile
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO, cast
 
 import torch
 
@@ -40,7 +40,7 @@ def save(state: Any, path: Path) -> None:
     with path.open("wb") as file:
         watched = _Watched(file)
         try:
-            torch.save(state, watched)  # type: ignore[arg-type]  it wants no more of a file than this
+            torch.save(state, cast(IO[bytes], watched))  # which asks no more of a file
         except RuntimeError:
             if watched.error is None:
                 raise

@@ -185,8 +185,9 @@ def treats_images_independently(discriminator: Any, x_real: Tensor, x_fake: Tens
 
 
 def ask(calls: Calls, x_real: Tensor, x_fake: Tensor) -> Answer:
-    """Whether both batches may go through D as one; remembered for the same modules, modes, sizes and kinds of conditions. Modules
-    of torch's own ask no batch how large it is, so that of theirs one answer serves all sizes: the forward that relies on it is
+    """Whether both batches may go through D as one; remembered for the same modules, modes, sizes and kinds of conditions.
+
+    Modules of torch's own ask no batch how large it is, so that one answer serves all sizes: the forward that relies on it is
     watched for each."""
     if x_real.shape[1:] != x_fake.shape[1:] or x_real.dtype != x_fake.dtype:
         return Answer("real and generated images have different shapes or dtypes")
