@@ -286,7 +286,9 @@ def test_a_signal_while_an_evaluation_is_made_up_for(tmp_path, monkeypatch):
 def test_a_checkpoint_is_there_before_an_evaluation_begins(tmp_path, monkeypatch):
     found = []
     monkeypatch.setattr(
-        train.Trainer, "evaluate", lambda self: found.append(sorted(p.name for p in tmp_path.glob("*/checkpoints/*"))) or []
+        train.Trainer,
+        "evaluate",
+        lambda self: found.append(sorted(p.name for p in tmp_path.glob("*/checkpoints/*"))) or [],
     )
     assert run_train(tmp_path, "--steps", "5", "--eval-every", "2", "--save-every", "3") == 0
     assert [names[-1] for names in found] == ["step-000002.pt", "step-000004.pt", "step-000005.pt"]
