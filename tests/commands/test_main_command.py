@@ -88,7 +88,7 @@ def test_options_are_grouped_and_say_their_defaults(capsys):
 @pytest.mark.parametrize(
     ("typed", "nearest"),
     [
-        (["trian"], "train"),
+        (["tain"], "train"),
         (["Sample", "x"], "sample"),
         (["--versoin"], "--version"),
         (["--print-completion", "bsh"], "bash"),
