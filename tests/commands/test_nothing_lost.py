@@ -135,6 +135,13 @@ def test_one_writer(run, capsys):
     assert resumed(run) == 0
 
 
+def test_a_run_that_cannot_be_written(run, capsys):
+    (run / ".lock").unlink()
+    (run / ".lock").mkdir()  # root may write everywhere, but not here
+    assert resumed(run) == 2
+    assert f"{run}: cannot be written" in one_line(capsys)
+
+
 def test_a_short_run_is_not_evaluated_unless_asked(tmp_path, monkeypatch):
     measured = []
     monkeypatch.setattr(train.Trainer, "evaluate", lambda self: measured.append(self.step) or [])
