@@ -1,4 +1,4 @@
-"""Checks that the sdist holds everything a build needs, and the wheel everything a run needs and nothing that ties it to one torch.
+"""Checks that the sdist holds all that a build needs, and the wheel all that a run needs and nothing that ties it to one torch.
 
 python .ci/check_archives.py dist/*
 """
