@@ -1,4 +1,4 @@
-"""A user's program as their type checker sees it: `mypy --strict` beside the installed package, and pre-commit's mypy in the checkout.
+"""A user's program as their type checker sees it: pre-commit's mypy asks of it what `mypy --strict` would.
 
 tests/test_typed_program.py runs it and asks whether every public name is in it.
 """
