@@ -30,6 +30,7 @@ from .moved import find_moved_modules
 from .version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from .training.checkpoints import load_generator
     from .training.options import Options as TrainConfig
     from .training.trainer import Trainer
 
@@ -50,6 +51,7 @@ __all__ = [
     "average_gradients",
     "backends",
     "discriminator_step",
+    "load_generator",
     "penalties",
     "perturb",
     "reference",
@@ -67,6 +69,10 @@ def __getattr__(name: str) -> Any:
         from .training.options import Options
 
         return Options
+    if name == "load_generator":
+        from .training.checkpoints import load_generator
+
+        return load_generator
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

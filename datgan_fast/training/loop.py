@@ -22,6 +22,7 @@ from .checkpoints import save_generator
 from .config import Config
 from .iteration import Iteration
 from .measuring import Clock
+from .model_card import write_card
 from .pictures import save_grid, save_points
 from .progress import Progress
 from .run_folder import RunFolder, launch
@@ -180,6 +181,7 @@ class Loop:
     def _finish(self) -> None:
         """What a run leaves when all is there."""
         save_animation(self._run.samples(), self._run.path / "progress.gif")
+        write_card(self._run, self._config, self._trainer.step)
         self._page()
 
     def _log(self) -> None:

@@ -90,7 +90,7 @@ def save_points(
         draw_critic(axis, discriminator)
     draw_points(axis, generated, real)
     axis.legend(loc="upper right", markerscale=4, framealpha=0.9)
-    axis.set_title(title)
+    axis.set_title(as_text(title))
     save(figure, path, dpi=100)
 
 
@@ -120,10 +120,15 @@ def draw_curves(records: Sequence[Mapping[str, Any]], title: str, path: Path, po
         axis.set_ylabel(label)
         axis.grid(alpha=0.3)
     axes[0].legend()
-    axes[0].set_title(title)
+    axes[0].set_title(as_text(title))
     axes[-1].set_xlabel("generator steps")
     with files.atomic(path) as temporary:
         figure.savefig(temporary, dpi=110)
+
+
+def as_text(name: str) -> str:
+    """A folder's name for a figure, to which $ begins a formula and what is no text is an error."""
+    return name.encode(errors="backslashreplace").decode().replace("$", r"\$")
 
 
 def axis_label(quantity: str, points: bool) -> str:

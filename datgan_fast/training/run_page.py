@@ -22,8 +22,7 @@ def write_page(run: RunFolder, config: Config) -> None:
         "run.html",
         title=folder.name,
         summary=_summary(config, step),
-        points=config.points,
-        grids=[(name, caption) for name, caption in _grids(run) if (folder / name).is_file()],
+        grids=[(name, caption) for name, caption in _grids(run, config.points) if (folder / name).is_file()],
         curves="curves.png" if (folder / "curves.png").is_file() else "",
         metrics=measured(run),
         chosen=chosen_options(config),
@@ -40,9 +39,9 @@ def _summary(c: Config, step: int) -> str:
     return f"{what}, {c.n_dis} discriminator step{'s' if c.n_dis > 1 else ''} each, batch {c.batch_size}; {how_far}."
 
 
-def _grids(run: RunFolder) -> list[tuple[str, str]]:
+def _grids(run: RunFolder, points: bool) -> list[tuple[str, str]]:
     """Names and captions of the pictures that are wanted, some of which may not be there."""
-    wanted = [("samples/real.png", "Training images")]
+    wanted = [("samples/real.png", f"Training {'points' if points else 'images'}")]
     if samples := run.samples():
         step, path = samples[-1]
         wanted.append((f"samples/{path.name}", f"Generated after step {step:,} (averaged generator)"))

@@ -18,6 +18,7 @@ from .run_folder import RunFolder
 _FIRST = ("baseline", "dataset", "norm")
 _NEXT = ("formulation", "eps", "steps_attack", "batch_size", "lr")
 _OF_THE_MACHINE = ("precision", "cuda_graph", "device")  # env.json has what they came to
+_COUNTED = ("classes",)  # in the data
 
 
 class Chosen(NamedTuple):
@@ -76,13 +77,14 @@ def best(values: Iterable[Value], higher: bool) -> Value:
 
 def chosen_options(config: Config) -> list[Chosen]:
     """What somebody has to type for this run, up to what its machine decides."""
-    values, general = config.typed(), {"dataset": GENERAL["dataset"], **GENERAL}
+    values, general = config.typed(), GENERAL
     same = {name: values[name] for name in _OF_THE_MACHINE}
     first = Options(**{name: values[name] for name in _FIRST}, **same).recorded().typed()
     then = {name: values[name] for name in _NEXT if values[name] != first[name]}
     base = Options(**{name: values[name] for name in _FIRST}, **same, **then).recorded().typed()
     defaults = base | {name: first[name] for name in _NEXT} | {name: general[name] for name in _FIRST}
-    return [Chosen(name, values[name], defaults[name]) for name in values if values[name] != defaults[name]]
+    different = (name for name in values if values[name] != defaults[name] and name not in _COUNTED)
+    return [Chosen(name, values[name], defaults[name]) for name in different]
 
 
 def measured(run: RunFolder) -> list[Measured]:

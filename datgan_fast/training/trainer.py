@@ -19,7 +19,7 @@ from ..errors import ConfigError, DataError
 from ..method.dispatch import use_backend
 from ..metrics.evaluator import Evaluator
 from . import cuda_graph
-from .checkpoints import generate, in_turn, load_checkpoint, load_generator
+from .checkpoints import generate, in_turn, load_checkpoint, read_generator
 from .config import Config
 from .iteration import Iteration
 from .launch import own_device
@@ -208,7 +208,7 @@ class Trainer:
 
     def _init_from(self, path: str) -> None:
         if path.endswith(".safetensors"):
-            states = {"generator": load_generator(path, "--init-from").generator.state_dict()}
+            states = {"generator": read_generator(path, "--init-from").generator.state_dict()}
         else:
             states = load_checkpoint(path, "--init-from")
         for name in ("generator", "discriminator"):
