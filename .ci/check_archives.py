@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def sources(*folders: str) -> set[str]:
-    kinds = {".py", ".cpp", ".h", ".cu", ".cuh"}
+    kinds = {".py", ".cpp", ".h", ".cu", ".cuh", ".html", ".md"}
     paths = (p for folder in folders for p in (ROOT / folder).rglob("*") if p.suffix in kinds)
     return {p.relative_to(ROOT).as_posix() for p in paths}
 

@@ -16,7 +16,7 @@ from datgan_fast import TrainConfig, archives, files
 from datgan_fast.data.datasets import load_images, load_labels
 from datgan_fast.errors import ConfigError, DataError
 from datgan_fast.metrics import feature_network, inception
-from datgan_fast.training.checkpoints import read_generator, open_checkpoint, save_generator
+from datgan_fast.training.checkpoints import open_checkpoint, read_generator, save_generator
 from datgan_fast.training.config_file import read_config_file
 from datgan_fast.training.networks import build_discriminator, build_generator
 from image_files import idx_bytes, random_bytes, write_cifar

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..metrics.catalogue import METRICS
@@ -15,7 +17,7 @@ from .options import GENERAL, Options
 from .run_folder import RunFolder
 
 # Options from which others follow, and those that follow from these and decide others in turn.
-_FIRST = ("baseline", "dataset", "norm")
+_FIRST = ("baseline", "dat", "dataset", "norm")
 _NEXT = ("formulation", "eps", "steps_attack", "batch_size", "lr")
 _OF_THE_MACHINE = ("precision", "cuda_graph", "device")  # env.json has what they came to
 _COUNTED = ("classes",)  # in the data
@@ -76,7 +78,7 @@ def best(values: Iterable[Value], higher: bool) -> Value:
 
 
 def chosen_options(config: Config) -> list[Chosen]:
-    """What somebody has to type for this run, up to what its machine decides."""
+    """What is not as its baseline and data set have it, beside these themselves; of what the machine decides, nothing."""
     values, general = config.typed(), GENERAL
     same = {name: values[name] for name in _OF_THE_MACHINE}
     first = Options(**{name: values[name] for name in _FIRST}, **same).recorded().typed()
@@ -101,7 +103,18 @@ def measured(run: RunFolder) -> list[Measured]:
 
 def environment(run: RunFolder) -> list[tuple[str, str]]:
     """What it was made with, in words."""
-    return [(name.replace("_", " "), text) for name, value in run.environment().items() if (text := _in_words(value))]
+    found = run.environment()
+    if isinstance(command := found.get("command"), list):
+        found["command"] = _as_typed([str(word) for word in command])
+    return [(name.replace("_", " "), text) for name, value in found.items() if (text := _in_words(value))]
+
+
+def _as_typed(command: list[str]) -> str:
+    """A module that was run is known by its name, wherever it lies."""
+    python, *arguments = command
+    if arguments and (module := Path(arguments[0])).parent.name == "datgan_fast":
+        arguments[0:1] = ["-m", f"datgan_fast.{module.stem}"]
+    return shlex.join([python, *arguments])
 
 
 def _in_words(value: Any) -> str:

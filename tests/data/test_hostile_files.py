@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from datgan_fast.data.datasets import load_images
 from datgan_fast.errors import ConfigError, DataError
 from datgan_fast.metrics import inception
-from datgan_fast.training.checkpoints import load_checkpoint, read_generator, open_checkpoint
+from datgan_fast.training.checkpoints import load_checkpoint, open_checkpoint, read_generator
 from datgan_fast.training.config_file import read_config_file
 from datgan_fast.training.networks import build_generator
 from hostile_files import (
