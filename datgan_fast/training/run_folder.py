@@ -103,10 +103,10 @@ class RunFolder:
         return self.environment().get("launched_by")
 
     def environment(self) -> dict[str, Any]:
-        """What it was made with, as env.json has it."""
+        """What env.json says; nothing where it cannot be read, as nothing of the run depends on it."""
         try:
             found = json.loads((self.path / "env.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):  # nothing of the run depends on it
+        except (OSError, ValueError, RecursionError):
             return {}
         return found if isinstance(found, dict) else {}
 
@@ -215,11 +215,7 @@ class RunFolder:
         for name in ("stats.jsonl", "metrics.jsonl"):  # which are not made again
             files.flush(self.path / name)
         with files.atomic(self.checkpoint_path(step)) as temporary:
-            try:
-                torch.save(state, temporary)
-            except RuntimeError as error:  # torch's own writer's
-                raise OSError(str(error)) from None
-            archives.seal(temporary)
+            archives.save(state, temporary)
         for old in self.checkpoints()[:-KEPT_CHECKPOINTS]:
             old.unlink(missing_ok=True)
 
