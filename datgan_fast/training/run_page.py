@@ -44,5 +44,5 @@ def _grids(run: RunFolder, points: bool) -> list[tuple[str, str]]:
     wanted = [("samples/real.png", f"Training {'points' if points else 'images'}")]
     if samples := run.samples():
         step, path = samples[-1]
-        wanted.append((f"samples/{path.name}", f"Generated after step {step:,} (averaged generator)"))
+        wanted.append((f"samples/{path.name}", f"Generated, step {step:,} (average of weights)"))
     return [*wanted, ("progress.gif", "The same latents over training")]

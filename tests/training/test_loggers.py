@@ -3,6 +3,7 @@
 import json
 import sys
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -155,3 +156,11 @@ def test_tensorboard_has_scalars_and_pictures_once(tmp_path):
         found.Reload()
     assert found.Tags()["scalars"] == ["train/loss_d"]
     assert [(e.step, e.value) for e in found.Scalars("train/loss_d")] == [(1, 1.0), (2, 1.0), (3, 2.0), (4, 2.0)]
+
+
+def test_the_pages_example_runs(tmp_path, capsys):
+    page = (Path(__file__).resolve().parents[2] / "docs" / "seeing.md").read_text(encoding="utf-8")
+    example = page.partition("```python\n")[2].partition("```")[0]
+    small = f"dataset='ring', width=4, steps=2, log_every=1, eval_every=0, loggers='none', outdir={str(tmp_path)!r}"
+    exec(example.replace("steps=1000", small), {})
+    assert "1 train {'loss_d': " in capsys.readouterr().out
