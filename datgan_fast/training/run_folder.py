@@ -118,15 +118,15 @@ class RunFolder:
 
     def statistics(self, record: dict[str, Any]) -> None:
         files.append_json_lines(self.path / "stats.jsonl", record)
-        self._log_scalars("train", record)
+        self._scalars("train", record)
 
     def metrics(self, records: list[dict[str, Any]]) -> None:
         """Of one evaluation."""
         files.append_json_lines(self.path / "metrics.jsonl", *records)
         if records:
-            self._log_scalars("metrics", {"step": records[0]["step"], **{r["metric"]: r["value"] for r in records}})
+            self._scalars("metrics", {"step": records[0]["step"], **{r["metric"]: r["value"] for r in records}})
 
-    def _log_scalars(self, group: str, record: dict[str, Any]) -> None:
+    def _scalars(self, group: str, record: dict[str, Any]) -> None:
         values = {name: v for name, v in record.items() if name != "step" and isinstance(v, (int, float))}
         self._loggers.scalars(record["step"], group, values)
 
