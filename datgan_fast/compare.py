@@ -1,4 +1,4 @@
-"""python -m datgan_fast.compare RUN [RUN ...]: one page with the curves, pictures, options and metrics of several runs."""
+"""The command compare: one page with the curves, pictures, options and metrics of several runs."""
 
 from __future__ import annotations
 
@@ -6,17 +6,25 @@ import argparse
 import sys
 from pathlib import Path
 
-from .cli import Parser, a_path, output_file, run_command
+from .cli import Parser, a_path, command_parser, output_file, run_command
 from .errors import ConfigError
 from .training.comparison_page import write_comparison
 from .training.run_folder import RunFolder
 
 
 def build_parser() -> Parser:
-    parser = Parser(prog="python -m datgan_fast.compare", description=__doc__)
+    parser = command_parser(
+        "compare",
+        "RUN [RUN ...] [options]",
+        ["runs/00000-dcgan-dat-digits runs/00001-dcgan-digits", "runs/* --out all.html"],
+    )
     parser.add_argument("runs", type=a_path, metavar="RUN", nargs="+", help="a run folder")
     parser.add_argument(
-        "--out", type=a_path, default="compare.html", help="the page, with its pictures in it (default: compare.html)"
+        "--out",
+        type=a_path,
+        metavar="FILE.html",
+        default="compare.html",
+        help="the page, with its pictures in it; default: compare.html",
     )
     return parser
 

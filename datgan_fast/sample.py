@@ -1,5 +1,4 @@
-"""python -m datgan_fast.sample generator.safetensors: a grid of images from a trained generator, a plot of its points, or
-the generator itself for other programs."""
+"""The command sample: a grid of images from a trained generator, a plot of its points, or the generator for other programs."""
 
 from __future__ import annotations
 
@@ -9,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from .cli import Parser, a_path, output_file, run_command, whole_number
+from .cli import Parser, a_path, command_parser, output_file, run_command, whole_number
 from .errors import ConfigError
 from .training.checkpoints import Trained, generate, in_turn, read_generator
 from .training.devices import resolve_device
@@ -122,11 +121,17 @@ def chosen_class(trained: Trained, arguments: argparse.Namespace) -> torch.Tenso
     return torch.tensor(whole_number("--class", typed, 0, trained.classes - 1), dtype=torch.int64, device="cpu")
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = Parser(prog="python -m datgan_fast.sample", description=__doc__)
+def build_parser() -> Parser:
+    parser = command_parser(
+        "sample",
+        "FILE [options]",
+        ["runs/00000-dcgan-dat-digits --n 100 --out grid.png", "generator.safetensors --class 7 --seed 1"],
+    )
     parser.add_argument("file", type=a_path, metavar="FILE", help="a run folder, or its generator.safetensors")
     parser.add_argument(
-        "--n", help="how many (default: 64 images or 1000 points); with --interpolate and --each-class in a row (10)"
+        "--n",
+        metavar="N",
+        help="how many; default: 64 images or 1000 points; with --interpolate and --each-class in a row, 10",
     )
     parser.add_argument("--interpolate", metavar="N", help="N rows, each the way from one image to another")
     parser.add_argument(
@@ -137,18 +142,23 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--class",
         metavar="K",
-        help="of a conditional generator: images of this class, from 0 (default: every class in turn)",
+        help="of a conditional generator: images of this class, from 0; default: every class in turn",
     )
-    parser.add_argument("--seed", help="seed of the latent vectors (default: 0)")
+    parser.add_argument("--seed", metavar="N", help="seed of the latent vectors; default: 0")
     parser.add_argument(
         "--export",
         metavar="onnx|torch",
-        help="no picture but the generator for batches of any size: ONNX, or torch.export's .pt2",
+        help="no picture but the generator, for batches of any size: ONNX, or torch.export's .pt2",
     )
     parser.add_argument(
-        "--out", type=a_path, help="the file to write (default: samples.png; with --export generator.onnx or .pt2)"
+        "--out", type=a_path, metavar="FILE", help="default: samples.png; with --export generator.onnx or generator.pt2"
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:i (default: auto)")
+    parser.add_argument("--device", metavar="NAME", default="auto", help="auto, cpu, cuda or cuda:i; default: auto")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = build_parser()
     return run_command(parser.prog, lambda: sample(parser.parse_args(argv)))
 
 

@@ -23,6 +23,7 @@ from .config import Config
 from .iteration import Iteration
 from .measuring import Clock
 from .model_card import write_card
+from .next_commands import next_commands
 from .pictures import save_grid, save_points
 from .progress import Progress
 from .run_folder import RunFolder, launch
@@ -109,6 +110,8 @@ class Loop:
         self._write(self._finish)
         folder = self._run.path
         self._progress.say(f"done: {folder}/generator.safetensors, {folder}/index.html")
+        for line in next_commands(folder, self._config, self._share.size):
+            self._progress.say(line)
 
     def _step(self, first: int) -> bool:
         """One, and what is due after it; whether that was ended by a signal."""
