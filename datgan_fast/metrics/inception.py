@@ -98,9 +98,15 @@ def find_weights(file: str | None) -> str:
     """The path of the Inception weights: `file` itself if it holds them, or torch's download cache.
 
     torch-fidelity unpickles what it is given, so a file is first read here as tensors only, and a download is checked
-    against its hash. Raises ConfigError.
+    against its hash. Raises ConfigError, also where torch-fidelity is not installed.
     """
-    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
+    try:
+        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
+    except ImportError as error:
+        raise ConfigError(
+            f"is, fid and kid are measured by torch-fidelity, which cannot be used here ({error}); "
+            "run: pip install torch-fidelity"
+        ) from None
 
     name = URL_INCEPTION_V3.rpartition("/")[2]
     path = files.expanded(file) if file else Path(torch.hub.get_dir()) / "checkpoints" / name
