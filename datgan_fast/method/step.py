@@ -2,7 +2,7 @@
 
 Backward is linear in the logits' gradient. Where a discriminator treats images independently, one backward of the clean
 objective therefore gives the weight gradients and, up to a known factor per image, every image's attack gradient. Here is which
-way a step goes; passes.py goes the fast one. docs/method.md has the argument and the costs.
+way a step goes; passes.py goes the fast one. docs/exactness.md has the argument and the costs.
 """
 
 from __future__ import annotations
