@@ -1,48 +1,63 @@
-"""The documentation's site: `sphinx-build -W -n docs SITE`. Pages are the Markdown files of this folder, which read on their own too.
+"""The documentation's site: `sphinx-build -W -n docs SITE`. Its pages are this folder's Markdown files, which read without it too.
 
-Formulas are written into the pages as MathML, which browsers draw themselves: no page loads anything from elsewhere.
+No page loads anything from elsewhere: formulas are drawn when the site is built.
 """
 
+import re
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "docs" / "site")]  # the checkout's Python, and this site's own directives
+from sphinx.application import Sphinx
 
-from datgan_fast.version import __version__  # noqa: E402
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "docs" / "site")]  # the checkout's Python, and what only the site needs
+
+import datgan_fast as dat  # noqa: E402
 
 project = "datgan-fast"
-author = "the datgan-fast authors"
-copyright = "the datgan-fast authors"  # noqa: A001
-release = __version__
+author = copyright = "the datgan-fast authors"
+release = dat.__version__
 
-extensions = [
-    "myst_parser",
-    "sphinx.ext.autodoc",
-    "sphinx.ext.napoleon",
-    "sphinx_argparse_cli",
-    "mathml",
-]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_argparse_cli", "drawn_formulas"]
 exclude_patterns = ["site"]
 nitpicky = True
-nitpick_ignore_regex = [(r"py:.*", r"(torch|nn|Tensor|collections|pathlib|typing)\b.*")]
+# Documented elsewhere, or nowhere.
+nitpick_ignore_regex = [("py:obj", ".*"), ("py:class", r"Tensor|(torch|collections)\..*|datgan_fast\..*\.(Config|Logits|Options|RunFolder)")]
 
-myst_enable_extensions = ["dollarmath", "colon_fence"]
+myst_enable_extensions = ["dollarmath"]
 myst_fence_as_directive = {"math"}  # GitHub's own fence for formulas
 myst_heading_anchors = 4
-suppress_warnings = []
 
-default_role = "code"  # docstrings have names between single backticks
-autodoc_typehints = "signature"
+default_role = "py:obj"  # docstrings have names between single backticks: those that are documented become links
+maximum_signature_line_length = 88
+toc_object_entries_show_parents = "hide"
 autodoc_member_order = "bysource"
 python_use_unqualified_type_names = True
-napoleon_google_docstring = True
 napoleon_numpy_docstring = False
+napoleon_use_param = napoleon_use_rtype = False  # "x_real, x_fake: ..." is one entry
 
 html_theme = "furo"
 html_title = "datgan-fast"
-html_math_renderer = "mathml"
+html_math_renderer = "drawn"
 html_static_path = ["site/static"]
 html_css_files = ["style.css"]
-html_copy_source = False
 html_show_sphinx = False
+html_copy_source = False
+
+# Files of the root that are pages here, as links name them.
+PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
+
+
+def to_pages(text: str) -> str:
+    """Links to files that the site has as pages lead there; those named by a file are named by its title."""
+    text = re.sub(r"\[([\w-]+\.md)\]\((?=[\w/.]*\1)", "[](", text)
+    text = re.sub(r"\]\((?:\.\./)*examples/(\w+)\.py\)", r"](examples.md#\1)", text)
+    return re.sub(r"\]\((?:\.\./)*(README|CONTRIBUTING|CHANGELOG)\.md", lambda m: f"]({PAGES[m[1] + '.md']}", text)
+
+
+def setup(app: Sphinx) -> None:
+    def rewrite(content: list[str]) -> None:
+        content[0] = to_pages(content[0])
+
+    app.connect("source-read", lambda app, name, content: rewrite(content))
+    app.connect("include-read", lambda app, path, parent, content: rewrite(content))

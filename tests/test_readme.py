@@ -41,8 +41,9 @@ def test_it_is_short():
 
 
 def test_words_are_those_that_are_read():
-    page = "# A *title*\n\n```sh\ncode here\n```\n| a | table |\n<!-- said\nto nobody -->\n![two words](x.png) and [a link](y.md).\n"
-    assert words(prose(page)) == len("A title two words and a link".split())
+    code, table, comment = "```sh\ncode here\n```", "| a | table |", "<!-- said\nto nobody -->"
+    page = f"# A *title*\n\n{code}\n{table}\n{comment}\n![two words](x.png) and [a link](y.md).\n"
+    assert words(prose(page)) == 7  # A title two words and a link
     assert captions("![two words](x.png)\n\n*Three words more*\n") == ["two words", "Three words more"]
 
 
@@ -60,7 +61,10 @@ def test_its_loop(one_thread):
     (block,) = (code for language, code in CODE.findall(PAGE) if language == "python")
     assert len(block.splitlines()) <= 11
     torch.manual_seed(5)
-    start = nn.Sequential(nn.Linear(4, 8), nn.LeakyReLU(0.2), nn.Linear(8, 1)), nn.Sequential(nn.Linear(3, 4), nn.Tanh())
+    start = (
+        nn.Sequential(nn.Linear(4, 8), nn.LeakyReLU(0.2), nn.Linear(8, 1)),
+        nn.Sequential(nn.Linear(3, 4), nn.Tanh()),
+    )
     images = 2 * torch.rand(3, 6, 4) - 1
 
     def optimizers(networks):
