@@ -1,7 +1,7 @@
 """Formulas as SVG, drawn while the site is built (ziamath, with its own font): no script, font or network is needed to read them."""
 
-import html
 from typing import Any
+from xml.etree import ElementTree
 
 import ziamath
 from docutils import nodes
@@ -11,11 +11,11 @@ SIZE = 24  # of the drawing; on the page a formula is as large as the text aroun
 
 
 def drawn(tex: str, inline: bool) -> str:
-    formula = ziamath.Latex(tex, size=SIZE, color="currentColor", inline=inline)
-    width, height = (size / SIZE for size in formula.getsize())
-    style = f"width:{width:.3f}em;height:{height:.3f}em;vertical-align:{formula.getyofst() / SIZE:.3f}em"
-    said = html.escape(" ".join(tex.split()))
-    return formula.svg().replace("<svg ", f'<svg role="img" aria-label="{said}" style="{style}" ', 1)
+    svg = ziamath.Latex(tex, size=SIZE, color="currentColor", inline=inline).svgxml()
+    _, top, width, height = (float(number) / SIZE for number in svg.attrib["viewBox"].split())  # from the baseline
+    style = f"width:{width:.3f}em;height:{height:.3f}em;vertical-align:{-top - height:.3f}em"
+    svg.attrib.update({"role": "img", "aria-label": " ".join(tex.split()), "style": style})
+    return ElementTree.tostring(svg, encoding="unicode")
 
 
 def inline(writer: Any, node: nodes.math) -> None:
