@@ -8,11 +8,44 @@ import re
 import struct
 import zipfile
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, Any, BinaryIO, cast
+
+import torch
 
 _END, _END_BYTES = b"PK\x05\x06", 22  # of a zip file without a comment, whose last two bytes are the comment's length
 _SEAL = re.compile(rb"sha256:[0-9a-f]{64}")
 _SEAL_BYTES = 71
+
+
+class _Watched:
+    """A file that remembers why it could not be written: torch's writer says only where."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def save(state: Any, path: Path) -> None:
+    """torch.save, and its seal. Raises OSError for what keeps the file from being written."""
+    with path.open("wb") as file:
+        watched = _Watched(file)
+        try:
+            torch.save(state, cast(IO[bytes], watched))  # which asks no more of a file
+        except RuntimeError:
+            if watched.error is None:
+                raise
+            raise watched.error from None
+    seal(path)
 
 
 def seal(path: Path) -> None:

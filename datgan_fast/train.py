@@ -144,7 +144,8 @@ def go_on(run: RunFolder, state: State, trainer: Trainer) -> int:
         trainer.load_state(state)
     if trainer.share.first:
         run.hold()
-    if trainer.step >= trainer.config.steps and not owes_evaluation(trainer, run):
+    done = trainer.step >= trainer.config.steps
+    if done and not trainer.share.tell(lambda: owes_evaluation(trainer, run)):
         print(f"{run.path}: already at step {trainer.step}; --steps with a larger number goes on")
         run.close()
         return 0

@@ -16,9 +16,11 @@ from datgan_fast import TrainConfig, archives, files
 from datgan_fast.data.datasets import load_images, load_labels
 from datgan_fast.errors import ConfigError, DataError
 from datgan_fast.metrics import feature_network, inception
+from datgan_fast.paper import results
 from datgan_fast.training.checkpoints import load_generator, open_checkpoint, save_generator
 from datgan_fast.training.config_file import read_config_file
 from datgan_fast.training.networks import build_discriminator, build_generator
+from datgan_fast.training.run_folder import RunFolder
 from image_files import idx_bytes, random_bytes, write_cifar
 
 CONFIG = TrainConfig(width=2, z_dim=4, image_size=8, batch_size=4, device="cpu").resolved()
@@ -208,6 +210,20 @@ READERS = (
         lambda result, sound: all(isinstance(record["step"], int) for record in result),
     ),
     Reader(
+        "experiment.json",
+        lambda folder: b'{"figure": "4", "setting": "wgan, n_dis 5", "variant": "DAT", "seed": 0}\n',
+        results.place_of,
+        ConfigError,
+        lambda result, sound: list(map(type, result)) == list(map(type, sound)),
+    ),
+    Reader(
+        "env.json",
+        lambda folder: json.dumps({"torch": "2.13.0", "threads": 2, "gpu": [], "commit": None}).encode(),
+        lambda p: RunFolder(p.parent).environment(),
+        NotImplementedError,  # none: nothing depends on it
+        lambda result, sound: isinstance(result, dict),
+    ),
+    Reader(
         "classifier.safetensors",
         _cache,
         lambda p: feature_network._read(p, classifier()),
@@ -221,10 +237,10 @@ READERS = (
 def damaged(data: bytes, kind: str, where: float, what: bytes) -> bytes:
     """where    from 0 to 1, in the file;  what    one byte or more"""
     place = int(where * len(data))
-    if kind == "flip":
+    if kind == "flip" and data:
         place = min(place, len(data) - 1)
         return data[:place] + bytes([data[place] ^ (1 << what[0] % 8)]) + data[place + 1 :]
-    if kind == "cut":
+    if kind == "cut" or not data:
         return data[:place]
     if kind == "insert":
         return data[:place] + what + data[place:]

@@ -106,6 +106,11 @@ def check_float(name: str, tensor: Tensor) -> None:
         raise TypeError(f"{name} must be a float64, float32, float16 or bfloat16 tensor; got {_kind(tensor)}")
     if tensor.layout is not torch.strided:
         raise TypeError(f"{name} must be a dense tensor; got {tensor.layout}")
+    if not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        raise TypeError(
+            f"{name} is inside a torch.func transform (vmap, grad, ...), through which kernels cannot be followed; "
+            "the operations of datgan_fast.reference can"
+        )
 
 
 def _kind(value: Any) -> str:

@@ -185,7 +185,10 @@ def treats_images_independently(discriminator: Any, x_real: Tensor, x_fake: Tens
 
 
 def ask(calls: Calls, x_real: Tensor, x_fake: Tensor) -> Answer:
-    """Whether both batches may go through D as one; remembered for the same modules, modes, sizes and kinds of conditions."""
+    """Whether both batches may go through D as one; remembered for the same modules, modes, sizes and kinds of conditions.
+
+    Modules of torch's own ask no batch how large it is, so that one answer serves all sizes: the forward that relies on it is
+    watched for each."""
     if x_real.shape[1:] != x_fake.shape[1:] or x_real.dtype != x_fake.dtype:
         return Answer("real and generated images have different shapes or dtypes")
     if not (len(x_real) and len(x_fake)):
@@ -193,9 +196,12 @@ def ask(calls: Calls, x_real: Tensor, x_fake: Tensor) -> Answer:
     if calls.together is None:
         return Answer("real and generated images have conditions of different kinds")
     network = calls.network
+    sizes = [len(x_real), len(x_fake)]
+    if network.hangs_no_hooks and calls.together.plain:
+        sizes = [min(size, 2) for size in sizes]  # nothing can meet in a batch of one
     key = (
         network.modes,
-        (x_real.shape, x_fake.shape, x_real.dtype, x_real.device),
+        (*sizes, x_real.shape[1:], x_real.dtype, x_real.device),
         torch.is_autocast_enabled(x_real.device.type),
         tuple(side.described() for side in calls.sides),
     )

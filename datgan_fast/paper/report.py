@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -12,6 +11,7 @@ import numpy as np
 
 from .. import files
 from ..metrics.catalogue import METRICS
+from ..training.run_folder import RunFolder
 from . import claims, experiments, figure1_picture, sweep
 from .claims import CANNOT_TELL, DOES_NOT, HOLDS, Verdict, counted
 from .experiments import ATTACK, FIGURES, SWEEP, Figure
@@ -253,8 +253,14 @@ def _chosen_options(options: Mapping[str, Sequence[sweep.Option]], chosen: Mappi
     return Table(("baseline", *columns), rows)
 
 
+# What is told of a run's env.json.
+_RECORDED = {"started": str, "platform": str, "datgan_fast": str, "torch": str, "python": str, "threads": int}
+_RECORDED |= {"command": list, "gpu": list}
+
+
 def _how_it_was_run(found: Sequence[Result]) -> list[Block]:
-    environments = [json.loads((r.path / "env.json").read_text()) for r in found if r.path is not None]
+    recorded = [RunFolder(r.path).environment() for r in found if r.path is not None]
+    environments = [e for e in recorded if all(isinstance(e.get(key), kind) for key, kind in _RECORDED.items())]
     blocks: list[Block] = [
         Heading("How it was run"),
         Paragraph("Choices that the paper leaves open: see datgan_fast/paper/experiments.py."),
@@ -262,10 +268,10 @@ def _how_it_was_run(found: Sequence[Result]) -> list[Block]:
     if environments:
         first = environments[0]
         commands = dict.fromkeys(
-            "python -m datgan_fast.reproduce " + shlex.join(e["command"][2:]) for e in environments
+            "python -m datgan_fast.reproduce " + shlex.join(map(str, e["command"][2:])) for e in environments
         )
         versions = dict.fromkeys(
-            f"datgan-fast {e['datgan_fast']} ({e['commit'] or 'no commit'}), torch {e['torch']}, Python {e['python']}"
+            f"datgan-fast {e['datgan_fast']} ({e.get('commit') or 'no commit'}), torch {e['torch']}, Python {e['python']}"
             for e in environments
         )
         seconds = sum(r.stats[-1].get("seconds") or 0.0 for r in found if r.stats)

@@ -12,6 +12,7 @@ import numpy as np
 
 from .. import files
 from ..data.datasets import DATASETS
+from ..errors import ConfigError
 from ..metrics.catalogue import best_first
 from ..training.run_folder import RunFolder
 from .experiments import DAT, FIGURES, PLAIN, Experiment
@@ -54,10 +55,9 @@ def read(folder: Path) -> list[Result]:
     """Every run in the folder that is one of the figures', finished or not, in the order of data sets and figures."""
     results = []
     for path in sorted(folder.glob("*/experiment.json")):
-        place = json.loads(path.read_text(encoding="utf-8"))
         if not (path.parent / "config.yaml").is_file():
             continue
-        experiment = Experiment(**place, config=RunFolder(path.parent).options("--outdir").recorded())
+        experiment = Experiment(*place_of(path), config=RunFolder(path.parent).options("--outdir").recorded())
         results.append(read_run(experiment, path.parent))
     data_sets = list(DATASETS)
     order = [(name, s.name, v) for name, figure in FIGURES.items() for s in figure.settings for v in s.variants]
@@ -65,6 +65,18 @@ def read(folder: Path) -> list[Result]:
     return sorted(
         known, key=lambda r: (data_sets.index(r.experiment.dataset), order.index(r.experiment.place), r.experiment.seed)
     )
+
+
+def place_of(path: Path) -> tuple[str, str, str, int]:
+    """Figure, setting, variant and seed, as a run's experiment.json has them. Raises ConfigError."""
+    try:
+        place = json.loads(path.read_text(encoding="utf-8"))
+        return str(place["figure"]), str(place["setting"]), str(place["variant"]), int(place["seed"])
+    except (OSError, ValueError, RecursionError, LookupError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(
+            f"--outdir {path.parents[2]}: {path} cannot be read ({reason}); remove the run's folder to make it again"
+        ) from None
 
 
 def read_run(experiment: Experiment, path: Path) -> Result:

@@ -86,14 +86,14 @@ class Loop:
     def _steps(self) -> None:
         t, steps = self._trainer, self._config.steps
         self._progress.say(f"{self._run.path}: {self._described()}, steps {t.step} to {steps}")
+        stopping = False
         if t.step == 0:
             self._write(self._draw)
-        elif owes_evaluation(t, self._run):
-            self._write(self._evaluate)
-        first, stopping = t.step + 1, False
+        elif self._share.tell(lambda: owes_evaluation(t, self._run)):
+            stopping = not self._evaluate()
+        first = t.step + 1
         while t.step < steps and not stopping:
-            self._step(first)
-            stopping = self._stop.after(t.step)
+            stopping = self._step(first) or self._stop.after(t.step)
         if stopping and self._saved < t.step:
             self._refuse_what_is_broken()
             self._save()
@@ -105,18 +105,22 @@ class Loop:
             f"done: {folder}/generator.safetensors, {folder}/samples/step-{t.step:06d}.png, {folder}/curves.png"
         )
 
-    def _step(self, first: int) -> None:
-        """One, and what is due after it."""
+    def _step(self, first: int) -> bool:
+        """One, and what is due after it; whether that was ended by a signal."""
         t, c = self._trainer, self._config
-        t.train_step()
+        if c.compile and t.step + 1 == first:
+            self._compile()
+        else:
+            t.train_step()
         self._progress.step()
         if t.step == first:  # a run's first step warms up; the rates begin after it
             self._say_how()
             self._clock.lap(t.step)
         logs, draws, saves = map(self._due, (c.log_every, c.sample_every, c.save_every))
         evaluates = is_evaluated(t.step, c)
-        if not (logs or draws or saves or evaluates):
-            return
+        saves |= evaluates  # which can take long
+        if not (logs or draws or saves):
+            return False
         self._refuse_what_is_broken()
         if logs:
             self._log()
@@ -125,8 +129,18 @@ class Loop:
                 self._write(self._draw, self._run.curves)
             if saves:
                 self._save()
-            if evaluates:
-                self._write(self._evaluate)
+            return evaluates and not self._evaluate()
+
+    def _compile(self) -> None:
+        """Makes the first step, which can take minutes: a signal ends it at once, and the run goes on from before it."""
+        begun = self._trainer.step
+        if begun == 0:
+            self._save()
+        try:
+            with self._signals.raising():
+                self._trainer.train_step()
+        except StopRequested:
+            raise self._stopped(f"stopped at step {begun}; go on with --resume {self._run.path}") from None
 
     def _due(self, every: int) -> bool:
         return is_due(every, self._trainer.step, self._config)
@@ -147,12 +161,19 @@ class Loop:
         )
         self._saved = t.step
 
-    def _evaluate(self) -> None:
-        """A signal ends it at once: the step's checkpoint is there, and the run measures it when it goes on."""
-        with suppress(StopRequested):
+    def _evaluate(self) -> bool:
+        """Whether all of it was measured. A signal ends it at once, and the run after this step: its checkpoint is there, and the
+        run measures it when it goes on."""
+        return self._share.tell(self._measure)
+
+    def _measure(self) -> bool:
+        try:
             with self._signals.raising():
                 records = self._trainer.evaluate()
-            self._run.metrics(records)
+        except StopRequested:
+            return False
+        self._run.metrics(records)
+        return True
 
     def _draw(self) -> None:
         t, path = self._trainer, self._run.samples_path(self._trainer.step)

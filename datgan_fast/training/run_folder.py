@@ -102,17 +102,19 @@ class RunFolder:
 
     def computed_by(self, how: dict[str, Any]) -> None:
         """Adds to env.json how the run's steps are computed, which is known once there was one."""
-        files.write_text(self.path / "env.json", json.dumps({**self._environment(), **how}, indent=2) + "\n")
+        files.write_text(self.path / "env.json", json.dumps({**self.environment(), **how}, indent=2) + "\n")
 
     def launched_by(self) -> dict[str, Any] | None:
         """The torchrun that has begun or gone on with the run last, as `launcher` describes it; None for none."""
-        return self._environment().get("launched_by")
+        return self.environment().get("launched_by")
 
-    def _environment(self) -> dict[str, Any]:
+    def environment(self) -> dict[str, Any]:
+        """What env.json says; nothing where it cannot be read, as nothing of the run depends on it."""
         try:
-            return json.loads((self.path / "env.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # nothing of the run depends on it
+            found = json.loads((self.path / "env.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
             return {}
+        return found if isinstance(found, dict) else {}
 
     # What happened
 
@@ -203,11 +205,7 @@ class RunFolder:
         for name in ("stats.jsonl", "metrics.jsonl"):  # which are not made again
             files.flush(self.path / name)
         with files.atomic(self.checkpoint_path(step)) as temporary:
-            try:
-                torch.save(state, temporary)
-            except RuntimeError as error:  # torch's own writer's
-                raise OSError(str(error)) from None
-            archives.seal(temporary)
+            archives.save(state, temporary)
         for old in self.checkpoints()[:-KEPT_CHECKPOINTS]:
             old.unlink(missing_ok=True)
 

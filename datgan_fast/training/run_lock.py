@@ -18,14 +18,17 @@ class RunLock:
         self._file: TextIO | None = None
 
     def hold(self) -> None:
-        """Until `release`. Raises ConfigError where another process has it, OSError where it cannot be written."""
+        """Until `release`. Raises ConfigError where another process has it, or where nothing can be written."""
         if self._file is not None:
             return
         try:
             import fcntl
         except ImportError:  # not a Unix: nothing is locked
             return
-        file = self._path.open("a+", encoding="utf-8")
+        try:
+            file = self._path.open("a+", encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"{self._path.parent}: cannot be written ({error.strerror})") from None
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

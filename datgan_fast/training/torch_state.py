@@ -4,6 +4,7 @@ work; then the user's own is back."""
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -17,6 +18,9 @@ from .config import Config
 class _Setting(NamedTuple):
     get: Callable[[], Any]
     set: Callable[[Any], None]
+
+
+_AT_WORK = threading.RLock()  # the state is the process's, so that one thread's run is at work at a time
 
 
 class TorchState:
@@ -46,10 +50,16 @@ class TorchState:
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
-        """Inside, torch's state is the run's. It may be entered inside itself."""
-        if self._at_work:
-            yield
-            return
+        """Inside, torch's state is the run's. It may be entered inside itself; another thread's run waits."""
+        with _AT_WORK:
+            if self._at_work:
+                yield
+            else:
+                with self._in_place():
+                    yield
+
+    @contextmanager
+    def _in_place(self) -> Iterator[None]:
         before = [(setting, setting.get()) for setting, _ in self._wanted]
         random = self._current()
         for setting, value in self._wanted:

@@ -1,5 +1,6 @@
 """What happens around a run loses nothing of it: signals, damaged and lost files, a second writer, a disk without room."""
 
+import errno
 import json
 import os
 import resource
@@ -133,6 +134,13 @@ def test_one_writer(run, capsys):
     assert resumed(run) == 0
 
 
+def test_a_run_that_cannot_be_written(run, capsys):
+    (run / ".lock").unlink()
+    (run / ".lock").mkdir()  # root may write everywhere, but not here
+    assert resumed(run) == 2
+    assert f"{run}: cannot be written" in one_line(capsys)
+
+
 def test_a_short_run_is_not_evaluated_unless_asked(tmp_path, monkeypatch):
     measured = []
     monkeypatch.setattr(train.Trainer, "evaluate", lambda self: measured.append(self.step) or [])
@@ -212,7 +220,7 @@ def test_no_room_on_the_disk(tmp_path, capsys, room):
         signal.signal(signal.SIGXFSZ, ignored)
     assert code == 1
     error = one_line(capsys)
-    assert "cannot be written" in error
+    assert f"cannot be written ({os.strerror(errno.EFBIG)})" in error
     assert "step-000002.pt" in error
     assert not list(folder.rglob(".*.tmp*"))
     assert train.main(["--resume", str(folder), "--steps", "4"]) == 0
@@ -262,3 +270,56 @@ def test_a_reader_that_leaves_does_not_end_a_run(tmp_path):
         assert process.wait(timeout=300) == 0
     (folder,) = tmp_path.iterdir()
     assert steps(folder) == list(range(1, 31))
+
+
+def test_a_signal_while_an_evaluation_is_made_up_for(tmp_path, monkeypatch):
+    """The second time too the run stops where it is, and owes it still."""
+    evaluate, measured = train.Trainer.evaluate, []
+
+    def interrupted(self):
+        measured.append(self.step)
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(train.Trainer, "evaluate", interrupted)
+    options = ["--steps", "4", "--eval-every", "2", "--save-every", "3"]
+    for _ in range(2):
+        assert run_train(tmp_path, *options, "--resume") == 1
+    assert measured == [2, 2]
+    monkeypatch.setattr(train.Trainer, "evaluate", lambda self: measured.append(self.step) or evaluate(self))
+    assert run_train(tmp_path, *options, "--resume") == 0
+    assert measured == [2, 2, 2, 4]
+
+
+def test_a_checkpoint_is_there_before_an_evaluation_begins(tmp_path, monkeypatch):
+    found = []
+    monkeypatch.setattr(
+        train.Trainer,
+        "evaluate",
+        lambda self: found.append(sorted(p.name for p in tmp_path.glob("*/checkpoints/*"))) or [],
+    )
+    assert run_train(tmp_path, "--steps", "5", "--eval-every", "2", "--save-every", "3") == 0
+    assert [names[-1] for names in found] == ["step-000002.pt", "step-000004.pt", "step-000005.pt"]
+
+
+@pytest.mark.parametrize("begun", [0, 2])
+def test_a_signal_while_networks_are_compiled(tmp_path, capsys, monkeypatch, begun):
+    """Which is in a run's first step: it ends at once, and the run goes on from before it."""
+    step = train.Trainer.train_step
+    options = [*QUIET, "--compile"]
+    monkeypatch.setattr(torch, "compile", lambda module, **_: module)
+    if begun:
+        assert run_train(tmp_path, *options, "--steps", str(begun)) == 0
+        capsys.readouterr()
+
+    def compiling(self):
+        step(self)
+        signal.raise_signal(signal.SIGTERM)
+        raise AssertionError("it goes on")
+
+    monkeypatch.setattr(train.Trainer, "train_step", compiling)
+    assert run_train(tmp_path, *options, "--steps", "4", "--resume") == 1
+    assert f"stopped at step {begun}; go on with --resume" in one_line(capsys)
+    monkeypatch.setattr(train.Trainer, "train_step", step)
+    assert run_train(tmp_path, *options, "--steps", "4", "--resume") == 0
+    (folder,) = tmp_path.iterdir()
+    assert steps(folder) == [1, 2, 3, 4]

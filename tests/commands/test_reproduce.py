@@ -206,6 +206,10 @@ def test_the_place_of_a_run_is_recorded(tmp_path):
     (read,) = results.read(tmp_path)
     assert read.experiment == experiment
     assert read.finished
+    for text in ("", "[]", "{}", '{"figure": "4", "setting": [], "variant": "DAT", "seed": "x"}', "[" * 100_000):
+        (tmp_path / experiment.name / "experiment.json").write_text(text)
+        with pytest.raises(ConfigError, match=r"experiment\.json cannot be read"):
+            results.read(tmp_path)
 
 
 @pytest.mark.trains

@@ -122,6 +122,27 @@ def test_sigterm_stops_all_after_the_same_step(struck, undisturbed, tmp_path, ra
     assert generator(run) == generator(undisturbed[0])
 
 
+MEASURING = """
+import signal, sys
+from datgan_fast import train
+from datgan_fast.training import trainer
+measure = trainer.Trainer.evaluate
+trainer.Trainer.evaluate = lambda self: (signal.raise_signal(signal.SIGTERM), measure(self))
+sys.exit(train.main(sys.argv[1:]))
+"""
+
+
+def test_an_evaluation_that_a_signal_ends_is_made_up_for(tmp_path):
+    (tmp_path / "child.py").write_text(MEASURING)
+    options = [*NINE, "--dataset", "ring", "--eval-every", "4", "--outdir", tmp_path / "runs"]
+    result = torchrun(*options, child=(tmp_path / "child.py",))
+    (run,) = (tmp_path / "runs").iterdir()
+    assert sentences(result) == [f"stopped at step 4; go on with --resume {run}"]
+    assert not (run / "metrics.jsonl").exists()
+    assert torchrun(*options, "--resume", "latest").returncode == 0
+    assert {json.loads(line)["step"] for line in (run / "metrics.jsonl").open()} == {4, 8, 9}
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_process_ends_all(struck, undisturbed, tmp_path, rank):
     options = [*NINE, "--outdir", tmp_path / "runs"]

@@ -6,6 +6,7 @@ from torch import nn
 
 import datgan_fast as dat
 from algorithm1 import M, N, batches, each_discriminator
+from counting import Convolutions
 from datgan_fast.method.independence import LARGEST_MEMORY, treats_images_independently
 from networks import DISCRIMINATORS, SHAPE, Stranger, build, conv, images
 
@@ -185,3 +186,22 @@ def test_a_network_that_always_changes_is_not_asked_for_ever():
     for m in range(2, 90):
         treats_images_independently(network, images(m, 1), images(N, 2))
     assert len(calls) == 3 * LARGEST_MEMORY
+
+
+def forwards_of(network, steps):
+    """How many forwards these steps of (real, generated) batch sizes make."""
+    with Convolutions() as counted:
+        for m, n in steps:
+            dat.discriminator_step(network, images(m, 1), images(n, 2), eps=1.0)
+    return counted.calls["forward"] // 2  # one for each of its convolutions
+
+
+@pytest.mark.parametrize("merging", [True], indirect=True)
+def test_torchs_own_modules_are_asked_once_for_all_sizes(merging):
+    network = conv()
+    sizes = [(m, 25 - m) for m in range(2, 12)]
+    assert forwards_of(network, sizes[:1]) == 3 + 2
+    assert forwards_of(network, sizes[1:]) == 2 * len(sizes[1:])
+    network = conv(nn.BatchNorm2d(8))  # whose images meet, whatever their number
+    forwards_of(network, sizes[:1])
+    assert forwards_of(network, sizes[1:]) == 4 * len(sizes[1:])

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 from torch._subclasses import FakeTensorMode
 
 import datgan_fast as dat
@@ -268,3 +269,26 @@ def test_create_graph_alone_does_not_raise(device):
     kept = torch.autograd.grad(dat.attack_loss(real, fake)[0], real, create_graph=True)[0]
     plain = torch.autograd.grad(dat.attack_loss(real, fake)[0], real)[0]
     assert_same([kept.detach()], [plain])
+
+
+TRANSFORMED = {
+    "vmap over perturb": lambda d, x: torch.vmap(lambda x, g: d.perturb(x, g, 0.1))(x, -x),
+    "grad of attack_loss": lambda d, x: torch.func.grad(lambda t: d.attack_loss(t, x[0, 0])[0])(x[1, 1]),
+    "jvp of attack_loss": lambda d, x: torch.func.jvp(lambda t: d.attack_loss(t, x[0, 0])[0], (x[1, 1],), (x[0, 1],)),
+    "vmap over attack_step": lambda d, x: torch.vmap(lambda x: d.attack_step(x, x, x, x, x[:, 0], x[:, 0], 0.1).adv_real)(x),
+}
+
+
+@pytest.mark.parametrize("case", TRANSFORMED)
+def test_functional_transforms(case):
+    """Kernels cannot be followed, and say so; the reference can."""
+    x = torch.rand(2, 4, 3)
+    with pytest.raises(TypeError, match=r"torch\.func transform.*datgan_fast\.reference"):
+        TRANSFORMED[case](dat, x)
+    assert all(t.isfinite().all() for t in TRANSFORMED[case](dat.reference, x))
+
+
+def test_a_step_inside_a_functional_transform():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(12, 1))
+    with pytest.raises(TypeError, match=r"x_real is inside a torch\.func transform"):
+        torch.func.grad(lambda x: dat.discriminator_step(network, x, x, eps=0.1).loss)(torch.rand(4, 3, 2, 2))

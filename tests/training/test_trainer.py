@@ -3,6 +3,7 @@
 import copy
 import gzip
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -168,6 +169,21 @@ def test_torch_is_the_runs_while_it_is_at_work_and_the_users_afterwards(determin
     other.train_step()
     other.train_step()
     assert all(map(torch.equal, trainer.generator.parameters(), other.generator.parameters()))
+
+
+def test_trainers_in_threads_are_as_alone(deterministic):
+    """Each step finds the random state of its own run, however the threads take turns."""
+
+    def weights(steps=3):
+        trainer = dat.Trainer(dat.TrainConfig(width=4, batch_size=8))
+        for _ in range(steps):
+            trainer.train_step()
+        return torch.cat([p.detach().flatten() for p in trainer.generator.parameters()])
+
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(lambda _: weights(), range(4)))
+    alone = weights()
+    assert all(torch.equal(other, alone) for other in together)
 
 
 @pytest.mark.trains
