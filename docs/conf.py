@@ -1,4 +1,4 @@
-"""The documentation's site: `sphinx-build -W -n docs SITE`. Its pages are this folder's Markdown files, which read without it too.
+"""The site of the documentation: `sphinx-build -W -n docs SITE`. Its pages are the Markdown files here, which read without it too.
 
 No page loads anything from elsewhere: formulas are drawn when the site is built.
 """
@@ -22,7 +22,10 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphin
 exclude_patterns = ["site"]
 nitpicky = True
 # Documented elsewhere, or nowhere.
-nitpick_ignore_regex = [("py:obj", ".*"), ("py:class", r"Tensor|(torch|collections)\..*|datgan_fast\..*\.(Config|Logits|Options|RunFolder)")]
+nitpick_ignore_regex = [
+    ("py:obj", ".*"),
+    ("py:class", r"Tensor|(torch|collections)\..*|datgan_fast\..*\.(Config|Logits|Options|RunFolder)"),
+]
 
 myst_enable_extensions = ["dollarmath"]
 myst_fence_as_directive = {"math"}  # GitHub's own fence for formulas

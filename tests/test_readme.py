@@ -3,7 +3,6 @@
 import copy
 import re
 
-import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
