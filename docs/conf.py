@@ -1,4 +1,4 @@
-"""The site of the documentation: `sphinx-build -W -n docs SITE`. Its pages are the Markdown files here, which read without it too.
+"""The site of the documentation: `sphinx-build -W -n docs SITE`. Its pages are the Markdown files here, which read alone too.
 
 No page loads anything from elsewhere: formulas are drawn when the site is built.
 """

@@ -1,4 +1,4 @@
-"""Formulas as SVG, drawn while the site is built (ziamath, with its own font): a page needs no script, font or network for them."""
+"""Formulas as SVG, drawn while the site is built (ziamath, with its own font): a page needs no script, font or network."""
 
 from typing import Any
 from xml.etree import ElementTree
