@@ -1,4 +1,4 @@
-"""python -m datgan_fast.attack: how many attack steps fool a trained discriminator (the paper's Figure 1)."""
+"""The command attack: how many attack steps fool a trained discriminator (the paper's Figure 1)."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import torch
 from tqdm import tqdm
 
 from . import files
-from .cli import Parser, a_path, run_command, whole_number
+from .cli import Parser, a_path, command_parser, run_command, whole_number
 from .data.datasets import DATASETS
-from .errors import ConfigError
+from .errors import ConfigError, not_one_of
 from .method.formulas import NORMS
 from .paper.figure1 import BATCH_NORM, TARGETS, Measurement, Protocol, Subject, all_protocols, load_subject, measure
 from .paper.figure1_picture import draw, table
@@ -56,7 +56,7 @@ def chosen_subjects(arguments: argparse.Namespace, device: str) -> list[Subject]
     n = whole_number("--n", arguments.n, 1, 1_000_000)
     seed = whole_number("--seed", arguments.seed, 0, 2**63 - 1)
     if arguments.dataset is not None and arguments.dataset not in DATASETS:
-        raise ConfigError(f"--dataset {arguments.dataset}: must be one of {', '.join(DATASETS)}")
+        raise not_one_of("--dataset", arguments.dataset, DATASETS)
     labels = chosen_labels(arguments.labels, len(arguments.sources))
     generator, generator_step = chosen_generator(arguments.generator, arguments.generator_step)
     subjects = [
@@ -153,7 +153,7 @@ def chosen_protocol(arguments: argparse.Namespace) -> Protocol:
         ("--batch-norm", arguments.batch_norm, BATCH_NORM),
     ):
         if value not in choices:
-            raise ConfigError(f"{option} {value}: must be one of {', '.join(choices)}")
+            raise not_one_of(option, value, choices)
     return Protocol(
         rule=arguments.rule,
         step_size=number("--step-size", arguments.step_size, 1e9),
@@ -184,54 +184,90 @@ def chosen_labels(text: str | None, count: int) -> list[str | None]:
     return list(labels)
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = Parser(prog="python -m datgan_fast.attack", description=__doc__)
+# Long: a line for each option.
+def build_parser() -> Parser:
+    parser = command_parser(
+        "attack",
+        "SOURCE ... [options]",
+        [
+            "runs/00000-dcgan-digits runs/00001-dcgan-dat-digits --labels 'without DAT,with DAT'",
+            "runs/00001-dcgan-dat-digits --rule l2 --step-size 0.1",
+        ],
+        "Images move until the discriminator gives them a score of the other batch, to within --tolerance.",
+    )
     parser.add_argument(
         "sources", type=a_path, metavar="SOURCE", nargs="+", help="run folder (its newest checkpoint) or checkpoint"
     )
-    parser.add_argument("--labels", metavar="A,B,...", help="names of the sources in the picture")
-    parser.add_argument(
+    method = parser.add_argument_group("method (what the paper leaves open)")
+    method.add_argument(
         "--rule",
+        metavar="|".join(NORMS),
         default=DEFAULT.rule,
-        help="the step: the raw gradient (none), at unit length (l2), its sign (linf), or its elements cut to [-1, 1] (clamp) "
-        f"(default: {DEFAULT.rule})",
+        help="the step: the raw gradient (none), at unit length (l2), its sign (linf), or its elements cut to [-1, 1] (clamp); "
+        f"default: {DEFAULT.rule}",
     )
-    parser.add_argument("--step-size", default=str(DEFAULT.step_size), help=f"default: {DEFAULT.step_size}")
-    parser.add_argument(
+    method.add_argument(
+        "--step-size",
+        metavar="X",
+        default=str(DEFAULT.step_size),
+        help=f"images being in [-1, 1]; default: {DEFAULT.step_size}",
+    )
+    method.add_argument(
         "--target",
+        metavar="|".join(TARGETS),
         default=DEFAULT.target,
-        help=f"score to reach: the paired image's of the other batch, or that batch's mean (default: {DEFAULT.target})",
+        help=f"score to reach: the paired image's of the other batch, or that batch's mean; default: {DEFAULT.target}",
     )
-    parser.add_argument(
+    method.add_argument(
         "--batch-norm",
+        metavar="|".join(BATCH_NORM),
         default=DEFAULT.batch_norm,
-        help=f"running statistics (eval) or the attacked batch's own (train) (default: {DEFAULT.batch_norm})",
+        help=f"running statistics (eval) or the attacked batch's own (train); default: {DEFAULT.batch_norm}",
     )
-    parser.add_argument("--cap", default=str(DEFAULT.cap), help=f"the most steps (default: {DEFAULT.cap})")
-    parser.add_argument(
-        "--tolerance", default=str(DEFAULT.tolerance), help=f"of the score, from 0 to 1 (default: {DEFAULT.tolerance})"
+    method.add_argument("--cap", metavar="N", default=str(DEFAULT.cap), help=f"the most steps; default: {DEFAULT.cap}")
+    method.add_argument(
+        "--tolerance",
+        metavar="X",
+        default=str(DEFAULT.tolerance),
+        help=f"of the score, from 0 to 1; default: {DEFAULT.tolerance}",
     )
-    parser.add_argument("--all-protocols", action="store_true", help="also measure a grid of protocols, as a table")
-    parser.add_argument("--n", default="256", help="images of each kind (default: 256)")
-    parser.add_argument(
+    method.add_argument("--all-protocols", action="store_true", help="also measure a grid of protocols, as a table")
+    data = parser.add_argument_group("data")
+    data.add_argument("--n", metavar="N", default="256", help="images of each kind; default: 256")
+    data.add_argument(
         "--generator",
         type=a_path,
         metavar="PATH",
         help="whose generator makes the images: a run, checkpoint or generator.safetensors",
     )
-    parser.add_argument(
-        "--generator-step", metavar="N", help="or each run's own checkpoint of this step (default: the SOURCE itself)"
+    data.add_argument(
+        "--generator-step", metavar="N", help="or each run's own checkpoint of this step; default: the SOURCE itself"
     )
-    parser.add_argument("--dataset", help="of the real images (default: what the run was trained on)")
-    parser.add_argument("--data-dir", type=a_path, help="where its files are (default: where they were in training)")
-    parser.add_argument("--seed", default="0", help="seed of latents and choice of real images (default: 0)")
-    parser.add_argument(
-        "--batch-size", default=str(DEFAULT.batch_size), help=f"images in a batch (default: {DEFAULT.batch_size})"
+    data.add_argument(
+        "--dataset", metavar="|".join(DATASETS), help="of the real images; default: what the run was trained on"
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:i (default: auto)")
-    parser.add_argument(
-        "--out", type=a_path, metavar="DIR", default="figure1", help="folder for the results (default: figure1)"
+    data.add_argument(
+        "--data-dir", type=a_path, metavar="DIR", help="folder of its files; default: where they were in training"
     )
+    data.add_argument("--seed", metavar="N", default="0", help="seed of latents and choice of real images; default: 0")
+    speed = parser.add_argument_group("speed")
+    speed.add_argument(
+        "--batch-size",
+        metavar="N",
+        default=str(DEFAULT.batch_size),
+        help=f"images in a batch; default: {DEFAULT.batch_size}",
+    )
+    speed.add_argument("--device", metavar="NAME", default="auto", help="auto, cpu, cuda or cuda:i; default: auto")
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--out", type=a_path, metavar="DIR", default="figure1", help="folder for the results; default: figure1"
+    )
+    output.add_argument("--labels", metavar="A,B,...", help="names of the sources in the picture; default: the runs'")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = build_parser()
     return run_command(parser.prog, lambda: attack(parser.parse_args(argv)))
 
 

@@ -1,4 +1,4 @@
-"""python -m datgan_fast.contours: trains on toy data without and with DAT and draws both critics' contour lines."""
+"""The command contours: trains on toy data without and with DAT and draws both critics' contour lines."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .cli import Parser, a_path, output_file, run_command
+from .cli import Parser, a_path, command_parser, output_file, run_command
+from .commands import spelled
 from .data.datasets import DATASETS, load_images
-from .errors import ConfigError
+from .errors import ConfigError, not_one_of
 from .method.formulas import g1, g2
 from .method.reference import adversarial_batch
+from .training.baselines import BASELINES
 from .training.options import Options, typed
 from .training.pictures import EXTENT, GENERATED, REAL, critic_values, draw_critic, draw_points, save
 from .training.trainer import PLOTTED, Trainer
@@ -29,7 +31,7 @@ def contours(arguments: argparse.Namespace) -> int:
     given = {name: value for name, value in vars(arguments).items() if value is not None and name != "out"}
     options = {"dataset": "ring", **typed(given, "command line")}
     if options["dataset"] not in POINTS:
-        raise ConfigError(f"--dataset {options['dataset']}: must be one of {', '.join(POINTS)}")
+        raise not_one_of("--dataset", options["dataset"], POINTS)
     out = output_file("--out", arguments.out, ".png")
     try:
         draw(options, out)
@@ -117,15 +119,22 @@ def draw_arrows(axis: Any, before: Tensor, after: Tensor, colour: str) -> None:
     axis.quiver(*start, *way, color=colour, angles="xy", scale_units="xy", scale=1, width=0.006, zorder=4)
 
 
+def build_parser() -> Parser:
+    parser = command_parser(
+        "contours", "[options]", ["--dataset swissroll --out roll.png", "--baseline wgan-gp --steps 500 --seed 1"]
+    )
+    parser.add_argument("--dataset", metavar="|".join(POINTS), help="toy data; default: ring")
+    parser.add_argument("--baseline", metavar="|".join(BASELINES), help=f"as in {spelled('train')}; default: dcgan")
+    parser.add_argument("--steps", metavar="N", help="generator steps of each run; default: 1000")
+    parser.add_argument("--eps", metavar="X", help="size of the perturbation, in the plane's units; default: 0.1")
+    parser.add_argument("--seed", metavar="N", help="seed of everything random; default: 0")
+    parser.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or cuda:i; default: auto")
+    parser.add_argument("--out", type=a_path, metavar="FILE.png", default="contours.png", help="default: contours.png")
+    return parser
+
+
 def main(argv: list[str] | None = None) -> int:
-    parser = Parser(prog="python -m datgan_fast.contours", description=__doc__)
-    parser.add_argument("--dataset", metavar="|".join(POINTS), help="toy data (default: ring)")
-    parser.add_argument("--baseline", metavar="NAME", help="as in datgan_fast.train (default: dcgan)")
-    parser.add_argument("--steps", metavar="N", help="generator steps of each run (default: 1000)")
-    parser.add_argument("--eps", metavar="X", help="size of the perturbation (default: 0.1)")
-    parser.add_argument("--seed", metavar="N", help="seed of everything random (default: 0)")
-    parser.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or cuda:i (default: auto)")
-    parser.add_argument("--out", type=a_path, default="contours.png", help="the picture (default: contours.png)")
+    parser = build_parser()
     return run_command(parser.prog, lambda: contours(parser.parse_args(argv)))
 
 

@@ -1,4 +1,4 @@
-"""python -m datgan_fast.evaluate: metrics of a trained generator, each with its protocol."""
+"""The command evaluate: metrics of a trained generator, each with its protocol."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from . import files
-from .cli import Parser, a_path, output_file, run_command, whole_number
+from .cli import Parser, a_path, command_parser, output_file, run_command, whole_number
 from .data.datasets import DATASETS, dataset_named
-from .errors import ConfigError
+from .errors import ConfigError, did_you_mean, not_one_of
 from .metrics.catalogue import METRICS, in_words, named
 from .metrics.comparison import to_uint8
 from .metrics.evaluator import Evaluator
@@ -60,7 +60,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
 def chosen_generator(source: Path, weights: str) -> Trained:
     if weights not in NAMES:
-        raise ConfigError(f"--weights {weights}: must be {' or '.join(NAMES)}")
+        raise not_one_of("--weights", weights, NAMES)
     if weights == "raw" and source.suffix == ".safetensors":
         raise ConfigError(
             f"--weights raw: {source} holds the averaged generator only; name the run folder or a checkpoint (.pt)"
@@ -71,7 +71,7 @@ def chosen_generator(source: Path, weights: str) -> Trained:
 def chosen_dataset(typed: str | None, trained: Trained, source: str) -> str:
     """What the generator is compared with, of its own kind. Raises ConfigError."""
     if typed is not None and typed not in DATASETS:
-        raise ConfigError(f"--dataset {typed}: must be one of {', '.join(DATASETS)}")
+        raise not_one_of("--dataset", typed, DATASETS)
     name = typed or (trained.config and trained.config.dataset)
     if not name:
         raise ConfigError(
@@ -116,7 +116,8 @@ def chosen_metrics(names: str | None, inception_weights: str | None) -> list[str
     chosen = list(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
     if not chosen or (unknown := [name for name in chosen if name not in METRICS]):
         wrong = unknown[0] if chosen else names
-        raise ConfigError(f"--metrics {wrong}: must be of {', '.join(METRICS)}, with commas between")
+        near = did_you_mean(wrong, METRICS)
+        raise ConfigError(f"--metrics {wrong}: must be of {', '.join(METRICS)}, with commas between{near}")
     if inception_weights and not set(chosen) & set(named("inception")):
         raise ConfigError(
             f"--inception-weights {inception_weights}: is for {in_words(named('inception'))}; --metrics names none of them"
@@ -124,30 +125,54 @@ def chosen_metrics(names: str | None, inception_weights: str | None) -> list[str
     return chosen
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = Parser(prog="python -m datgan_fast.evaluate", description=__doc__)
+def build_parser() -> Parser:
+    parser = command_parser(
+        "evaluate",
+        f"{SOURCE} [options]",
+        [
+            "runs/00000-dcgan-dat-digits",
+            "runs/00003-wgan-gp-dat-cifar10 --metrics is,fid,kid --n 50000 --out metrics.jsonl",
+        ],
+        "Every figure is printed with its protocol; compare figures of one protocol only.",
+    )
     parser.add_argument(
         "source", type=a_path, metavar=SOURCE, help="generator.safetensors, a run folder, or a checkpoint (.pt)"
     )
     parser.add_argument(
+        "--weights",
+        metavar="|".join(NAMES),
+        default="average",
+        help="of a run or checkpoint: average (EMA) or raw; default: average",
+    )
+    parser.add_argument(
         "--metrics",
-        help=f"of {','.join(METRICS)} (default: what the data set allows; {in_words(named('inception'))} only with "
-        "--inception-weights)",
+        metavar="LIST",
+        help=f"of {', '.join(METRICS)}; default: what the data set allows, {in_words(named('inception'))} only with "
+        "--inception-weights",
     )
-    parser.add_argument("--n", default="10000", help="how many images to generate (default: 10000)")
-    parser.add_argument(
-        "--weights", default="average", help="of a run or checkpoint: average (EMA) or raw (default: average)"
+    parser.add_argument("--n", metavar="N", default="10000", help="images to generate; default: 10000")
+    parser.add_argument("--seed", metavar="N", default="0", help="seed of the latent vectors; default: 0")
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--dataset", metavar="|".join(DATASETS), help="what to compare with; default: what the run was trained on"
     )
-    parser.add_argument("--dataset", help="what to compare with (default: what the run was trained on)")
-    parser.add_argument("--data-dir", type=a_path, help="where its files are (default: where they were in training)")
-    parser.add_argument("--download", action="store_true", help="fetch missing files of the data set into --data-dir")
-    parser.add_argument(
-        "--inception-weights", type=a_path, metavar="FILE", help="Inception weights (default: downloaded when needed)"
+    data.add_argument(
+        "--data-dir", type=a_path, metavar="DIR", help="folder of its files; default: where they were in training"
     )
-    parser.add_argument("--seed", default="0", help="seed of the latent vectors (default: 0)")
-    parser.add_argument("--batch-size", default="256", help="images at a time (default: 256)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:i (default: auto)")
-    parser.add_argument("--out", type=a_path, metavar="FILE.jsonl", help="also append the records to this file")
+    data.add_argument("--download", action="store_true", help="fetch missing files of the data set into --data-dir")
+    speed = parser.add_argument_group("speed")
+    speed.add_argument("--batch-size", metavar="N", default="256", help="images at a time; default: 256")
+    speed.add_argument("--device", metavar="NAME", default="auto", help="auto, cpu, cuda or cuda:i; default: auto")
+    output = parser.add_argument_group("output")
+    output.add_argument("--out", type=a_path, metavar="FILE.jsonl", help="also append the records to this file")
+    output.add_argument(
+        "--inception-weights", type=a_path, metavar="FILE", help="Inception weights; default: downloaded when needed"
+    )
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = build_parser()
     return run_command(parser.prog, lambda: evaluate(parser.parse_args(argv)))
 
 

@@ -1,4 +1,4 @@
-"""python -m datgan_fast.reproduce: runs the paper's figures with and without DAT and reports what came out.
+"""The command reproduce: runs the paper's figures with and without DAT and reports what came out.
 
 Writes OUTDIR/runs (a run folder for each run), the figures as PNGs, report.md and report.html. Finished runs are not repeated and
 interrupted ones are continued, so that the same command can be given again at any time.
@@ -13,9 +13,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from .cli import Parser, a_path, run_command, whole_number
+from .cli import Parser, a_path, command_parser, run_command, whole_number
+from .commands import spelled
 from .data.datasets import DATASETS, load_images
-from .errors import ConfigError
+from .errors import ConfigError, did_you_mean
 from .metrics import feature_network, inception
 from .paper import figure1, report, results
 from .paper.experiments import ATTACK, FIGURES, FULL, PAPER, QUICK, Experiment, experiments
@@ -42,33 +43,43 @@ def attacks(found: list[Result]) -> dict[str, figure1.Measurement]:
 
 
 def build_parser() -> Parser:
-    parser = Parser(prog="python -m datgan_fast.reproduce", description=__doc__)
-    parser.add_argument("--figure", default=",".join(PAPER), metavar="LIST", help=f"of {','.join(FIGURES)} "
-        "(default: all but the sweep); sweep is a grid of DAT's options over the baselines")  # fmt: skip
+    parser = command_parser(
+        "reproduce",
+        "[options]",
+        ["--quick", "--dataset cifar10 --download --figure 3,4 --seeds 5"],
+        "Writes OUTDIR/runs, the figures as PNGs, report.md and report.html. Finished runs are not repeated\n"
+        "and interrupted ones are continued, so that the same command can be given again at any time.",
+    )
+    parser.add_argument("--figure", default=",".join(PAPER), metavar="LIST", help=f"of {', '.join(FIGURES)}; "
+        "default: all but the sweep, which is a grid of DAT's options over the baselines")  # fmt: skip
     parser.add_argument(
         "--setting", metavar="NAME", help="only this one of the figures' settings, named as in the report"
     )
     parser.add_argument("--quick", action="store_true", help="small networks and short runs, for a CPU")
-    parser.add_argument("--dataset", metavar="LIST", help=f"of {','.join(DATASETS)} (default: "
-        f"{','.join(QUICK_DATASETS)} with --quick, else cifar10)")  # fmt: skip
-    parser.add_argument(
-        "--data-dir", type=a_path, default="data", metavar="DIR", help="where its files are (default: data)"
+    parser.add_argument("--report-only", action="store_true", help="report on the runs in --outdir and train nothing")
+    data = parser.add_argument_group("data")
+    data.add_argument("--dataset", metavar="LIST", help=f"of {', '.join(DATASETS)}; default: "
+        f"{','.join(QUICK_DATASETS)} with --quick, else cifar10")  # fmt: skip
+    data.add_argument(
+        "--data-dir", type=a_path, default="data", metavar="DIR", help="folder of its files; default: data"
     )
-    parser.add_argument("--download", action="store_true", help="fetch missing files of the data set into --data-dir")
-    parser.add_argument("--image-size", metavar="N", help="side in pixels (default: the data set's)")
-    parser.add_argument("--steps", metavar="N", help="generator steps of each run (default: as many as make "
-        f"{FULL.updates} discriminator updates; {QUICK.updates} with --quick, {QUICK.toy_updates} on toy data)")  # fmt: skip
-    parser.add_argument("--seeds", default="3", metavar="N", help="runs of each setting: seeds 0 to N-1 (default: 3)")
-    parser.add_argument("--jobs", metavar="N", help="runs at a time (default: as many as cores, "
-        f"or {JOBS_ON_A_GPU} that share a GPU)")  # fmt: skip
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:i (default: auto)")
-    parser.add_argument(
+    data.add_argument("--download", action="store_true", help="fetch missing files of the data set into --data-dir")
+    data.add_argument("--image-size", metavar="N", help="side in pixels; default: the data set's")
+    length = parser.add_argument_group("length")
+    length.add_argument("--steps", metavar="N", help="generator steps of each run; default: as many as make "
+        f"{FULL.updates} discriminator updates; {QUICK.updates} with --quick, {QUICK.toy_updates} on toy data")  # fmt: skip
+    length.add_argument("--seeds", default="3", metavar="N", help="runs of each setting: seeds 0 to N-1; default: 3")
+    speed = parser.add_argument_group("speed")
+    speed.add_argument("--jobs", metavar="N", help="runs at a time; default: as many as cores, "
+        f"or {JOBS_ON_A_GPU} that share a GPU")  # fmt: skip
+    speed.add_argument("--device", metavar="NAME", default="auto", help="auto, cpu, cuda or cuda:i; default: auto")
+    output = parser.add_argument_group("output")
+    output.add_argument(
         "--inception-weights", type=a_path, metavar="FILE", help="measure the Inception Score with these weights"
     )
-    parser.add_argument(
+    output.add_argument(
         "--outdir", type=a_path, default="runs/reproduction", metavar="DIR", help="default: runs/reproduction"
     )
-    parser.add_argument("--report-only", action="store_true", help="report on the runs in --outdir and train nothing")
     return parser
 
 
@@ -112,7 +123,8 @@ def _asked_for(arguments: Any, device: str, folder: Path) -> list[Experiment]:
         return every
     known = dict.fromkeys(e.setting for e in every)
     if arguments.setting not in known:
-        raise ConfigError(f"--setting {arguments.setting}: must be one of {'; '.join(known)}")
+        near = did_you_mean(arguments.setting, known)
+        raise ConfigError(f"--setting {arguments.setting}: must be one of {'; '.join(known)}{near}")
     return [e for e in every if e.setting == arguments.setting]
 
 
@@ -120,7 +132,8 @@ def _chosen(option: str, text: str, known: Collection[str]) -> list[str]:
     chosen = list(dict.fromkeys(name.strip() for name in text.split(",")))
     for name in chosen:
         if name not in known:
-            raise ConfigError(f"{option} {name}: must be of {', '.join(known)}, with commas between")
+            near = did_you_mean(name, known)
+            raise ConfigError(f"{option} {name}: must be of {', '.join(known)}, with commas between{near}")
     return chosen
 
 
@@ -150,7 +163,7 @@ def _report(outdir: Path, failures: dict[str, str]) -> int:
                 print(f"{dataset} {v.name} {v.verdict:11s} {v.claim}: {v.ours}")
         print(f"report: {outdir / 'report.html'}, {outdir / 'report.md'}")
     for name, reason in failures.items():
-        print(f"python -m datgan_fast.reproduce: {name} failed: {reason}", file=sys.stderr)
+        print(f"{spelled('reproduce')}: {name} failed: {reason}", file=sys.stderr)
     return 1 if failures else 0
 
 

@@ -1,4 +1,4 @@
-"""python -m datgan_fast.sample generator.safetensors: a grid of images from a trained generator, or a plot of its points."""
+"""The command sample: a grid of images from a trained generator, or a plot of its points."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from .cli import Parser, a_path, output_file, run_command, whole_number
+from .cli import Parser, a_path, command_parser, output_file, run_command, whole_number
 from .errors import ConfigError
 from .training.checkpoints import Trained, generate, in_turn, load_generator
 from .training.devices import resolve_device
@@ -57,18 +57,27 @@ def chosen_labels(trained: Trained, arguments: argparse.Namespace, count: int, d
     )
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = Parser(prog="python -m datgan_fast.sample", description=__doc__)
+def build_parser() -> Parser:
+    parser = command_parser(
+        "sample",
+        "FILE [options]",
+        ["runs/00000-dcgan-dat-digits --n 100 --out grid.png", "generator.safetensors --class 7 --seed 1"],
+    )
     parser.add_argument("file", type=a_path, metavar="FILE", help="a run folder, or its generator.safetensors")
-    parser.add_argument("--n", help="how many (default: 64 images or 1000 points)")
+    parser.add_argument("--n", metavar="N", help="how many; default: 64 images or 1000 points")
     parser.add_argument(
         "--class",
         metavar="K",
-        help="of a conditional generator: images of this class, from 0 (default: every class in turn)",
+        help="of a conditional generator: images of this class, from 0; default: every class in turn",
     )
-    parser.add_argument("--seed", default="0", help="seed of the latent vectors (default: 0)")
-    parser.add_argument("--out", type=a_path, default="samples.png", help="the picture (default: samples.png)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:i (default: auto)")
+    parser.add_argument("--seed", metavar="N", default="0", help="seed of the latent vectors; default: 0")
+    parser.add_argument("--out", type=a_path, metavar="FILE.png", default="samples.png", help="default: samples.png")
+    parser.add_argument("--device", metavar="NAME", default="auto", help="auto, cpu, cuda or cuda:i; default: auto")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = build_parser()
     return run_command(parser.prog, lambda: sample(parser.parse_args(argv)))
 
 

@@ -1,4 +1,4 @@
-"""python -m datgan_fast.train: trains a GAN with direct adversarial training and writes a run folder."""
+"""The command train: trains a GAN, with direct adversarial training or without, and writes a run folder."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any
 
 import yaml
 
-from .cli import Parser, a_path, run_command
+from .cli import Parser, a_path, command_parser, run_command
 from .errors import ConfigError
 from .training.config_file import read_config_file
 from .training.launch import Launch, launcher, restarted
 from .training.loop import owes_evaluation
 from .training.networks import parameter_count
 from .training.option_values import flag
-from .training.options import GENERAL, KINDS, Options, typed
+from .training.options import GENERAL, GROUPS, KINDS, Options, typed
 from .training.run_folder import RunFolder
 from .training.share import Share
 from .training.trainer import Trainer, load_checkpoint
@@ -42,20 +42,12 @@ _MAY_CHANGE = {
 
 
 def build_parser() -> Parser:
-    parser = Parser(prog="python -m datgan_fast.train", description=__doc__)
-    for f in dataclasses.fields(Options):
-        text, kind, default = f.metadata["help"].replace("%", "%%"), KINDS[f.name], GENERAL.get(f.name, "")
-        if default != "" and kind is not bool and "default" not in text:
-            text += f" (default: {default})"
-        # Values stay text here; options.py converts and checks them, for files and flags alike.
-        if kind is bool:
-            parser.add_argument(flag(f.name), action=argparse.BooleanOptionalAction, default=None, help=text)
-        else:
-            choices = f.metadata.get("choices")
-            metavar = (
-                "|".join(map(str, choices)) if choices else {int: "N", float: "X", str: "TEXT", Path: "PATH"}[kind]
-            )
-            parser.add_argument(flag(f.name), metavar=metavar, help=text)
+    parser = command_parser(
+        "train",
+        "[options]",
+        ["--baseline wgan-gp --dataset cifar10 --download", "--resume latest --steps 20000"],
+        "What is not given is decided by the baseline, the norm, the data set and the device; --dry-run shows it.",
+    )
     parser.add_argument("--config", type=a_path, metavar="FILE", help="YAML or TOML file of options; flags win")
     parser.add_argument(
         "--resume", type=a_path, nargs="?", const="latest", metavar="latest|PATH",
@@ -63,7 +55,31 @@ def build_parser() -> Parser:
         "or that of a run folder or checkpoint; with 'latest' and nothing to continue, a new run starts"
     )  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="print the resolved options and the networks, and stop")
+    groups = {name: parser.add_argument_group(title) for name, title in GROUPS.items()}
+    for f in dataclasses.fields(Options):
+        group, text, kind = groups[f.metadata["group"]], f.metadata["help"].replace("%", "%%"), KINDS[f.name]
+        if (default := GENERAL.get(f.name, "")) != "" and "default" not in text:
+            text += f"; default: {_shown(default)}"
+        # Values stay text here; options.py converts and checks them, for files and flags alike.
+        if kind is bool:
+            group.add_argument(flag(f.name), action=argparse.BooleanOptionalAction, default=None, help=text)
+        else:
+            choices = f.metadata.get("choices")
+            metavar = (
+                "|".join(map(str, choices)) if choices else {int: "N", float: "X", str: "TEXT", Path: "PATH"}[kind]
+            )
+            group.add_argument(flag(f.name), type=a_path if kind is Path else str, metavar=metavar, help=text)
     return parser
+
+
+def _shown(default: Any) -> str:
+    return (
+        ("off", "on")[default]
+        if isinstance(default, bool)
+        else f"{default:g}"
+        if isinstance(default, float)
+        else str(default)
+    )
 
 
 def train(arguments: argparse.Namespace) -> int:

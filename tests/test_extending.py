@@ -3,14 +3,17 @@ trained with and measured by, without a line changed elsewhere. These rows are t
 
 import json
 import math
+import sys
 import warnings
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import datgan_fast as dat
-from datgan_fast import evaluate, sample, train
+from datgan_fast import __main__, evaluate, sample, train
+from datgan_fast.commands import COMMANDS
 from datgan_fast.data.datasets import DATASETS, Dataset, EveryNth
 from datgan_fast.errors import ConfigError
 from datgan_fast.method.formulas import NORMS, OBJECTIVES, Norm, Objective
@@ -177,3 +180,12 @@ def test_a_row_is_a_choice_as_long_as_it_is_there(rows, option, row, monkeypatch
     monkeypatch.delitem(table, row)
     with pytest.raises(ConfigError, match=f"--{option} {row}: must be one of"):
         dat.TrainConfig(**{option: row}).resolved()
+
+
+def test_a_command(monkeypatch, capsys):
+    monkeypatch.setitem(COMMANDS, "compare", "several runs side by side")
+    monkeypatch.setitem(sys.modules, "datgan_fast.compare", SimpleNamespace(main=lambda argv: len(argv)))
+    assert __main__.main(["compare", "a", "b"]) == 2
+    with pytest.raises(SystemExit, match="0"):
+        __main__.main(["--help"])
+    assert "  compare    several runs side by side\n" in capsys.readouterr().out

@@ -267,9 +267,9 @@ def _how_it_was_run(found: Sequence[Result]) -> list[Block]:
     ]
     if environments:
         first = environments[0]
-        commands = dict.fromkeys(
-            "python -m datgan_fast.reproduce " + shlex.join(map(str, e["command"][2:])) for e in environments
-        )
+        # by the name of all commands or by its own
+        typed = (shlex.join(map(str, e["command"][2:])).removeprefix("reproduce") for e in environments)
+        commands = dict.fromkeys(f"python -m datgan_fast.reproduce {options.strip()}" for options in typed)
         versions = dict.fromkeys(
             f"datgan-fast {e['datgan_fast']} ({e.get('commit') or 'no commit'}), torch {e['torch']}, Python {e['python']}"
             for e in environments

@@ -21,6 +21,7 @@ from .checkpoints import save_generator
 from .config import Config
 from .iteration import Iteration
 from .measuring import Clock
+from .next_commands import next_commands
 from .pictures import save_grid, save_points
 from .progress import Progress
 from .run_folder import RunFolder, launch
@@ -104,6 +105,8 @@ class Loop:
         self._progress.say(
             f"done: {folder}/generator.safetensors, {folder}/samples/step-{t.step:06d}.png, {folder}/curves.png"
         )
+        for line in next_commands(folder, self._config, self._share.size):
+            self._progress.say(line)
 
     def _step(self, first: int) -> bool:
         """One, and what is due after it; whether that was ended by a signal."""

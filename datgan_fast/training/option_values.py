@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError
+from ..errors import ConfigError, not_one_of
 
 
 def flag(name: str) -> str:
@@ -45,7 +45,7 @@ def check_value(name: str, value: Any, check: Mapping[str, Any]) -> None:
     if value is None:
         return
     if "choices" in check and value not in check["choices"]:
-        raise ConfigError(f"{flag(name)} {value}: must be one of {', '.join(map(str, check['choices']))}")
+        raise not_one_of(flag(name), value, check["choices"])
     bounds: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
         "at_least": (lambda v, b: v >= b, "at least"),
         "more_than": (lambda v, b: v > b, "more than"),

@@ -14,8 +14,9 @@ from typing import Any, Literal
 
 import torch
 
+from ..commands import spelled
 from ..data.datasets import DATASETS, OWN, dataset_named
-from ..errors import ConfigError
+from ..errors import ConfigError, did_you_mean
 from ..method.dispatch import BACKENDS
 from ..method.dispatch import resolve as resolve_backend
 from ..method.formulas import (
@@ -84,13 +85,24 @@ GENERAL: dict[str, Any] = {
 }
 
 
-def _option(help: str, **check: Any) -> Any:
-    """A field with its help text and its check: choices=, at_least=, more_than=, at_most=, less_than=; path=: ~ stands for
-    the home folder.
+# How the command line's help groups the options, and what it says of each group.
+GROUPS = {
+    "data": "data",
+    "method": "method (direct adversarial training, Lipschitz control)",
+    "networks": "networks",
+    "optimiser": "optimiser and length",
+    "speed": "speed (how it is computed)",
+    "output": "output (what a run folder gets)",
+}
+
+
+def _option(group: str, help: str, **check: Any) -> Any:
+    """A field with its group, its help text, and its check: choices=, at_least=, more_than=, at_most=, less_than=; path=: ~
+    stands for the home folder.
 
     or_own: what was handed to the Trainer in Python is a choice too, which nobody has to type.
     """
-    return field(default=None, metadata={"help": help, **check})
+    return field(default=None, metadata={"group": group, "help": help, **check})
 
 
 @dataclass(kw_only=True, repr=False)
@@ -106,135 +118,166 @@ class Options:
     """
 
     # what is trained
-    baseline: BaselineName | None = _option("preset of objective, penalty, optimiser and n_dis", choices=BASELINES)
-    dat: bool | None = _option("direct adversarial training on or off")
-    fused: bool | None = _option("the fast path, or the pure-autograd reference")
-    objective: ObjectiveName | None = _option("default: the baseline's", choices=OBJECTIVES)
-    saturating: bool | None = _option("the original minimax generator loss of the vanilla objective")
+    baseline: BaselineName | None = _option(
+        "method", "preset of objective, penalty, optimiser and n_dis", choices=BASELINES
+    )
+    dat: bool | None = _option("method", "direct adversarial training")
+    fused: bool | None = _option("speed", "the fast step; without, the same numbers by the pure-autograd reference")
+    objective: ObjectiveName | None = _option(
+        "method", "what the networks are trained with; default: the baseline's", choices=OBJECTIVES
+    )
+    saturating: bool | None = _option("method", "the original minimax generator loss of the vanilla objective")
 
     # direct adversarial training
-    formulation: FormulationName | None = _option("attack loss; default: the baseline's", choices=FORMULATIONS)
+    formulation: FormulationName | None = _option(
+        "method", "attack loss; default: the baseline's", choices=FORMULATIONS
+    )
     eps: float | None = _option(
+        "method",
         "size of the perturbation, images being in [-1, 1]; default: the baseline's (times the batch size for batch_mean), "
         "0.1 for toy data, 1 for norm l2 and 0.03 for linf",
         at_least=0,
     )
-    norm: NormName | None = _option("how the attack gradient is normalised per image", choices=NORMS)
-    steps_attack: int | None = _option("steps of the attack; more than 1 is PGD", at_least=1)
-    alpha: float | None = _option("step size of the attack; default: from eps and --steps-attack", at_least=0)
-    random_start: bool | None = _option("start PGD at a random point of the eps-ball")
-    lambda_clean: float | None = _option("weight of the loss on clean images", at_least=0)
-    lambda_adv: float | None = _option("weight of the loss on perturbed images", at_least=0)
+    norm: NormName | None = _option("method", "how the attack gradient is normalised per image", choices=NORMS)
+    steps_attack: int | None = _option("method", "steps of the attack; more than 1 is PGD", at_least=1)
+    alpha: float | None = _option("method", "step size of the attack; default: from eps and --steps-attack", at_least=0)
+    random_start: bool | None = _option("method", "start PGD at a random point of the eps-ball")
+    lambda_clean: float | None = _option("method", "weight of the discriminator's loss on clean images", at_least=0)
+    lambda_adv: float | None = _option("method", "weight of the discriminator's loss on perturbed images", at_least=0)
 
     # Lipschitz control
     penalty_weight: float | None = _option(
-        "weight of the baseline's penalty; default: 10, for wgan-gp and wgan-lp on toy data 0.1", at_least=0
+        "method", "weight of the baseline's penalty; default: 10, for wgan-gp and wgan-lp on toy data 0.1", at_least=0
     )
-    clamp: float | None = _option("wgan: weights are clamped to +- this", more_than=0)
-    spectral_norm: bool | None = _option("spectral normalisation in the discriminator")
-    r1: float | None = _option("gamma of the zero-centred penalty on real images", at_least=0)
-    r2: float | None = _option("gamma of the zero-centred penalty on generated images", at_least=0)
+    clamp: float | None = _option("method", "wgan: weights are clamped to +- this", more_than=0)
+    spectral_norm: bool | None = _option("method", "spectral normalisation in the discriminator")
+    r1: float | None = _option("method", "gamma of the zero-centred penalty on real images; 0: none", at_least=0)
+    r2: float | None = _option("method", "gamma of the zero-centred penalty on generated images; 0: none", at_least=0)
 
     # data
-    dataset: str | None = _option("training images", choices=DATASETS, or_own=True)
-    data_dir: str | None = _option("where the data set's files are", path=True)
-    download: bool | None = _option("fetch missing files of the data set into --data-dir")
-    flip: bool | None = _option("mirror half of the training images")
-    image_size: int | None = _option("side in pixels, 4 times a power of two; default: the data set's", at_least=8)
-    channels: Literal[1, 3] | None = _option("1 (grey) or 3 (RGB); default: the data set's", choices=(1, 3))
+    dataset: str | None = _option(
+        "data", "training images, or points in the plane (ring, grid, swissroll)", choices=DATASETS, or_own=True
+    )
+    data_dir: str | None = _option("data", "folder of the data set's files", path=True)
+    download: bool | None = _option("data", "fetch missing files of the data set into --data-dir")
+    flip: bool | None = _option("data", "mirror half of the training images")
+    image_size: int | None = _option(
+        "data", "side in pixels, 4 times a power of two; default: the data set's", at_least=8
+    )
+    channels: Literal[1, 3] | None = _option("data", "1 (grey) or 3 (RGB); default: the data set's", choices=(1, 3))
     background: str | None = _option(
-        "colour under a folder's transparent images: white, black, another of CSS's names, #rrggbb or R,G,B"
+        "data", "colour under a folder's transparent images: white, black, another of CSS's names, #rrggbb or R,G,B"
     )
     strict_images: bool | None = _option(
-        "stop at an image of a folder that cannot be read, rather than leave it out and say so"
+        "data", "stop at an image of a folder that cannot be read, rather than leave it out and say so"
     )
     n_images: int | None = _option(
+        "data",
         "train on so many of the training images, the same for every --seed; default: all. Metrics compare with all of them",
         at_least=1,
     )
     augment: AugmentName | None = _option(
+        "data",
         "what the discriminator's images, real and generated, go through first; diffaugment: colour, translation and cutout, for "
         "training on few images",
         choices=("none", "diffaugment"),
     )
     conditional: bool | None = _option(
+        "data",
         "images by class, of a data set with labels or with a folder for each class: conditional BatchNorm in the generator, "
-        "projection in the discriminator"
+        "projection in the discriminator",
     )
     classes: int | None = _option(
-        "how many there are with --conditional; default: as many as in the data set", at_least=1
+        "data", "how many there are with --conditional; default: as many as in the data set", at_least=1
     )
 
     # networks
     architecture: Architecture | None = _option(
-        "networks; default: dcgan, for toy data mlp", choices=("dcgan", "resnet", "mlp"), or_own=True
+        "networks", "networks; default: dcgan, for toy data mlp", choices=("dcgan", "resnet", "mlp"), or_own=True
     )
-    width: int | None = _option("channels of the widest resolution; default: the data set's", at_least=1, at_most=4096)
+    width: int | None = _option(
+        "networks", "channels of the widest resolution; default: the data set's", at_least=1, at_most=4096
+    )
     z_dim: int | None = _option(
-        "size of the generator's latent vector; default: 128, for toy data 4", at_least=1, at_most=65536
+        "networks", "size of the generator's latent vector; default: 128, for toy data 4", at_least=1, at_most=65536
     )
-    batch_norm: bool | None = _option("BatchNorm in the discriminator; default: the baseline's")
+    batch_norm: bool | None = _option("networks", "BatchNorm in the discriminator; default: the baseline's")
     sync_batch_norm: bool | None = _option(
+        "networks",
         "with more than one process (torchrun): BatchNorm's statistics over all processes' images, as one process has them; "
-        "default: on"
+        "default: on",
     )
-    ema: float | None = _option("decay of the generator's moving average", at_least=0, less_than=1)
+    ema: float | None = _option(
+        "networks", "decay of the generator's moving average, per generator step", at_least=0, less_than=1
+    )
 
     # optimisation
-    steps: int | None = _option("generator steps; default: the data set's", at_least=1)
+    steps: int | None = _option("optimiser", "generator steps; default: the data set's", at_least=1)
     batch_size: int | None = _option(
-        "images in a batch, over all processes; default: 64, for toy data 256", at_least=2, at_most=65536
+        "optimiser", "images in a batch, over all processes; default: 64, for toy data 256", at_least=2, at_most=65536
     )
-    n_dis: int | None = _option("discriminator steps per generator step; default: the baseline's", at_least=1)
-    optimizer: OptimizerName | None = _option("default: the baseline's", choices=("adam", "rmsprop"))
-    lr: float | None = _option("learning rate of both networks; default: the baseline's", more_than=0)
+    n_dis: int | None = _option(
+        "optimiser", "discriminator steps per generator step; default: the baseline's", at_least=1
+    )
+    optimizer: OptimizerName | None = _option(
+        "optimiser", "of both networks; default: the baseline's", choices=("adam", "rmsprop")
+    )
+    lr: float | None = _option("optimiser", "learning rate of both networks; default: the baseline's", more_than=0)
     lr_schedule: Literal["constant", "linear"] | None = _option(
-        "linear: falls to 0 at --steps", choices=("constant", "linear")
+        "optimiser", "linear: falls to 0 at --steps", choices=("constant", "linear")
     )
-    lr_g: float | None = _option("learning rate of the generator; default: --lr", more_than=0)
-    lr_d: float | None = _option("learning rate of the discriminator; default: --lr", more_than=0)
-    beta1: float | None = _option("Adam's beta1; default: the baseline's", at_least=0, less_than=1)
-    beta2: float | None = _option("Adam's beta2 (RMSprop's alpha); default: the baseline's", at_least=0, less_than=1)
+    lr_g: float | None = _option("optimiser", "learning rate of the generator; default: --lr", more_than=0)
+    lr_d: float | None = _option("optimiser", "learning rate of the discriminator; default: --lr", more_than=0)
+    beta1: float | None = _option("optimiser", "Adam's beta1; default: the baseline's", at_least=0, less_than=1)
+    beta2: float | None = _option(
+        "optimiser", "Adam's beta2 (RMSprop's alpha); default: the baseline's", at_least=0, less_than=1
+    )
 
     # how it is computed
     precision: Precision | None = _option(
+        "speed",
         "autocast of the networks; default: bf16 on a GPU that has it, else fp32",
         choices=("fp32", "bf16", "fp16"),
     )
     penalty_precision: PenaltyPrecision | None = _option(
+        "speed",
         "autocast of the discriminator inside penalties, with any --precision; norms and losses stay in float32",
         choices=("fp32", "bf16"),
     )
-    tf32: bool | None = _option("let a GPU compute float32 products in TF32")
-    channels_last: bool | None = _option("memory format of images and weights; default: on, but not for toy data")
-    cuda_graph: bool | None = _option(
-        "replay each iteration as one CUDA graph; default: on a GPU, with a warning where it cannot be captured"
+    tf32: bool | None = _option("speed", "let a GPU compute float32 products in TF32")
+    channels_last: bool | None = _option(
+        "speed", "memory format of images and weights; default: on, but not for toy data"
     )
-    compile: bool | None = _option("torch.compile the networks; penalties run on the plain ones")
+    cuda_graph: bool | None = _option(
+        "speed",
+        "replay each iteration as one CUDA graph; default: on a GPU, with a warning where it cannot be captured",
+    )
+    compile: bool | None = _option("speed", "torch.compile the networks; penalties run on the plain ones")
     deterministic: bool | None = _option(
+        "speed",
         "a GPU computes the same bits every time, as a CPU does anyway, but more slowly: --resume then continues bit for bit",
     )
     reuse_fakes: bool | None = _option(
-        "the generator learns from the last discriminator step's images instead of new ones"
+        "speed", "the generator learns from the last discriminator step's images instead of new ones"
     )
-    device: str | None = _option("auto, cpu, cuda or cuda:i")
+    device: str | None = _option("speed", "auto (a GPU where there is one), cpu, cuda or cuda:i")
     backend: BackendChoice | None = _option(
-        "implementation of the attack kernels; auto: the best", choices=("auto", *BACKENDS)
+        "speed", "implementation of the attack kernels; auto: the best", choices=("auto", *BACKENDS)
     )
 
     # record
-    outdir: str | None = _option("folder of run folders", path=True)
-    name: str | None = _option("name of the run; default: from baseline and data set")
-    seed: int | None = _option("seed of everything random", at_least=0, at_most=2**63 - 1)
+    outdir: str | None = _option("output", "folder of run folders", path=True)
+    name: str | None = _option("output", "name of the run; default: from baseline and data set")
+    seed: int | None = _option("optimiser", "seed of everything random", at_least=0, at_most=2**63 - 1)
     init_from: str | None = _option(
-        "checkpoint (.pt) or generator (.safetensors) whose weights to start from", path=True
+        "networks", "checkpoint (.pt) or generator (.safetensors) whose weights to start from", path=True
     )
-    log_every: int | None = _option("steps between log lines", at_least=1)
-    sample_every: int | None = _option("steps between sample grids", at_least=1)
-    save_every: int | None = _option("steps between checkpoints", at_least=1)
-    eval_every: int | None = _option("steps between evaluations; 0 for none", at_least=0)
+    log_every: int | None = _option("output", "generator steps between log lines", at_least=1)
+    sample_every: int | None = _option("output", "generator steps between sample grids", at_least=1)
+    save_every: int | None = _option("output", "generator steps between checkpoints", at_least=1)
+    eval_every: int | None = _option("output", "generator steps between evaluations; 0: none", at_least=0)
     inception_weights: str | None = _option(
-        "file of torch-fidelity's Inception weights: also measure is, fid, kid", path=True
+        "output", "file of torch-fidelity's Inception weights: also measure is, fid, kid", path=True
     )
 
     @classmethod
@@ -311,8 +354,8 @@ def typed(values: Mapping[str, Any], source: str) -> dict[str, Any]:
     for key, value in values.items():
         name = str(key).replace("-", "_")
         if name not in KINDS:
-            raise ConfigError(
-                f"{source}: unknown option {repr(key)[:100]}; see python -m datgan_fast.train --help for the options"
-            )
+            near = did_you_mean(name, KINDS)
+            more = near or f"; see {spelled('train')} --help for the options"
+            raise ConfigError(f"{source}: unknown option {repr(key)[:100]}{more}")
         converted[name] = None if value is None else convert(name, value, KINDS[name])
     return converted

@@ -275,7 +275,9 @@ TRANSFORMED = {
     "vmap over perturb": lambda d, x: torch.vmap(lambda x, g: d.perturb(x, g, 0.1))(x, -x),
     "grad of attack_loss": lambda d, x: torch.func.grad(lambda t: d.attack_loss(t, x[0, 0])[0])(x[1, 1]),
     "jvp of attack_loss": lambda d, x: torch.func.jvp(lambda t: d.attack_loss(t, x[0, 0])[0], (x[1, 1],), (x[0, 1],)),
-    "vmap over attack_step": lambda d, x: torch.vmap(lambda x: d.attack_step(x, x, x, x, x[:, 0], x[:, 0], 0.1).adv_real)(x),
+    "vmap over attack_step": lambda d, x: torch.vmap(
+        lambda x: d.attack_step(x, x, x, x, x[:, 0], x[:, 0], 0.1).adv_real
+    )(x),
 }
 
 
