@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "docs" / "site")]  # the checkout's Python, and what only the site needs
 
 import datgan_fast as dat  # noqa: E402
+from datgan_fast.commands import COMMANDS  # noqa: E402
 
 project = "datgan-fast"
 author = copyright = "the datgan-fast authors"
@@ -58,9 +59,35 @@ def to_pages(text: str) -> str:
     return re.sub(r"\]\((?:\.\./)*(README|CONTRIBUTING|CHANGELOG)\.md", lambda m: f"]({PAGES[m[1] + '.md']}", text)
 
 
-def setup(app: Sphinx) -> None:
-    def rewrite(content: list[str]) -> None:
-        content[0] = to_pages(content[0])
+# Pages of which only the beginning is written: a block for each command, and for each example.
+COMMAND = """
+```{{sphinx_argparse_cli}}
+:module: datgan_fast.{name}
+:func: build_parser
+:prog: datgan-fast {name}
+:title: {name}
+:description: {purpose}
+:group_title_prefix:
+```
+"""
+EXAMPLE = """
+## {name}
 
-    app.connect("source-read", lambda app, name, content: rewrite(content))
-    app.connect("include-read", lambda app, path, parent, content: rewrite(content))
+```{{literalinclude}} ../examples/{name}.py
+:language: python
+```
+"""
+MADE = {
+    "commands": [
+        COMMAND.format(name=name, purpose=f"{purpose[0].upper()}{purpose[1:]}.") for name, purpose in COMMANDS.items()
+    ],
+    "examples": [EXAMPLE.format(name=path.stem) for path in sorted((ROOT / "examples").glob("*.py"))],
+}
+
+
+def setup(app: Sphinx) -> None:
+    def read(name: str, content: list[str]) -> None:
+        content[0] = to_pages(content[0] + "".join(MADE.get(name, ())))
+
+    app.connect("source-read", lambda app, name, content: read(name, content))
+    app.connect("include-read", lambda app, path, parent, content: read("", content))

@@ -2,13 +2,16 @@
 
 import copy
 import re
+from unittest.mock import ANY
 
+import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 import layers
 from algorithm1 import algorithm1
+from datgan_fast.training.baselines import BASELINES, Baseline
 
 PAGE = (layers.ROOT / "README.md").read_text(encoding="utf-8")
 CODE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
@@ -54,6 +57,22 @@ def test_ci_finds_its_two_commands():
 def test_its_links():
     for name in re.findall(r"\]\((?!https?:)([^)#]+)", PAGE):
         assert (layers.ROOT / name).exists(), name
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/training.md"])
+def test_its_baselines(page):
+    """A row for each, with its objective, optimiser, n_dis, formulation and eps."""
+    rows = re.findall(r"^\| `([\w-]+)` \| (.*) \|$", (layers.ROOT / page).read_text().split("`--baseline`")[1], re.M)
+    assert {name: cells.split(" | ") for name, cells in rows} == {
+        name: [row.objective, ANY, optimiser(row), str(row.n_dis), f"`{row.formulation}`", f"{row.eps:g}"]
+        for name, row in BASELINES.items()
+    }
+
+
+def optimiser(row: Baseline) -> str:
+    """As people write it: Adam 2e-4 (0.5, 0.999); of RMSprop the rate alone."""
+    rate = f"{row.lr:.0e}".replace("e-0", "e-")
+    return f"RMSprop {rate}" if row.optimizer == "rmsprop" else f"Adam {rate} ({row.betas[0]:g}, {row.betas[1]:g})"
 
 
 def test_its_loop(one_thread):
