@@ -2,12 +2,14 @@
 
 import doctest
 import inspect
+import re
 
 import pytest
 import torch
 from torch import nn
 
 import datgan_fast as dat
+import layers
 
 MODULES = {"dat": dat, "dat.penalties": dat.penalties, "dat.reference": dat.reference}
 NAMES = {f"{place}.{name}": getattr(module, name) for place, module in MODULES.items() for name in module.__all__}
@@ -37,6 +39,16 @@ def test_example(name, one_thread, tmp_path, monkeypatch):
         report = []
         failed, _ = doctest.DocTestRunner().run(test, out=report.append)
         assert not failed, "".join(report)
+
+
+def test_the_api_page_has_every_name():
+    page, listed = (layers.ROOT / "docs/api.md").read_text(encoding="utf-8"), set()
+    for directive, name in re.findall(r"^\.\. (\w+):: ([\w.]+)", page, re.M):
+        if directive in ("currentmodule", "automodule"):
+            place = name.replace("datgan_fast", "dat")
+        listed.add(place if "module" in directive else f"{place}.{name}")
+    shared = {"dat.reference.AttackStep", "dat.reference.DiscriminatorStep"}  # the library's own
+    assert {name for name, thing in NAMES.items() if carries_docstring(thing)} - shared <= listed
 
 
 def test_constants_stand_in_their_modules_example():
