@@ -22,7 +22,7 @@ from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
-from ..errors import DataError
+from ..errors import DataError, did_you_mean
 from .readers import Request
 
 # EPS would run another program (Ghostscript) on the file; of the others Pillow knows the name only.
@@ -49,7 +49,8 @@ def background_colour(text: str) -> tuple[int, int, int]:
         return red, green, blue
     except ValueError:
         raise DataError(
-            f"--background {text}: should be a colour: white, black, #rrggbb or R,G,B from 0 to 255."
+            f"--background {text}: should be a colour: white, black, #rrggbb or R,G,B from 0 to 255"
+            f"{did_you_mean(text, ImageColor.colormap) or '.'}"
         ) from None
 
 

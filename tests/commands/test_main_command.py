@@ -88,7 +88,7 @@ def test_options_are_grouped_and_say_their_defaults(capsys):
 @pytest.mark.parametrize(
     ("typed", "nearest"),
     [
-        (["trian"], "train"),
+        (["tain"], "train"),
         (["Sample", "x"], "sample"),
         (["--versoin"], "--version"),
         (["--print-completion", "bsh"], "bash"),
@@ -98,6 +98,7 @@ def test_options_are_grouped_and_say_their_defaults(capsys):
         (["train", "--baseline", "WGAN_GP"], "wgan-gp"),
         (["train", "--dataset", "cifar-10"], "cifar10"),
         (["train", "--formulation", "eq_10"], "eq10"),
+        (["train", "--background", "whitee"], "white"),
         (["sample", "x", "--sed", "3"], "--seed"),
         (["evaluate", "x", "--metrics", "fdi"], "fid"),
         (["evaluate", "x", "--weights", "avrage"], "average"),
