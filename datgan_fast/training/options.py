@@ -109,7 +109,15 @@ def _option(group: str, help: str, **check: Any) -> Any:
 
 @dataclass(kw_only=True, repr=False)
 class Options:
-    """Options of one run, named as on the command line (`--lr-g` is `lr_g`); None: not typed."""
+    """Options of one run, named as on the command line (`--lr-g` is `lr_g`); None: not typed.
+
+    Example:
+        >>> dat.TrainConfig(baseline="wgan-gp").resolved().n_dis
+        5
+        >>> dat.TrainConfig(baseline="wgan-gp", norm="l1").resolved()
+        Traceback (most recent call last):
+        datgan_fast.errors.ConfigError: --norm l1: must be one of none, l2, linf, clamp
+    """
 
     # what is trained
     baseline: BaselineName | None = _option(

@@ -54,6 +54,17 @@ class Trainer:
     methods. The first one writes and says what there is to.
 
     Raises ConfigError, DataError or BackendError, before anything is written, for options that cannot be followed.
+
+    Example:
+        >>> config = dat.TrainConfig(steps=100, z_dim=3, batch_size=4, device="cpu")
+        >>> G = nn.Sequential(nn.Linear(3, 64), nn.Tanh(), nn.Unflatten(1, (1, 8, 8)))
+        >>> D = nn.Sequential(nn.Flatten(), nn.Linear(64, 1))
+        >>> images = torch.randint(256, (10, 1, 8, 8), dtype=torch.uint8)
+        >>> trainer = dat.Trainer(config, generator=G, discriminator=D, images=images)
+        >>> trainer.train_step()
+        >>> trainer.step
+        1
+        >>> run = trainer.fit()  # doctest: +SKIP
     """
 
     def __init__(
