@@ -18,7 +18,7 @@ FOREIGN = re.compile(r"_ZNK?(2at|3c10|5torch|6caffe2)|_*cuda|cu[A-Z]|lib(torch|c
 
 
 def sources(*folders: str) -> set[str]:
-    kinds = {".py", ".cpp", ".h", ".cu", ".cuh", ".cmake"}
+    kinds = {".py", ".cpp", ".h", ".cu", ".cuh", ".cmake", ".html", ".md"}
     paths = (p for folder in folders for p in (ROOT / folder).rglob("*") if p.suffix in kinds)
     return {p.relative_to(ROOT).as_posix() for p in paths}
 

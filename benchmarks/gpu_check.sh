@@ -154,7 +154,7 @@ for part in iterations bandwidth benchmarks; do
     if grep -qs '"benchmarks": \[' "$results/$part.json"; then measured+=("$results/$part.json"); fi
 done
 if ((${#measured[@]})); then
-    echo "tables and plot, into the README: $python benchmarks/report.py ${measured[0]}"
+    echo "tables and plot, into docs/performance.md and the README: $python benchmarks/report.py ${measured[0]}"
     echo "the targets:"
     "$python" benchmarks/targets.py "${measured[@]}"
 fi

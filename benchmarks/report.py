@@ -1,9 +1,9 @@
-"""Draws the README's speed tables and one plot from a result file.
+"""Draws the speed tables of docs/performance.md, the README's small one and one plot from a result file.
 
-    python benchmarks/report.py RESULT [--readme README.md] [--plot docs/images/speed.png]
+    python benchmarks/report.py RESULT [--page docs/performance.md] [--readme README.md] [--plot docs/images/speed.png]
 
-The tables replace what stands between the README's markers; every figure, and what it was measured on, is the file's.
-Exit status 2 and one sentence where the file or the README does not serve.
+The tables replace what stands between each page's markers; every figure, and what it was measured on, is the file's.
+Exit status 2 and one sentence where the file or a page does not serve; then neither page is changed.
 """
 
 from __future__ import annotations
@@ -35,10 +35,14 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def measured_on(result: dict[str, Any]) -> str:
+def machine(result: dict[str, Any]) -> str:
     device = result["device"] if result["devices"] else f"{result['device']}, {result['threads']} threads"
+    return f"{device}, torch {result['torch']}, {result['date'][:10]}"
+
+
+def measured_on(result: dict[str, Any]) -> str:
     commit = (result["commit"] or "unknown")[:7] + (" with changes" if result["modified"] else "")
-    return f"{device}, torch {result['torch']}, {result['date'][:10]}, commit {commit}: `{result['command']}`"
+    return f"{machine(result)}, commit {commit}: `{result['command']}`"
 
 
 def title(cell: dict[str, Any]) -> str:
@@ -63,13 +67,17 @@ def iteration_table(cells: list[dict[str, Any]]) -> str:
     return table(header, rows)
 
 
+def fastest(cell: dict[str, Any]) -> str:
+    return min(cell["providers"], key=lambda name: cell["providers"][name]["ms"])
+
+
 def cost_table(cells: list[dict[str, Any]]) -> str:
     """The reference beside the fastest provider."""
     calls = "launches" if "launches" in cells[0]["providers"][REFERENCE] else "operator_calls"
     keys = {"images_per_second": "images/s", "peak_mib": "peak memory, MiB", calls: calls.replace("_", " ")}
     rows = []
     for cell in cells:
-        best = min(cell["providers"], key=lambda name, cell=cell: cell["providers"][name]["ms"])
+        best = fastest(cell)
         pair = cell["providers"][REFERENCE], cell["providers"][best]
         rows.append([title(cell), best, *(" / ".join(f"{figure[key]:.0f}" for figure in pair) for key in keys)])
     return table(["reference / fastest", "fastest", *keys.values()], rows)
@@ -99,15 +107,34 @@ def penalty_table(cells: list[dict[str, Any]]) -> str:
     return table(["penalty alone, ms", *columns(cells), "peak memory, MiB"], rows)
 
 
+def iterations(result: dict[str, Any]) -> list[dict[str, Any]]:
+    if not (cells := named(result, "test_iteration")):
+        raise record.ResultError("the result has no iterations; run benchmarks/bench_iteration.py for it")
+    return cells
+
+
+def sizes(cell: dict[str, Any]) -> str:
+    return f"width {cell['width']}, batch {cell['batch_size']} of {cell['channels']}x{cell['image_size']}x{cell['image_size']}"
+
+
+def small_table(result: dict[str, Any]) -> str:
+    """The README's: iterations with DAT, the reference beside the fused step and the fastest. Raises ResultError."""
+    cells = [cell for cell in iterations(result) if cell["dat"]]
+    rows = [
+        [cell["baseline"], *(time(cell["providers"].get(name)) for name in (REFERENCE, "fused", fastest(cell)))]
+        for cell in cells
+    ]
+    precisions = dict.fromkeys(cell["providers"][fastest(cell)]["precision"] for cell in cells)
+    header = ["", "plain autograd", "fused", f"fastest ({', '.join(precisions)})"]
+    said = f"Milliseconds an iteration with DAT, in brackets times as fast ({sizes(cells[0])}, {machine(result)}):"
+    return f"{said}\n\n{table(header, rows)}"
+
+
 def text(result: dict[str, Any], image: str) -> str:
     """The tables, the plot and what they were measured on. Raises ResultError."""
-    cells = named(result, "test_iteration")
-    if not cells:
-        raise record.ResultError("the result has no iterations; run benchmarks/bench_iteration.py for it")
-    first = cells[0]
-    size = f"batch {first['batch_size']} of {first['channels']}x{first['image_size']}x{first['image_size']}"
+    cells = iterations(result)
     parts = [
-        f"Networks of width {first['width']}, {size}, on {measured_on(result)}. In brackets: how many times as fast as "
+        f"Networks of {sizes(cells[0])}, on {measured_on(result)}. In brackets: how many times as fast as "
         "the float32 reference beside it. Peak memory: beyond networks and data.",
         iteration_table(cells),
         f"![Time of an iteration with DAT, by baseline and provider, with its floor]({image})",
@@ -119,12 +146,12 @@ def text(result: dict[str, Any], image: str) -> str:
     return "\n\n".join(parts)
 
 
-def between_markers(page: str, new: str) -> str:
-    """The page with `new` between its markers. Raises ResultError."""
-    before, begin, rest = page.partition(BEGIN)
+def between_markers(page: Path, new: str) -> str:
+    """The page's text with `new` between its markers. Raises ResultError."""
+    before, begin, rest = page.read_text().partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise record.ResultError(f"the README has no {BEGIN} ... {END}")
+        raise record.ResultError(f"{page} has no {BEGIN} ... {END}")
     return f"{before}{BEGIN}\n{new}\n{END}{after}"
 
 
@@ -159,13 +186,19 @@ def plot(result: dict[str, Any], path: Path) -> None:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("result", type=Path)
+    parser.add_argument("--page", type=Path, default=record.ROOT / "docs" / "performance.md")
     parser.add_argument("--readme", type=Path, default=record.ROOT / "README.md")
     parser.add_argument("--plot", type=Path, default=record.ROOT / "docs" / "images" / "speed.png")
     options = parser.parse_args(arguments)
     try:
         result = record.read(options.result)
-        image = os.path.relpath(options.plot, options.readme.parent)
-        options.readme.write_text(between_markers(options.readme.read_text(), text(result, image)))
+        image = os.path.relpath(options.plot, options.page.parent)
+        pages = {
+            options.page: between_markers(options.page, text(result, image)),
+            options.readme: between_markers(options.readme, small_table(result)),
+        }
+        for path, page in pages.items():
+            path.write_text(page)
         plot(result, options.plot)
     except (record.ResultError, OSError) as error:
         print(f"report: {error}", file=sys.stderr)

@@ -15,7 +15,15 @@ class DataError(ValueError):
 
 
 class BackendError(RuntimeError):
-    """A backend that was asked for by name cannot be used here; the message says why."""
+    """A backend that was asked for by name cannot be used here; the message says why.
+
+    Example:
+        >>> try:
+        ...     dat.perturb(torch.zeros(1, 2), torch.ones(1, 2), 0.5, impl="abacus")
+        ... except dat.BackendError as error:
+        ...     print(error)
+        impl: 'abacus' is not a backend; choose one of reference, cpu, cuda, triton
+    """
 
 
 class TrainingStopped(RuntimeError):  # noqa: N818  being asked to stop is no error

@@ -77,6 +77,13 @@ def adversarial_batch(
         TypeError: images or numbers are of another kind.
         RuntimeError: inside torch.inference_mode().
 
+    Example:
+        >>> D = nn.Linear(2, 1, bias=False)
+        >>> _ = nn.init.ones_(D.weight)  # an image's score is the sum of its two pixels
+        >>> x_real, x_fake = torch.tensor([[0.5, 0.25]]), torch.tensor([[-0.5, -0.25]])
+        >>> dat.adversarial_batch(D, x_real, x_fake, eps=0.25, objective="wasserstein")
+        (tensor([[0.2500, 0.0000]]), tensor([[-0.2500,  0.0000]]))
+
     Source: Li, Xia, Li (2020), Eq. 9 and 10, Algorithm 1 lines 5-8.
     """
     attack = Attack(eps, objective, formulation, norm, clip_min, clip_max)

@@ -24,7 +24,12 @@ Score = Callable[[Tensor], Tensor]  # D: images -> one score for each
 
 @dataclass(frozen=True)
 class AdversarialLipschitz(Addable):
-    """See `penalties.adversarial_lipschitz`."""
+    """See `penalties.adversarial_lipschitz`.
+
+    Example:
+        >>> dat.penalties.adversarial_lipschitz(10.0, power_iterations=2).power_iterations
+        2
+    """
 
     weight: float
     power_iterations: int

@@ -25,7 +25,12 @@ from .step_arguments import check_lambda, images_of
 
 @dataclass(frozen=True)
 class ApproximateZeroCentred(Addable):
-    """See `r1_approximate` (side "real") and `r2_approximate` (side "fake")."""
+    """See `r1_approximate` (side "real") and `r2_approximate` (side "fake").
+
+    Example:
+        >>> dat.penalties.r2_approximate(1.0, sigma=0.1).side
+        'fake'
+    """
 
     gamma: float
     sigma: float
@@ -65,11 +70,25 @@ def r1_approximate(gamma: float = 10.0, sigma: float = 0.01) -> ApproximateZeroC
     gamma: 0 or more; sigma: above 0, in units of x; ValueError or TypeError for others. Each image has a direction of its own,
     drawn in float32. The source's weight lambda is gamma / (2 sigma^2).
 
+    Example:
+        >>> D = nn.Linear(2, 1)
+        >>> D.weight.data = torch.tensor([[3.0, 4.0]])  # its gradient has length 5 everywhere
+        >>> x_real, x_fake = torch.rand(8, 2), torch.rand(8, 2)
+        >>> penalty = dat.penalties.r1_approximate(2.0, sigma=0.1)
+        >>> x = torch.zeros(100_000, 2)
+        >>> bool(abs(penalty(D, x, x) - 25) < 1)  # r1(2.0) is 25
+        True
+
     Source: Lin et al. (2025), "Diffusion Adversarial Post-Training for One-Step Video Generation", approximated R1.
     """
     return ApproximateZeroCentred(gamma, sigma, "real")
 
 
 def r2_approximate(gamma: float = 10.0, sigma: float = 0.01) -> ApproximateZeroCentred:
-    """The same on generated images: gamma / (2 sigma^2) * mean (D(x_fake + sigma * n) - D(x_fake))^2, for `r2(gamma)`."""
+    """The same on generated images: gamma / (2 sigma^2) * mean (D(x_fake + sigma * n) - D(x_fake))^2, for `r2(gamma)`.
+
+    Example:
+        >>> dat.penalties.r1_approximate(1.0) + dat.penalties.r2_approximate(1.0)  # doctest: +ELLIPSIS
+        Total(parts=(ApproximateZeroCentred(...), ApproximateZeroCentred(...)))
+    """
     return ApproximateZeroCentred(gamma, sigma, "fake")

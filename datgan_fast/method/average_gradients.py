@@ -24,6 +24,13 @@ def average_gradients(module: nn.Module, group: Any = None) -> None:
 
     Raises:
         TypeError: a gradient is sparse, or sharded as FSDP's are.
+
+    Example:
+        >>> D = nn.Linear(2, 1)
+        >>> D(torch.ones(1, 2)).sum().backward()
+        >>> dat.average_gradients(D)  # of one process: nothing to do
+        >>> D.weight.grad
+        tensor([[1., 1.]])
     """
     if group is None and not (dist.is_available() and dist.is_initialized()):
         return

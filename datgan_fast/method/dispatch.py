@@ -34,7 +34,14 @@ _warned: set[str] = set()
 
 
 def backends() -> dict[str, str | None]:
-    """Every backend and why it cannot be used here; None means usable."""
+    """Every backend and why it cannot be used here; None means usable.
+
+    Example:
+        >>> sorted(dat.backends())
+        ['cpu', 'cuda', 'reference', 'triton']
+        >>> print(dat.backends()["reference"])
+        None
+    """
     return {name: _problem(name) for name in BACKENDS}
 
 
@@ -88,6 +95,11 @@ def use_backend(name: str | None) -> Iterator[None]:
     """Inside the context operations run on this backend (None: the best usable).
 
     Raises BackendError if it cannot be used.
+
+    Example:
+        >>> with dat.use_backend("reference"):
+        ...     dat.attack_loss(torch.tensor([1.0]), torch.tensor([0.0]), objective="wasserstein")
+        (tensor(1.), tensor(1.))
     """
     if name is not None:
         _require(name, "use_backend")

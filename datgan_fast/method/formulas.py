@@ -150,28 +150,52 @@ def g1(objective: str | Objective, t: Tensor) -> Tensor:
     """The objective's term for real images, elementwise (table in docs/method.md).
 
     `fgan` stops growing at exp(80) (float64: exp(700)), so that sums stay finite.
+
+    Example:
+        >>> dat.reference.g1("hinge", torch.tensor([-1.0, 0.0, 0.5]))
+        tensor([-2.0000, -1.0000, -0.5000])
     """
     return objective_of(objective).g1(t)
 
 
 def g2(objective: str | Objective, t: Tensor) -> Tensor:
-    """The objective's term for generated images, elementwise."""
+    """The objective's term for generated images, elementwise.
+
+    Example:
+        >>> dat.reference.g2("least_squares", torch.tensor([-1.0, 0.0, 2.0]))
+        tensor([-1., -0., -4.])
+    """
     return objective_of(objective).g2(t)
 
 
 def slope1(objective: str | Objective, t: Tensor) -> Tensor:
-    """g1', elementwise."""
+    """g1', elementwise.
+
+    Example:
+        >>> dat.reference.slope1("vanilla", torch.tensor([0.0]))
+        tensor([0.5000])
+    """
     return objective_of(objective).slope1(t)
 
 
 def slope2(objective: str | Objective, t: Tensor) -> Tensor:
-    """g2', elementwise."""
+    """g2', elementwise.
+
+    Example:
+        >>> dat.reference.slope2("vanilla", torch.tensor([0.0]))
+        tensor([-0.5000])
+    """
     return objective_of(objective).slope2(t)
 
 
 def discriminator_loss(real_logits: Tensor, fake_logits: Tensor, objective: str | Objective) -> Tensor:
     """-(mean g1(r) + mean g2(f)), or the objective's loss over pairs, 0-d: what the discriminator minimises (Algorithm 1, line
-    9)."""
+    9).
+
+    Example:
+        >>> dat.reference.discriminator_loss(torch.tensor([2.0]), torch.tensor([-1.0]), "wasserstein")
+        tensor(-3.)
+    """
     row = objective_of(objective)
     if row.loss is not None:
         return row.loss(real_logits, fake_logits)
@@ -185,6 +209,10 @@ def generator_loss(
     objectives whose generator sees real scores, such as `relativistic`, and are constants.
 
     Algorithm 1, line 12 prints this update with the wrong sign.
+
+    Example:
+        >>> dat.reference.generator_loss(torch.tensor([-1.0, 3.0]), "hinge")
+        tensor(-1.)
     """
     row = objective_of(objective)
     if saturating and row.saturating_loss is not None:
@@ -239,7 +267,12 @@ class Norm:
 
 
 def image_norm(x: Tensor) -> Tensor:
-    """Euclidean norm of each image, [m], float32 or float64; its gradient at 0 is 0."""
+    """Euclidean norm of each image, [m], float32 or float64; its gradient at 0 is 0.
+
+    Example:
+        >>> dat.reference.image_norm(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+        tensor([5., 0.])
+    """
     # Not flattened, which would copy images that lie channels last, and lose their layout on the way back.
     return torch.linalg.vector_norm(
         as_float(x).unsqueeze(-1), dim=tuple(range(1, x.dim() + 1))
@@ -310,18 +343,36 @@ def _norm(name: str) -> Norm:
 
 
 def normalise(grad: Tensor, norm: str) -> Tensor:
-    """n(grad), per image: the gradient itself, made unit length (floor 1e-12), its sign, or its elements cut to [-1, 1]."""
+    """n(grad), per image: the gradient itself, made unit length (floor 1e-12), its sign, or its elements cut to [-1, 1].
+
+    Example:
+        >>> dat.reference.normalise(torch.tensor([[3.0, -4.0]]), "l2")
+        tensor([[ 0.6000, -0.8000]])
+        >>> dat.reference.normalise(torch.tensor([[3.0, -0.5]]), "clamp")
+        tensor([[ 1.0000, -0.5000]])
+    """
     return _norm(norm).direction(grad)
 
 
 def project(x: Tensor, x_clean: Tensor, eps: float, norm: str) -> Tensor:
-    """The point of the eps-ball around the clean image nearest to x, per image; `none` has no ball."""
+    """The point of the eps-ball around the clean image nearest to x, per image; `none` has no ball.
+
+    Example:
+        >>> dat.reference.project(torch.tensor([[3.0, 4.0]]), torch.zeros(1, 2), 1.0, "l2")
+        tensor([[0.6000, 0.8000]])
+    """
     nearest = _norm(norm).project
     return x if nearest is None else nearest(x, x_clean, eps)
 
 
 def random_point(x: Tensor, eps: float, norm: str) -> Tensor:
-    """A point drawn uniformly from the eps-ball around each image."""
+    """A point drawn uniformly from the eps-ball around each image.
+
+    Example:
+        >>> x = torch.zeros(4, 2)
+        >>> bool((dat.reference.random_point(x, 0.5, "linf").abs() <= 0.5).all())
+        True
+    """
     draw = _norm(norm).random_point
     if draw is None:
         others = norms_with_random_start()
@@ -335,7 +386,12 @@ def norms_with_random_start() -> str:
 
 
 def default_alpha(eps: float, steps: int, norm: str) -> float:
-    """Step size of the multi-step attack: eps for one step; eps/steps unprojected, 2.5 eps/steps in a ball (Madry 2018)."""
+    """Step size of the multi-step attack: eps for one step; eps/steps unprojected, 2.5 eps/steps in a ball (Madry 2018).
+
+    Example:
+        >>> dat.reference.default_alpha(1.0, 1, "none"), dat.reference.default_alpha(1.0, 5, "l2")
+        (1.0, 0.5)
+    """
     if steps == 1:
         return eps
     return 2.5 * eps / steps if _norm(norm).has_ball else eps / steps
@@ -345,7 +401,12 @@ def default_alpha(eps: float, steps: int, norm: str) -> float:
 
 
 def clip(x: Tensor, clip_min: Bound, clip_max: Bound) -> Tensor:
-    """Each bound a number, a tensor that broadcasts to x (per channel: [c, 1, 1]), or None for no bound."""
+    """Each bound a number, a tensor that broadcasts to x (per channel: [c, 1, 1]), or None for no bound.
+
+    Example:
+        >>> dat.reference.clip(torch.tensor([-3.0, 0.5, 3.0]), -1.0, None)
+        tensor([-1.0000,  0.5000,  3.0000])
+    """
     if isinstance(clip_min, Tensor) or isinstance(clip_max, Tensor):
         if clip_min is not None:
             x = x.clamp(min=_held(clip_min, x))

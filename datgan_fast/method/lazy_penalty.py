@@ -16,7 +16,12 @@ from .step_arguments import Penalty
 
 @dataclass(eq=False)
 class Lazily(Addable):
-    """See `lazily`. Two with the same penalty are two, because each counts by itself."""
+    """See `lazily`. Two with the same penalty are two, because each counts by itself.
+
+    Example:
+        >>> lazy = dat.penalties.lazily(dat.penalties.r1(10.0), every=16)
+        >>> lazy.calls = 32  # from your checkpoint
+    """
 
     penalty: Penalty
     every: int
@@ -68,6 +73,16 @@ def lazily(penalty: Penalty, every: int = 16) -> Lazily:
     one loop. Not for an iteration that is captured as a CUDA graph, which runs no Python (RuntimeError).
 
     Raises ValueError for `every` below 1 and TypeError for a penalty that is no callable.
+
+    Example:
+        >>> D = nn.Linear(2, 1)
+        >>> D.weight.data = torch.tensor([[3.0, 4.0]])  # its gradient has length 5 everywhere
+        >>> x_real, x_fake = torch.rand(8, 2), torch.rand(8, 2)
+        >>> lazy = dat.penalties.lazily(dat.penalties.r1(2.0), every=16)
+        >>> [round(lazy(D, x_real, x_fake).item()) for _ in range(3)]
+        [400, 0, 0]
+        >>> lazy.calls  # into your checkpoint
+        3
 
     Source: Karras et al. (2020), "Analyzing and Improving the Image Quality of StyleGAN", section 3.1 and appendix B.
     """

@@ -47,6 +47,17 @@ class Objective:
 
     Raises:
         TypeError, ValueError: a part is missing or no function; where it is used, a formula gives what it should not.
+
+    Example:
+        >>> exponential = dat.Objective("exponential", lambda t: -torch.exp(-t), lambda t: -torch.exp(t))
+        >>> D = nn.Sequential(nn.Flatten(), nn.Linear(12, 1))
+        >>> x_real, x_fake = torch.rand(8, 3, 2, 2), torch.rand(8, 3, 2, 2)
+        >>> dat.discriminator_step(D, x_real, x_fake, eps=0.1, objective=exponential).path
+        'shared'
+        >>> apart = dat.Objective("apart", loss=lambda r, f: nn.functional.softplus(f - r.mean()).mean())
+        >>> step = dat.discriminator_step(D, x_real, x_fake, eps=0.1, objective=apart)
+        >>> bool(step.loss > 0)
+        True
     """
 
     name: str

@@ -66,6 +66,13 @@ def attack_loss(
     Raises:
         ValueError, TypeError: an argument has the wrong shape, dtype or value.
         BackendError: `impl` names a backend that cannot be used.
+
+    Example:
+        >>> real_logits, fake_logits = torch.tensor([2.0, 1.0]), torch.tensor([-1.0, 0.0])
+        >>> dat.attack_loss(real_logits, fake_logits, objective="wasserstein")  # |2 + 0.5| + |1 + 0.5|, ...
+        (tensor(4.), tensor(4.))
+        >>> dat.attack_loss(real_logits, fake_logits, objective="wasserstein", formulation="batch_mean")
+        (tensor(2.), tensor(2.))
     """
     target_real = real_logits if target_real_logits is None else target_real_logits
     target_fake = fake_logits if target_fake_logits is None else target_fake_logits
@@ -152,6 +159,15 @@ def perturb(
     Raises:
         ValueError, TypeError: an argument has the wrong shape, dtype or value.
         BackendError: `impl` names a backend that cannot be used.
+
+    Example:
+        >>> x, grad = torch.tensor([[0.5, -0.5]]), torch.tensor([[3.0, 4.0]])
+        >>> dat.perturb(x, grad, 0.125)
+        tensor([[ 0.1250, -1.0000]])
+        >>> dat.perturb(x, grad, 0.5, norm="l2")
+        tensor([[ 0.2000, -0.9000]])
+        >>> dat.perturb(x, grad, 0.25, norm="linf", clip_min=None, clip_max=None)
+        tensor([[ 0.2500, -0.7500]])
     """
     eps = number("eps", eps)
     check_perturbation(Perturbation(eps, norm, clip_min, clip_max))
@@ -207,12 +223,22 @@ def attack_step(
         impl: the backend's name; default: the best usable one.
 
     Returns:
-        AttackStep(adv_real, adv_fake, grad_real, grad_fake, loss_real, loss_fake), all detached unless `differentiable`: images
-        like the images given, gradients (None without return_grad) like the gradients given, losses 0-d float32 or float64.
+        AttackStep(adv_real, adv_fake, grad_real, grad_fake, loss_real, loss_fake), all detached unless `differentiable`. Images
+        are like the images given, gradients (None without return_grad) like the gradients given, losses 0-d float32 or float64.
 
     Raises:
         ValueError, TypeError: an argument has the wrong shape, dtype or value.
         BackendError: `impl` names a backend that cannot be used.
+
+    Example:
+        >>> D = nn.Linear(2, 1, bias=False)
+        >>> _ = nn.init.ones_(D.weight)  # an image's score is the sum of its two pixels
+        >>> x_real, x_fake = torch.tensor([[0.5, 0.25]]), torch.tensor([[-0.5, -0.25]])
+        >>> ones = torch.ones(1, 2)  # d D(x) / dx
+        >>> r, f = D(x_real).flatten(), D(x_fake).flatten()
+        >>> step = dat.attack_step(x_real, x_fake, ones, ones, r, f, 0.25, objective="wasserstein")
+        >>> step.adv_real, step.loss_real
+        (tensor([[0.2500, 0.0000]]), tensor(1.5000))
 
     Source: Li, Xia, Li (2020), Algorithm 1, lines 5-8.
     """

@@ -6,6 +6,12 @@ the gradient is that of an image's scores summed over positions and scales, as t
 They differentiate input gradients without work on zeros (`second_pass.py`) and add up: `r1() + r2()`, `r1() + my_own`,
 `total(...)`. Norms are per image, random numbers are drawn per image on the images' device, and square roots have gradient 0
 at 0, so that a penalty at a constant discriminator gives no NaN.
+
+Example:
+    >>> D = nn.Sequential(nn.Linear(12, 8), nn.LeakyReLU(0.2), nn.Linear(8, 1))
+    >>> x_real, x_fake = torch.rand(2, 16, 12)
+    >>> loss = D(x_fake).mean() - D(x_real).mean()
+    >>> (loss + dat.penalties.gradient_penalty(10.0)(D, x_real, x_fake)).backward()
 """
 
 from __future__ import annotations
@@ -70,7 +76,12 @@ class _OfGradients(Addable):
 
 @dataclass(frozen=True)
 class GradientPenalty(_OfGradients):
-    """See `gradient_penalty`."""
+    """See `gradient_penalty`.
+
+    Example:
+        >>> dat.penalties.gradient_penalty(10.0, one_sided=True)
+        GradientPenalty(weight=10.0, one_sided=True, condition='real')
+    """
 
     weight: float
     one_sided: bool
@@ -99,7 +110,12 @@ class GradientPenalty(_OfGradients):
 
 @dataclass(frozen=True)
 class ZeroCentred(_OfGradients):
-    """See `r1` (side "real") and `r2` (side "fake")."""
+    """See `r1` (side "real") and `r2` (side "fake").
+
+    Example:
+        >>> dat.penalties.r1(10.0), dat.penalties.r2(10.0)
+        (ZeroCentred(gamma=10.0, side='real'), ZeroCentred(gamma=10.0, side='fake'))
+    """
 
     gamma: float
     side: Literal["real", "fake"]
@@ -132,6 +148,13 @@ def gradient_penalty(
     x_hat = alpha x_real + (1 - alpha) x_fake with one alpha ~ U[0, 1] per image; of unequal batches the first min(m, n)
     images of each are paired. condition: whose condition x_hat is given, where D takes one. Sources: Gulrajani et al. (2017),
     Eq. 3; Petzka et al. (2018), Eq. 8.
+
+    Example:
+        >>> D = nn.Linear(2, 1)
+        >>> D.weight.data = torch.tensor([[3.0, 4.0]])  # its gradient has length 5 everywhere
+        >>> x_real, x_fake = torch.rand(8, 2), torch.rand(8, 2)
+        >>> round(dat.penalties.gradient_penalty(10.0)(D, x_real, x_fake).item(), 3)  # 10 (5 - 1)^2
+        160.0
     """
     check_choice("condition", condition, SIDES)
     return GradientPenalty(weight, one_sided, condition)
@@ -146,23 +169,51 @@ def adversarial_lipschitz(
     clip_min: Bound = -1.0,
     clip_max: Bound = 1.0,
 ) -> AdversarialLipschitz:
-    """WGAN-ALP: weight * mean max(0, |D(X) - D(X')| / max(||X - X'||, 1e-10) - 1)^2, gradients through both D.
+    """WGAN-ALP: ``weight * mean max(0, |D(X) - D(X')| / max(||X - X'||, 1e-10) - 1)^2``, gradients through both D.
 
     X is real and generated images together; X' = clip(X + e d), e ~ U[radius] per image, d the direction in which D changes
     most, found by power iteration from random noise with finite difference xi, and constant. The distance is taken after
     the clip. Of maps, tokens and scales D is an image's mean over its positions, summed over scales. Source: Terjek (2020),
     "Adversarial Lipschitz Regularization", Eq. 13-15 and appendix.
+
+    Example:
+        >>> D = nn.Linear(2, 1)
+        >>> D.weight.data = torch.tensor([[3.0, 4.0]])  # its gradient has length 5 everywhere
+        >>> x_real, x_fake = torch.rand(8, 2), torch.rand(8, 2)
+        >>> penalty = dat.penalties.adversarial_lipschitz(10.0, clip_min=None, clip_max=None)
+        >>> round(penalty(D, x_real, x_fake).item(), 2)  # in the direction in which D changes most its slope is 5
+        160.0
     """
     return AdversarialLipschitz(weight, power_iterations, xi, radius, clip_min, clip_max)
 
 
 def r1(gamma: float = 10.0) -> ZeroCentred:
-    """Zero-centred penalty on real images, gamma / 2 * mean ||grad D(x_real)||^2 (Mescheder et al. 2018, Eq. 9)."""
+    """Zero-centred penalty on real images, gamma / 2 * mean ||grad D(x_real)||^2 (Mescheder et al. 2018, Eq. 9).
+
+    Example:
+        >>> D = nn.Linear(2, 1)
+        >>> D.weight.data = torch.tensor([[3.0, 4.0]])  # its gradient has length 5 everywhere
+        >>> x_real, x_fake = torch.rand(8, 2), torch.rand(8, 2)
+        >>> round(dat.penalties.r1(2.0)(D, x_real, x_fake).item(), 3)  # 2 / 2 * 5^2
+        25.0
+        >>> step = dat.discriminator_step(D, x_real, x_fake, eps=0.1, penalty=dat.penalties.r1(2.0))  # joins its clean pass
+        >>> round(step.penalty.item(), 3)
+        25.0
+    """
     return ZeroCentred(gamma, "real")
 
 
 def r2(gamma: float = 10.0) -> ZeroCentred:
-    """The same on generated images, gamma / 2 * mean ||grad D(x_fake)||^2 (Mescheder et al. 2018, Eq. 10)."""
+    """The same on generated images, gamma / 2 * mean ||grad D(x_fake)||^2 (Mescheder et al. 2018, Eq. 10).
+
+    Example:
+        >>> D = nn.Linear(2, 1)
+        >>> D.weight.data = torch.tensor([[3.0, 4.0]])  # its gradient has length 5 everywhere
+        >>> x_real, x_fake = torch.rand(8, 2), torch.rand(8, 2)
+        >>> both = dat.penalties.r1(2.0) + dat.penalties.r2(2.0)
+        >>> round(both(D, x_real, x_fake).item(), 3)
+        50.0
+    """
     return ZeroCentred(gamma, "fake")
 
 

@@ -48,7 +48,14 @@ class Addable:
 
 @dataclass(frozen=True, init=False)
 class Total(Addable):
-    """The sum of penalties; a sum among them is taken apart."""
+    """The sum of penalties; a sum among them is taken apart.
+
+    Example:
+        >>> def small_weights(discriminator, x_real, x_fake):
+        ...     return 1e-4 * sum(p.square().sum() for p in discriminator.parameters())
+        >>> len((dat.penalties.r1(1.0) + dat.penalties.r2(1.0) + small_weights).parts)
+        3
+    """
 
     parts: tuple[Penalty, ...]
 
@@ -77,7 +84,12 @@ class Total(Addable):
 
 
 def total(*penalties: Penalty) -> Total | None:
-    """The sum of several penalties, the library's own or anybody's callables; None for none."""
+    """The sum of several penalties, the library's own or anybody's callables; None for none.
+
+    Example:
+        >>> dat.penalties.total(dat.penalties.r1(1.0), dat.penalties.r2(1.0))
+        Total(parts=(ZeroCentred(gamma=1.0, side='real'), ZeroCentred(gamma=1.0, side='fake')))
+    """
     return Total(*penalties) if penalties else None
 
 

@@ -4,6 +4,13 @@ Source: Li, Xia, Li (2020), "Direct Adversarial Training for GANs". A discrimina
 logits of m real images, f those of n generated ones; D maximises E[g1(r)] + E[g2(f)]. Of a map or tokens every position counts:
 an image's attack loss is the mean over its positions, every other mean one over images and positions; scales are summed, each
 with targets of its own. Half-precision inputs are computed in float32; float64 stays float64.
+
+Example:
+    >>> list(dat.reference.OBJECTIVES)
+    ['vanilla', 'fgan', 'wasserstein', 'hinge', 'least_squares', 'relativistic']
+    >>> dat.reference.FORMULATIONS, list(dat.reference.NORMS)
+    (('eq10', 'alg1', 'batch_mean'), ['none', 'l2', 'linf', 'clamp'])
+    >>> penalty: dat.reference.Penalty = lambda discriminator, x_real, x_fake: discriminator(x_real).square().mean()
 """
 
 from __future__ import annotations
@@ -123,7 +130,15 @@ def adversarial_batch(
     group: Any = None,
     differentiable: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Perturbed real and generated images, with autograd through the whole attack loss; see `datgan_fast.adversarial_batch`."""
+    """Perturbed real and generated images, with autograd through the whole attack loss; see `datgan_fast.adversarial_batch`.
+
+    Example:
+        >>> D = nn.Linear(2, 1, bias=False)
+        >>> _ = nn.init.ones_(D.weight)  # an image's score is the sum of its two pixels
+        >>> x_real, x_fake = torch.tensor([[0.5, 0.25]]), torch.tensor([[-0.5, -0.25]])
+        >>> dat.reference.adversarial_batch(D, x_real, x_fake, eps=0.25, objective="wasserstein")
+        (tensor([[0.2500, 0.0000]]), tensor([[-0.2500,  0.0000]]))
+    """
     attack = Attack(eps, objective, formulation, norm, clip_min, clip_max)
     beside = Beside(condition_real, condition_fake, scores)
     given = checked(
@@ -276,6 +291,14 @@ def discriminator_step(
     state as it found them, so that the clean pass is the one the attack saw.
 
     backward: called once, with the whole loss times grad_scale, in place of the loss's own `.backward()`.
+
+    Example:
+        >>> D = nn.Linear(2, 1, bias=False)
+        >>> _ = nn.init.ones_(D.weight)  # an image's score is the sum of its two pixels
+        >>> x_real, x_fake = torch.tensor([[0.5, 0.25]]), torch.tensor([[-0.5, -0.25]])
+        >>> step = dat.reference.discriminator_step(D, x_real, x_fake, eps=0.25, objective="wasserstein")
+        >>> step.loss_clean, step.loss_adv, step.path  # the perturbed images are harder to tell apart
+        (tensor(-1.5000), tensor(-0.5000), 'reference')
     """
     attack = Attack(eps, objective, formulation, norm, clip_min, clip_max)
     beside = Beside(condition_real, condition_fake, scores)

@@ -18,14 +18,21 @@ from .renamed import targets_renamed
 
 
 class AttackStep(NamedTuple):
-    """Result of the single pass: perturbed images, the attack loss's input gradients (None if not asked for), losses."""
+    """Result of the single pass: perturbed images, the attack loss's input gradients (None if not asked for), losses.
 
-    adv_real: Tensor  # like x_real
-    adv_fake: Tensor  # like x_fake
-    grad_real: Tensor | None  # [m, ...], dtype of input_grad_real
-    grad_fake: Tensor | None  # [n, ...], dtype of input_grad_fake
-    loss_real: Tensor  # 0-d, float32 or float64
-    loss_fake: Tensor
+    Example:
+        >>> x, grad, logits = torch.zeros(1, 2), torch.ones(1, 2), torch.tensor([1.0])
+        >>> step = dat.attack_step(x, x, grad, grad, logits, -logits, 0.5, objective="wasserstein", return_grad=False)
+        >>> step.adv_fake, step.loss_fake, step.grad_fake
+        (tensor([[0.5000, 0.5000]]), tensor(2.), None)
+    """
+
+    adv_real: Tensor  #: like x_real
+    adv_fake: Tensor  #: like x_fake
+    grad_real: Tensor | None  #: [m, ...], dtype of input_grad_real
+    grad_fake: Tensor | None  #: [n, ...], dtype of input_grad_fake
+    loss_real: Tensor  #: 0-d, float32 or float64
+    loss_fake: Tensor  #: the same
 
 
 @targets_renamed
@@ -42,6 +49,10 @@ def attack_loss(
 
     `eq10` is Eq. 9 and 10, `alg1` Algorithm 1 lines 6-7, `batch_mean` the authors' later code. The target is a constant. A
     side with nothing to compare itself with (an empty batch) has loss 0.
+
+    Example:
+        >>> dat.reference.attack_loss(torch.tensor([2.0, 1.0]), torch.tensor([-1.0, 0.0]), objective="wasserstein")
+        (tensor(4.), tensor(4.))
     """
     logits = logits_with_targets(real_logits, fake_logits, target_real_logits, target_fake_logits)
     (real, _), (fake, _) = differences(logits, objective, formulation)
@@ -65,7 +76,15 @@ class Aims(NamedTuple):
 
 
 def attack_terms(logits: Logits, objective: str | Objective, formulation: str) -> list[tuple[Tensor, Tensor]]:
-    """(loss, its gradient with respect to the side's logits in closed form) of the real and of the generated side."""
+    """(loss, its gradient with respect to the side's logits in closed form) of the real and of the generated side.
+
+    Example:
+        >>> from datgan_fast.method.arguments import Logits
+        >>> logits = torch.tensor([2.0, 1.0]), torch.tensor([-1.0, 0.0])
+        >>> real, fake = dat.reference.attack_terms(Logits(logits, logits), "wasserstein", "eq10")
+        >>> real
+        (tensor(4.), tensor([1., 1.]))
+    """
     return terms_towards(logits.own, aims_of(logits.targets, objective, formulation), objective, formulation)
 
 
@@ -157,7 +176,12 @@ def perturb(
     clip_max: Bound = 1.0,
     differentiable: bool = False,
 ) -> Tensor:
-    """x_adv = clip(x - eps * n(grad)), shape and dtype of x; the perturbation is a constant."""
+    """x_adv = clip(x - eps * n(grad)), shape and dtype of x; the perturbation is a constant.
+
+    Example:
+        >>> dat.reference.perturb(torch.tensor([[0.5, -0.5]]), torch.tensor([[3.0, 4.0]]), 0.125)
+        tensor([[ 0.1250, -1.0000]])
+    """
     return perturbed(x if differentiable else x.detach(), grad, Perturbation(eps, norm, clip_min, clip_max))
 
 
@@ -192,6 +216,11 @@ def attack_step(
     """The single pass in separate steps; see `datgan_fast.attack_step` for the arguments.
 
     The losses are differentiable any number of times, where they are to be at all.
+
+    Example:
+        >>> x, grad, logits = torch.zeros(1, 2), torch.ones(1, 2), torch.tensor([1.0])
+        >>> dat.reference.attack_step(x, x, grad, grad, logits, -logits, 0.5, objective="wasserstein").adv_real
+        tensor([[-0.5000, -0.5000]])
     """
     inputs = AttackInputs(
         (x_real, x_fake),

@@ -2,7 +2,7 @@
 
 Backward is linear in the logits' gradient. Where a discriminator treats images independently, one backward of the clean
 objective therefore gives the weight gradients and, up to a known factor per image, every image's attack gradient. Here is which
-way a step goes; passes.py goes the fast one. docs/method.md has the argument and the costs.
+way a step goes; passes.py goes the fast one. docs/exactness.md has the argument and the costs.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def discriminator_step(
         fused: True computes the same numbers with fewer passes; False is `datgan_fast.reference.discriminator_step`.
 
     Returns:
-        DiscriminatorStep, everything detached; `path` says what ran: "shared" (one backward for weights and inputs),
+        A `DiscriminatorStep`, everything detached. Its `path` is "shared" (one backward for weights and inputs),
         "separate" (a backward of its own for the attack, where images depend on each other, an image's positions are not all
         pushed the same way, or float16 cannot hold what would be shared) or "reference" (asked for, or where hooks on parameters
         or on a module's backward want one backward of the whole loss, or nothing is known of a function that holds no
@@ -101,6 +101,16 @@ def discriminator_step(
 
     Spectral normalisation makes one power iteration per step. Running statistics see the clean and the perturbed images, in
     either path alike.
+
+    Example:
+        >>> D = nn.Sequential(nn.Conv2d(3, 8, 4, 2, 1), nn.LeakyReLU(0.2), nn.Flatten(), nn.Linear(128, 1))
+        >>> optimizer = torch.optim.Adam(D.parameters(), 2e-4, (0.5, 0.999))
+        >>> x_real, x_fake = torch.rand(2, 16, 3, 8, 8) * 2 - 1  # in [-1, 1]
+        >>> optimizer.zero_grad()
+        >>> step = dat.discriminator_step(D, x_real, x_fake, eps=1.0, penalty=dat.penalties.r1(1.0))
+        >>> optimizer.step()
+        >>> step.path, bool(step.penalty > 0)
+        ('shared', True)
 
     Source: Li, Xia, Li (2020), Algorithm 1, lines 5-10.
     """

@@ -305,7 +305,13 @@ def check_graph(graph: Graph, images: list[Tensor], objective: str | Objective |
 
 
 def logits_of(discriminator: Callable[[Tensor], Any], images: Tensor) -> Tensor:
-    """D(images) as [m]; a ValueError says so if D does not give one logit per image."""
+    """D(images) as [m]; a ValueError says so if D does not give one logit per image.
+
+    Example:
+        >>> D = nn.Sequential(nn.Flatten(), nn.Linear(12, 1))
+        >>> dat.reference.logits_of(D, torch.rand(5, 3, 2, 2)).shape
+        torch.Size([5])
+    """
     output = discriminator(images)
     scores = scores_in(output, len(images))
     if not scores.single:

@@ -53,17 +53,15 @@ def test_report_draws_tables_and_plot(tmp_path, result):
     alone = {"name": "test_penalty[gp-mlp]", "penalty": "gp", "network": "mlp"}
     alone["providers"] = {"plain autograd": figure(6.0), "ours": figure(4.0, 1.5)}
     result["benchmarks"] += [step, alone]
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n\n{report.BEGIN}\nold\n{report.END}\n\nafter\n")
+    paths = tmp_path / "performance.md", tmp_path / "README.md"
+    for path in paths:
+        path.write_text(f"before\n\n{report.BEGIN}\nold\n{report.END}\n\nafter\n")
     arguments = [
         written(tmp_path, "r.json", result),
-        "--readme",
-        str(readme),
-        "--plot",
-        str(tmp_path / "new" / "a.png"),
+        *("--page", str(paths[0]), "--readme", str(paths[1]), "--plot", str(tmp_path / "new" / "a.png")),
     ]
     report.main(arguments)
-    page = readme.read_text()
+    page, readme = (path.read_text() for path in paths)
     assert page.startswith("before\n") and page.endswith("\nafter\n") and "old" not in page
     assert "A machine, 2 threads, torch 2.99, 2030-01-02, commit 0123456: `the command`" in page
     assert "| dcgan + DAT | 100.0 | 50.0 (2.00) | 12.2 |" in page
@@ -74,28 +72,36 @@ def test_report_draws_tables_and_plot(tmp_path, result):
     assert "| GP, MLP critic | 6.0 | 4.0 (1.50) | 10.0 / 10.0 |" in page
     assert "](new/a.png)" in page
     assert (tmp_path / "new" / "a.png").read_bytes().startswith(b"\x89PNG")
+    assert readme.startswith("before\n") and readme.endswith("\nafter\n") and "old" not in readme
+    assert "width 64, batch 64 of 3x32x32, A machine, 2 threads, torch 2.99, 2030-01-02" in readme
+    assert "| dcgan | 100.0 | 50.0 (2.00) | 50.0 (2.00) |\n| wgan | 100.0 | - | 100.0 |" in readme
     report.main(arguments)
-    assert readme.read_text() == page  # drawing again changes nothing
+    assert [path.read_text() for path in paths] == [page, readme]  # drawing again changes nothing
 
 
 def test_report_refuses_what_it_cannot_draw(tmp_path, capsys, result):
-    def refused(result, page):
-        (tmp_path / "README.md").write_text(page)
+    marked = f"{report.BEGIN}{report.END}"
+
+    def refused(result, *texts):
+        paths = tmp_path / "page.md", tmp_path / "README.md"
+        for path, text in zip(paths, texts, strict=True):
+            path.write_text(text)
         with pytest.raises(SystemExit) as stop:
-            report.main([written(tmp_path, "r.json", result), "--readme", str(tmp_path / "README.md")])
+            report.main([written(tmp_path, "r.json", result), "--page", str(paths[0]), "--readme", str(paths[1])])
         assert stop.value.code == 2
-        assert (tmp_path / "README.md").read_text() == page
+        assert tuple(path.read_text() for path in paths) == texts
         return capsys.readouterr().err
 
-    assert "has no <!-- speed table -->" in refused(result, "no markers")
-    assert "has no benchmarks" in refused({"device": "x"}, f"{report.BEGIN}{report.END}")
+    assert "README.md has no <!-- speed table -->" in refused(result, marked, "no markers")
+    assert "page.md has no <!-- speed table -->" in refused(result, "no markers", marked)
+    assert "has no benchmarks" in refused({"device": "x"}, marked, marked)
     result["benchmarks"] = result["benchmarks"][-1:]
-    assert "has no iterations" in refused(result, f"{report.BEGIN}{report.END}")
+    assert "has no iterations" in refused(result, marked, marked)
 
 
-def test_readme_has_the_markers():
-    page = (ROOT / "README.md").read_text()
-    assert report.between_markers(page, "x").count(report.END) == 1
+@pytest.mark.parametrize("page", ["README.md", "docs/performance.md"])
+def test_pages_have_the_markers(page):
+    assert report.between_markers(ROOT / page, "x").count(report.END) == 1
 
 
 # The comparison

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.needs("torch_fidelity")
 
 def test_without_torch_fidelity_one_sentence_says_how_to_install_it(monkeypatch):
     """It comes with the extra `inception`; every metric that needs it looks for its weights first."""
-    monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", None)
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
     with pytest.raises(ConfigError, match=r"^is, fid and kid are .*; run: pip install torch-fidelity$"):
         inception.find_weights(None)
 
