@@ -1,29 +1,14 @@
-"""Builds the native extension with CMake; everything else about the package stands in pyproject.toml.
+"""Builds the native extension as CMakeLists.txt says; everything else about the package stands in pyproject.toml.
 
-torch is not imported and not needed: one build serves every torch.
+torch is not imported and not needed: one build serves every torch. DATGAN_FAST_NATIVE=0 installs without the extension.
 """
 
-import hashlib
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
-from setuptools import Extension, setup
-from setuptools.command.build_ext import build_ext
+from setuptools import setup
 from setuptools.command.build_py import build_py
-
-ROOT = Path(__file__).resolve().parent
-
-
-def source_digest() -> str:
-    """Identifies the C++ sources, so that a checkout can tell when the installed extension is older than they are."""
-    digest = hashlib.sha256()
-    for path in sorted((ROOT / "csrc").rglob("*")):
-        if path.is_file():
-            digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 class FreshModules(build_py):
@@ -33,42 +18,40 @@ class FreshModules(build_py):
         super().run()
 
 
-class CMakeBuild(build_ext):
-    def build_extension(self, ext: Extension) -> None:
+if os.environ.get("DATGAN_FAST_NATIVE") == "0":
+    setup(cmdclass={"build_py": FreshModules})
+    raise SystemExit
+
+try:
+    from scikit_build_core.errors import FailedLiveProcessError
+    from scikit_build_core.setuptools.build_cmake import BuildCMake
+except ImportError:
+    raise SystemExit(
+        "datgan-fast is built by scikit-build-core, which is not installed here; leave --no-build-isolation out, "
+        "or run: pip install scikit-build-core pybind11 cmake ninja"
+    ) from None
+
+
+class BuildNative(BuildCMake):
+    def run(self) -> None:
         compiler = os.environ.get("CXX", "").split()[:1]
         if not any(map(shutil.which, compiler or ["c++", "g++", "clang++"])):
             raise SystemExit(
-                "datgan-fast is compiled on your machine and no C++ compiler was found; "
-                "install one (Debian and Ubuntu: apt install g++; Fedora: dnf install gcc-c++; "
-                "macOS: xcode-select --install) or set CXX to its path"
+                "datgan-fast is compiled on your machine and no C++ compiler was found; install one (Debian and Ubuntu: "
+                "apt install g++; Fedora: dnf install gcc-c++; macOS: xcode-select --install), set CXX to its path, "
+                "or set DATGAN_FAST_NATIVE=0 to install the slower reference alone"
             )
-        import pybind11
-
-        target = Path(self.get_ext_fullpath(ext.name)).resolve().parent
-        build = Path(self.build_temp).resolve()
-        build.mkdir(parents=True, exist_ok=True)
-        options = {
-            "CMAKE_BUILD_TYPE": "Release",
-            "CMAKE_LIBRARY_OUTPUT_DIRECTORY": target,
-            "Python_EXECUTABLE": sys.executable,
-            "pybind11_DIR": pybind11.get_cmake_dir(),
-            "DAT_SOURCE_DIGEST": source_digest(),
-            "DATGAN_FAST_CUDA": os.environ.get("DATGAN_FAST_CUDA", "auto"),
-            "DATGAN_FAST_CUDA_ARCHS": os.environ.get("DATGAN_FAST_CUDA_ARCHS", ""),
-        }
-        # --fresh: an earlier build's cache names tools of an isolated environment that is gone.
-        configure = ["cmake", "--fresh", "-G", "Ninja", "-S", str(ROOT), "-B", str(build)]
         try:
-            subprocess.run(configure + [f"-D{key}={value}" for key, value in options.items()], check=True)
-            subprocess.run(["cmake", "--build", str(build)], check=True)
-        except subprocess.CalledProcessError as error:
+            super().run()
+        except FailedLiveProcessError:
             raise SystemExit(
-                f"building datgan-fast's native extension failed (exit code {error.returncode}); "
-                "the compiler's messages stand above. DATGAN_FAST_CUDA=0 leaves the CUDA kernels out"
+                "building datgan-fast's native extension failed; the compiler's messages stand above. "
+                "DATGAN_FAST_CUDA=0 leaves the CUDA kernels out, DATGAN_FAST_NATIVE=0 the whole extension"
             ) from None
 
 
 setup(
-    ext_modules=[Extension("datgan_fast._native", sources=[])],
-    cmdclass={"build_py": FreshModules, "build_ext": CMakeBuild},
+    cmake_source_dir=".",
+    cmake_install_dir="datgan_fast",
+    cmdclass={"build_py": FreshModules, "build_cmake": BuildNative},
 )

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .method.records import DiscriminatorStep
     from .method.reference import AttackStep
     from .method.step import discriminator_step
+    from .training.checkpoints import load_generator
     from .training.options import Options as TrainConfig
     from .training.trainer import Trainer
 
@@ -46,6 +47,7 @@ _MODULES = {
     "average_gradients": "method.average_gradients",
     "backends": "method.dispatch",
     "discriminator_step": "method.step",
+    "load_generator": "training.checkpoints",
     "perturb": "method.ops",
     "use_backend": "method.dispatch",
 }
@@ -66,6 +68,7 @@ __all__ = [
     "average_gradients",
     "backends",
     "discriminator_step",
+    "load_generator",
     "penalties",
     "perturb",
     "reference",

@@ -11,8 +11,9 @@ from contextvars import ContextVar
 
 COMMANDS = {
     "train": "train a GAN, with direct adversarial training or without",
-    "sample": "draw images, or points, of a trained generator",
+    "sample": "draw images, or points, of a trained generator, or export it",
     "evaluate": "measure a trained generator",
+    "compare": "put several runs on one page",
     "attack": "count the attack steps that fool a trained discriminator (Figure 1)",
     "reproduce": "run the paper's figures and report what came out",
     "contours": "draw critics' contour lines on toy data, without and with DAT",

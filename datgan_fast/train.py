@@ -38,6 +38,7 @@ _MAY_CHANGE = {
     "compile",
     "deterministic",
     "inception_weights",
+    "loggers",
 }
 
 

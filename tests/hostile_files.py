@@ -17,7 +17,7 @@ from datgan_fast.data.datasets import load_images, load_labels
 from datgan_fast.errors import ConfigError, DataError
 from datgan_fast.metrics import feature_network, inception
 from datgan_fast.paper import results
-from datgan_fast.training.checkpoints import load_generator, open_checkpoint, save_generator
+from datgan_fast.training.checkpoints import open_checkpoint, read_generator, save_generator
 from datgan_fast.training.config_file import read_config_file
 from datgan_fast.training.networks import build_discriminator, build_generator
 from datgan_fast.training.run_folder import RunFolder
@@ -197,7 +197,7 @@ READERS = (
     Reader(
         "generator.safetensors",
         _safetensors,
-        lambda p: load_generator(p).generator,
+        lambda p: read_generator(p).generator,
         ConfigError,
         lambda result, sound: sum(t.numel() for t in result.state_dict().values()) < 10_000,
     ),

@@ -11,13 +11,13 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 # From the ground up. A room imports from those below it only, never from one in its own line.
 LAYERS = (
-    ("archives", "commands", "errors", "files", "moved", "version"),
+    ("archives", "commands", "errors", "files", "moved", "pages", "version"),
     ("method", "data"),
     ("kernels", "metrics"),
     ("training",),
     ("paper",),
     ("cli", "the names at the door"),
-    ("train", "sample", "evaluate", "attack", "contours", "reproduce", "doctor", "completion"),
+    ("train", "sample", "evaluate", "compare", "attack", "contours", "reproduce", "doctor", "completion"),
     ("__main__",),
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}

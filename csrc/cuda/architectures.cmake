@@ -1,7 +1,7 @@
 # Which GPU architectures to build for. CMake's all-major would do, but older versions of it list what newer nvccs dropped.
 
 # What nvcc itself lists: the lowest of each major generation as machine code, and PTX of the last for GPUs to come.
-# Below 70 the kernels do not compile: they take their arguments as __grid_constant__.
+# Below 70 the kernels do not compile: they take their arguments as __grid_constant__. 110 is Jetson Thor, which no x86-64 has.
 function(major_architectures nvcc result)
   execute_process(COMMAND "${nvcc}" --list-gpu-arch OUTPUT_VARIABLE listing ERROR_VARIABLE listing RESULT_VARIABLE status)
   string(REGEX MATCHALL "compute_[0-9]+[\r\n]" lines "${listing}\n")  # not compute_90a, whose code runs on one GPU only
@@ -9,6 +9,9 @@ function(major_architectures nvcc result)
   list(SORT numbers COMPARE NATURAL)
   set(generations "")
   set(lowest "")
+  if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
+    list(REMOVE_ITEM numbers 110)
+  endif()
   foreach(number IN LISTS numbers)
     math(EXPR generation "${number} / 10")
     if(number GREATER_EQUAL 70 AND NOT generation IN_LIST generations)

@@ -6,9 +6,9 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -118,7 +118,14 @@ def _kind(value: Any) -> str:
         return f"{value.dtype}" + (
             "; scale pixels first: x / 127.5 - 1 for [0, 255]" if value.dtype == torch.uint8 else ""
         )
-    return type(value).__name__ + ("; use torch.from_numpy" if isinstance(value, np.ndarray) else "")
+    return type(value).__name__ + (
+        "; use torch.from_numpy" if _is_array(value) and not isinstance(value, Tensor) else ""
+    )
+
+
+def _is_array(value: Any) -> bool:
+    """Whether it is a tensor or one of numpy's, which is not imported here: nothing in this folder needs it."""
+    return isinstance(value, Tensor) or (type(value).__module__, type(value).__name__) == ("numpy", "ndarray")
 
 
 def number(name: str, value: Any) -> float:
@@ -127,10 +134,13 @@ def number(name: str, value: Any) -> float:
         if isinstance(value, int) and abs(value) > sys.float_info.max:
             raise ValueError(f"{name} must be a number that a float can hold; got a larger one")
         return value  # type: ignore[return-value]
-    if isinstance(value, (np.floating, np.integer)) or (isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0):
+    if _is_array(value):
+        if value.ndim == 0:
+            return float(value)
+        raise TypeError(f"{name} must be a number; got one of shape {tuple(value.shape)}")
+    if isinstance(value, Real) and not isinstance(value, bool):  # numpy's numbers are Real
         return float(value)
-    got = f"one of shape {tuple(value.shape)}" if isinstance(value, (Tensor, np.ndarray)) else repr(value)
-    raise TypeError(f"{name} must be a number; got {got}")
+    raise TypeError(f"{name} must be a number; got {value!r}")
 
 
 def backend_name(impl: Any) -> str:
@@ -193,7 +203,8 @@ def check_bound(name: str, bound: Bound, x: Tensor) -> None:
 def check_attack(attack: Attack) -> None:
     named(attack.objective)
     check_choice("formulation", attack.formulation, FORMULATIONS)
-    check_perturbation(attack.perturbation)
+    # Not attack.perturbation: torch 2.6's compiler cannot follow a named tuple's property.
+    check_perturbation(Perturbation(attack.eps, attack.norm, attack.clip_min, attack.clip_max))
 
 
 def check_loss(logits: Logits, objective: str | Objective, formulation: str) -> None:

@@ -142,7 +142,12 @@ def step_into(
         torch.ops.datgan_fast.attack_step(
             *([detached(t) for t in pair] for pair in (x, v, logits, targets)),
             [None if w is None else detached(w) for w in weights],
-            *attack._replace(objective=name, clip_min=low, clip_max=high),
+            attack.eps,  # one by one: torch 2.6's compiler cannot follow _replace
+            name,
+            attack.formulation,
+            attack.norm,
+            low,
+            high,
             backend_name(impl),
             adv,
             grads,

@@ -37,6 +37,9 @@ def _load() -> tuple[ModuleType | None, str | None]:
     try:
         extension = importlib.import_module("datgan_fast._native")
     except ImportError as error:
+        if error.name == "datgan_fast._native":
+            how = "the package was installed with DATGAN_FAST_NATIVE=0, or not at all"
+            return None, f"there is no native extension ({how}); install the package with: pip install ."
         return None, f"the native extension could not be loaded ({error}); install the package with: pip install ."
     sources = Path(__file__).resolve().parents[2] / "csrc"
     if sources.is_dir() and _digest(sources) != extension.SOURCE_DIGEST:
@@ -56,12 +59,10 @@ def _missing(extension: ModuleType) -> str | None:
 
 
 def _digest(sources: Path) -> str:
-    """The same sum as setup.py's source_digest."""
-    digest = hashlib.sha256()
-    for path in sorted(sources.rglob("*")):
-        if path.is_file():
-            digest.update(path.relative_to(sources.parent).as_posix().encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()[:16]
+    """The same sum as CMakeLists.txt's: of a list like sha256sum's, in the order of the names' bytes."""
+    files = {p.relative_to(sources.parent).as_posix(): p for p in sources.rglob("*") if p.is_file()}
+    sums = "".join(f"{hashlib.sha256(files[name].read_bytes()).hexdigest()}  {name}\n" for name in sorted(files))
+    return hashlib.sha256(sums.encode()).hexdigest()[:16]
 
 
 extension, problem = _load()

@@ -266,7 +266,7 @@ def attack_step(
         losses = step_into(inputs, attack, impl, adv, grads, [])
         return AttackStep(*adv, grad_real, grad_fake, losses[0], losses[1])
     kernel_bounds(clip_min, clip_max, x_real, x_fake)  # a tensor that is no bound is refused before the launch, too
-    losses = step_into(inputs, attack._replace(clip_min=None, clip_max=None), impl, adv, grads, [])
+    losses = step_into(inputs, Attack(*attack[:4], None, None), impl, adv, grads, [])
     targets = (t.detach() for t in inputs.targets)  # new tensors in any case: the compiler wants no input twice
     loss_real, loss_fake = StepLosses.apply(
         real_logits, fake_logits, *targets, losses, objective, formulation, backend_name(impl)

@@ -9,9 +9,9 @@ from typing import Any, Literal, get_args
 from .comparison import ImageComparison, PointComparison
 from .measures import classifier_score, exact_wasserstein, frechet_distance, sliced_wasserstein
 
-# Inception's weights; a data set with labels, for a feature network; the same and the classes that the images were generated for;
-# images of any kind; points in the plane.
-Needs = Literal["inception", "labels", "classes", "images", "points"]
+# Inception's weights; DINOv2's, from torch's hub; a data set with labels, for a feature network; the same and the classes that
+# the images were generated for; images of any kind; points in the plane.
+Needs = Literal["inception", "dinov2", "labels", "classes", "images", "points"]
 Measured = tuple[float, str]  # value, protocol: how it was measured, in words
 
 ASSIGNED = 1000  # points in an exact distance, whose time grows with their cube
@@ -86,6 +86,11 @@ def _inception_distance(name: str) -> Callable[[ImageComparison], Measured]:
     return measure
 
 
+def _dinov2_distance(c: ImageComparison) -> Measured:
+    value, protocol = c.dinov2
+    return value, f"{protocol}; {len(c.generated)} generated against {len(c.real.images)} training images"
+
+
 _ROWS = (
     Metric(
         "classifier_score", "classifier score (for the Inception Score)", "labels", True, _classifier_score, score=True
@@ -105,6 +110,7 @@ _ROWS = (
     Metric("is", "Inception Score", "inception", True, _inception_score, score=True),
     Metric("fid", "Frechet Inception distance", "inception", False, _inception_distance("fid"), distance=True),
     Metric("kid", "kernel Inception distance", "inception", False, _inception_distance("kid")),
+    Metric("fd_dinov2", "Frechet distance of DINOv2 features", "dinov2", False, _dinov2_distance, distance=True),
 )  # fmt: skip
 METRICS: dict[str, Metric] = {row.name: row for row in _ROWS}
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
-from . import feature_network, inception
+from . import dinov2, feature_network, inception
 from .measures import classifier_score, frechet_distance
 
 
@@ -84,12 +84,20 @@ class RealImages:
 
     def find_inception(self, metrics: Sequence[str], weights: str | None) -> None:
         """Finds the weights for these metrics, which are computed together. Raises DataError or ConfigError."""
-        if self._training_images < 2:
-            raise DataError(
-                f"--data-dir {self._data['data_dir']}: Inception's metrics need two training images or more; it has one"
-            )
+        self._check_there_are_two("Inception's metrics")
         self._inception_metrics = metrics
         self._inception_weights = inception.find_weights(weights)
+
+    def find_dinov2(self) -> None:
+        """Raises DataError or ConfigError."""
+        self._check_there_are_two("DINOv2's distance")
+        dinov2.find_network()
+
+    def _check_there_are_two(self, what: str) -> None:
+        if self._training_images < 2:
+            raise DataError(
+                f"--data-dir {self._data['data_dir']}: for {what} two training images or more are needed; it has one"
+            )
 
     @cached_property
     def network(self) -> feature_network.FeatureNetwork:
@@ -114,6 +122,10 @@ class RealImages:
             batch_size=min(64, self.batch_size),
         )
 
+    def dinov2(self, generated: Tensor) -> tuple[float, str]:
+        """See frechet_dinov2. Needs find_dinov2()."""
+        return dinov2.frechet_dinov2(generated, self.images, device=self.device, batch_size=min(64, self.batch_size))
+
     def compare(self, generated: Tensor, labels: Tensor | None = None) -> ImageComparison:
         """
         generated    [n, C, H, W], uint8 or in [-1, 1]
@@ -137,6 +149,10 @@ class ImageComparison:
     def inception(self) -> dict[str, tuple[float, str]]:
         """Inception's metrics, each with its value and protocol."""
         return self.real.inception(self.generated)
+
+    @cached_property
+    def dinov2(self) -> tuple[float, str]:
+        return self.real.dinov2(self.generated)
 
 
 def to_uint8(images: Tensor) -> Tensor:

@@ -140,3 +140,5 @@ def _prepare(row: Dataset, real: RealImages, metrics: Sequence[str], inception_w
         real.find_labels()
     if of_inception := [m for m in metrics if METRICS[m].needs == "inception"]:
         real.find_inception(of_inception, inception_weights)
+    if any(METRICS[m].needs == "dinov2" for m in metrics):
+        real.find_dinov2()

@@ -7,36 +7,21 @@ from __future__ import annotations
 
 import hashlib
 import sys
-import warnings
 import zipfile
 from collections.abc import Collection
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from .. import archives, files
 from ..errors import ConfigError
+from .fidelity import calculate, find_torch_fidelity
 
 # The standard weights' SHA-256; the file's name has its first eight digits.
 _STANDARD = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 _SPLITS = 10  # of the Inception Score
 _KID_SUBSETS, _KID_SUBSET_SIZE = 100, 1000
-
-
-class _RGB(Dataset):
-    """uint8 images [n, 1 or 3, H, W] as torch-fidelity reads them: one uint8 [3, H, W] at a time."""
-
-    def __init__(self, images: Tensor) -> None:
-        self.images = images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Tensor:
-        return self.images[index].expand(3, -1, -1)
 
 
 def inception_metrics(
@@ -56,33 +41,23 @@ def inception_metrics(
     Images are resized to 299 pixels as TensorFlow did, by torch-fidelity. Raises ConfigError if the weights cannot be had.
     """
     path = find_weights(weights)
-    import torch_fidelity  # seconds to import, so not before it is needed
+    import torch_fidelity
 
-    device = torch.device(device)
-    on_terminal = sys.stderr.isatty()
-    if not on_terminal:
-        print(f"Inception features of {len(generated)} + {len(real)} images", file=sys.stderr, flush=True)
     subset = min(_KID_SUBSET_SIZE, len(generated), len(real))
-    on_device = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-    # The network is built in there, which draws from the global random state.
-    with on_device, torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about eigenvalues and data loaders, which the user cannot act on
-        values = torch_fidelity.calculate_metrics(
-            input1=_RGB(generated),
-            input2=_RGB(real),
-            isc="is" in metrics,
-            fid="fid" in metrics,
-            kid="kid" in metrics,
-            isc_splits=min(_SPLITS, len(generated)),
-            kid_subsets=_KID_SUBSETS,
-            kid_subset_size=subset,
-            feature_extractor_weights_path=path,
-            cuda=device.type == "cuda",
-            batch_size=batch_size,
-            save_cpu_ram=True,  # no worker processes: the images are in memory already
-            cache=False,
-            verbose=on_terminal,
-        )
+    values = calculate(
+        generated,
+        real,
+        "Inception",
+        device=device,
+        batch_size=batch_size,
+        isc="is" in metrics,
+        fid="fid" in metrics,
+        kid="kid" in metrics,
+        isc_splits=min(_SPLITS, len(generated)),
+        kid_subsets=_KID_SUBSETS,
+        kid_subset_size=subset,
+        feature_extractor_weights_path=path,
+    )
     digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
     standard = "the standard weights" if digest == _STANDARD else "other weights than the standard ones"
     network = f"Inception v3 {digest[:8]} ({standard}), torch-fidelity"
@@ -98,8 +73,9 @@ def find_weights(file: str | None) -> str:
     """The path of the Inception weights: `file` itself if it holds them, or torch's download cache.
 
     torch-fidelity unpickles what it is given, so a file is first read here as tensors only, and a download is checked
-    against its hash. Raises ConfigError.
+    against its hash. Raises ConfigError, also where torch-fidelity is not installed.
     """
+    find_torch_fidelity("is, fid and kid are")
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
     name = URL_INCEPTION_V3.rpartition("/")[2]

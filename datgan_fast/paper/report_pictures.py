@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,7 +41,9 @@ def draw_curves(
             updates, mean, spread = over_seeds(series)
             axis.plot(updates, mean, color=colour, label=variant, linewidth=1.4)
             axis.fill_between(updates, mean - spread, mean + spread, color=colour, alpha=0.2, linewidth=0)
-        axis.set_title(setting if several else title, fontsize=9)
+        if several:
+            axis.set_title(setting, fontsize=9)
+        axis.set_ylabel(_with_unit(title, found[0].experiment.config.points), fontsize=8)
         axis.tick_params(labelsize=8)
         axis.grid(alpha=0.3)
     for axis in list(axes.flat)[len(panels) :]:
@@ -49,6 +52,15 @@ def draw_curves(
     for axis in axes[-1]:
         axis.set_xlabel("discriminator updates", fontsize=8)
     _save_figure(figure, path)
+
+
+def _with_unit(title: str, points: bool) -> str:
+    units = {
+        "Wasserstein estimate": "logits",
+        "input-gradient norm of D": f"logits per unit of {'length' if points else 'pixel value'}",
+        "penalty that DAT adds": "loss",
+    }
+    return "\n".join([*textwrap.wrap(title, 30), *([f"({units[title]})"] if title in units else [])])
 
 
 def over_seeds(series: Sequence[Series]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -93,6 +105,8 @@ def draw_sweep(
                 color="white" if strong else "black",
             )  # fmt: skip
         axis.set_title(baseline, fontsize=9)
+        axis.set_xlabel("data set: distance, times that of plain training", fontsize=8)
+        axis.set_ylabel("DAT's options", fontsize=8)
         axis.set_xticks(range(len(columns)), [name.replace("-", "-\n") for name in columns], fontsize=8)
         axis.set_yticks(range(len(options)), [o.variant for o in options], fontsize=7)
         for label, option in zip(axis.get_yticklabels(), options, strict=True):

@@ -158,7 +158,7 @@ def find_generator(source: Path, weights: Weights, option: str) -> Trained:
         raise ConfigError(f"{option} {source}: must be a run folder; this one has no config.yaml")
     file = source / "generator.safetensors" if source.is_dir() and weights == "average" else source
     if file.suffix == ".safetensors" and (file.is_file() or file == source):
-        trained, run = load_generator(file, option), RunFolder(file.parent)
+        trained, run = read_generator(file, option), RunFolder(file.parent)
         if (run.path / "config.yaml").is_file():
             trained = replace(trained, config=run.options(option).recorded())
         return trained
@@ -178,7 +178,22 @@ def save_generator(path: Path, generator: nn.Module, config: Config, step: int) 
         temporary.write_bytes(save(tensors, metadata))  # save_file has errors and a file mode of its own
 
 
-def load_generator(path: str | Path, option: str = "FILE") -> Trained:
+def load_generator(path: str | Path) -> nn.Module:
+    """The generator of a run: its generator.safetensors, its folder, or a checkpoint; the moving average, in evaluation mode on
+    the CPU.
+
+    It takes latents float32 [n, z_dim], normally distributed, and with classes their labels int64 [n]; it gives images
+    [n, C, H, W] in [-1, 1], or points [n, 2]. z_dim stands in the run's config.yaml and README.md.
+
+        generator = datgan_fast.load_generator("runs/00000-dcgan-dat-digits")
+        images = generator(torch.randn(64, 128))
+
+    Raises ConfigError, a ValueError, if there is no such generator; the file is data only, no code of it is run.
+    """
+    return find_generator(Path(path), "average", "path").generator
+
+
+def read_generator(path: str | Path, option: str = "FILE") -> Trained:
     """The generator of a generator.safetensors. Raises ConfigError if the file is no such generator."""
     path = Path(path).expanduser()
     try:

@@ -111,6 +111,7 @@ class Config:
     save_every: int
     eval_every: int
     inception_weights: str  # "": none
+    loggers: str
 
     def __post_init__(self) -> None:
         _check_together(self)

@@ -17,14 +17,17 @@ from torch import Tensor, nn
 from ..errors import TrainingStopped
 from ..method.dispatch import kernels
 from .agreed_stop import AgreedStop
+from .animation import save_animation
 from .checkpoints import save_generator
 from .config import Config
 from .iteration import Iteration
 from .measuring import Clock
+from .model_card import write_card
 from .next_commands import next_commands
 from .pictures import save_grid, save_points
 from .progress import Progress
 from .run_folder import RunFolder, launch
+from .run_page import write_page
 from .share import Share, another_ended_is_said
 from .shared_networks import has_batch_norm
 from .stop_signals import StopRequested, StopSignals
@@ -51,6 +54,7 @@ class Trained(Protocol):
     def train_step(self) -> None: ...
     def state(self) -> dict[str, Any]: ...
     def sample_grid(self) -> Tensor: ...
+    def real_grid(self) -> Tensor: ...
     def evaluate(self) -> list[dict[str, Any]]: ...
 
 
@@ -87,9 +91,11 @@ class Loop:
     def _steps(self) -> None:
         t, steps = self._trainer, self._config.steps
         self._progress.say(f"{self._run.path}: {self._described()}, steps {t.step} to {steps}")
+        if not self._run.real_path.exists():
+            self._write(self._draw_real)
         stopping = False
         if t.step == 0:
-            self._write(self._draw)
+            self._write(self._draw, self._page)
         elif self._share.tell(lambda: owes_evaluation(t, self._run)):
             stopping = not self._evaluate()
         first = t.step + 1
@@ -101,10 +107,9 @@ class Loop:
         self._share.wait()  # for what the first one writes: torchrun ends all when one ends
         if t.step < steps:
             raise self._stopped(f"stopped at step {t.step}; go on with --resume {self._run.path}")
+        self._write(self._finish)
         folder = self._run.path
-        self._progress.say(
-            f"done: {folder}/generator.safetensors, {folder}/samples/step-{t.step:06d}.png, {folder}/curves.png"
-        )
+        self._progress.say(f"done: {folder}/generator.safetensors, {folder}/index.html")
         for line in next_commands(folder, self._config, self._share.size):
             self._progress.say(line)
 
@@ -129,7 +134,7 @@ class Loop:
             self._log()
         with self._clock.paused():
             if draws:
-                self._write(self._draw, self._run.curves)
+                self._write(self._draw, lambda: self._run.curves(c.points), self._page)
             if saves:
                 self._save()
             return evaluates and not self._evaluate()
@@ -184,6 +189,24 @@ class Loop:
             save_points(path, t.sample_grid(), t.real_points, t.discriminator, f"{self._run.path.name}, step {t.step}")
         else:
             save_grid(t.sample_grid(), path, BY_CLASS if self._config.classes else None)
+        self._run.drawn(t.step)
+
+    def _draw_real(self) -> None:
+        t, c, path = self._trainer, self._config, self._run.real_path
+        if c.points:
+            save_points(path, None, t.real_points, title=f"{c.dataset}: training points")
+        else:
+            real = t.real_grid()
+            save_grid(real, path, BY_CLASS if c.classes else None, f"{c.dataset}: {len(real)} training images")
+
+    def _page(self) -> None:
+        write_page(self._run, self._config)
+
+    def _finish(self) -> None:
+        """What a run leaves when all is there."""
+        save_animation(self._run.samples(), self._run.path / "progress.gif")
+        write_card(self._run, self._config, self._trainer.step)
+        self._page()
 
     def _log(self) -> None:
         step, steps = self._trainer.step, self._config.steps

@@ -32,6 +32,7 @@ from .augment import AugmentName
 from .baselines import BASELINES, BaselineName, OptimizerName
 from .config import Architecture, BackendChoice, Config, PenaltyPrecision, Precision, cuda_graph_of
 from .devices import best_precision, resolve_device
+from .loggers import check_installed
 from .option_values import check_value, convert
 
 # What every run has unless it is told otherwise.
@@ -82,6 +83,7 @@ GENERAL: dict[str, Any] = {
     "save_every": 500,
     "eval_every": 1000,
     "inception_weights": "",
+    "loggers": "tensorboard",
 }
 
 
@@ -279,6 +281,9 @@ class Options:
     inception_weights: str | None = _option(
         "output", "file of torch-fidelity's Inception weights: also measure is, fid, kid", path=True
     )
+    loggers: str | None = _option(
+        "output", "who else is told the run's numbers: of tensorboard,wandb,trackio, with commas between, or none"
+    )
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], source: str) -> Options:
@@ -291,6 +296,7 @@ class Options:
         config = self._merged(device)
         # What cannot be used raises here rather than in the middle of the run.
         resolve_backend(torch.device(device), "" if config.backend == "auto" else config.backend)
+        check_installed(config.loggers)
         return config
 
     def recorded(self) -> Config:

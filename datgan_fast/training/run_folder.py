@@ -14,13 +14,13 @@ import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import yaml
-from torch.utils.tensorboard import SummaryWriter
 
 from .. import archives, files
 from ..errors import ConfigError
@@ -29,6 +29,7 @@ from ..version import __version__
 from .config import Config
 from .config_file import read_yaml
 from .launch import launcher
+from .loggers import Logger, Loggers
 from .options import Options
 from .pictures import draw_curves
 from .run_lock import RunLock
@@ -40,20 +41,13 @@ KEPT_CHECKPOINTS = 3
 class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._tensorboard: SummaryWriter | None = None
+        self._loggers = Loggers()
         self._lock = RunLock(path)
 
     @classmethod
     def create(cls, config: Config) -> RunFolder:
         """The next numbered folder in config.outdir. Raises ConfigError if it cannot be made."""
         outdir = Path(config.outdir)
-        try:
-            str(outdir.absolute()).encode()
-        except UnicodeEncodeError:  # in a C locale, or of bytes that are no UTF-8
-            shown = str(outdir).encode(errors="backslashreplace").decode()
-            raise ConfigError(
-                f"--outdir {shown}: TensorBoard needs a name in UTF-8; use another folder, or a UTF-8 locale"
-            ) from None
         try:
             outdir.mkdir(parents=True, exist_ok=True)
             while True:
@@ -129,15 +123,21 @@ class RunFolder:
     def metrics(self, records: list[dict[str, Any]]) -> None:
         """Of one evaluation."""
         files.append_json_lines(self.path / "metrics.jsonl", *records)
-        for record in records:
-            self._scalars("metrics", {"step": record["step"], record["metric"]: record["value"]})
+        if records:
+            self._scalars("metrics", {"step": records[0]["step"], **{r["metric"]: r["value"] for r in records}})
 
     def _scalars(self, group: str, record: dict[str, Any]) -> None:
-        if self._tensorboard is None:
-            self._tensorboard = SummaryWriter(str(self.path / "tensorboard"))
-        for key, value in record.items():
-            if key != "step" and isinstance(value, (int, float)):
-                self._tensorboard.add_scalar(f"{group}/{key}", value, record["step"])
+        values = {name: v for name, v in record.items() if name != "step" and isinstance(v, (int, float))}
+        self._loggers.scalars(record["step"], group, values)
+
+    def drawn(self, step: int) -> None:
+        """Shows a picture that was made to whoever watches."""
+        self._loggers.images(step, self.samples_path(step))
+
+    def watched_by(self, loggers: Sequence[Logger], config: Config, step: int) -> None:
+        """What is recorded after `step` goes to these too, until `close`."""
+        self._loggers = Loggers(loggers)
+        self._loggers.begin(config, self.path, step)
 
     def hold(self) -> None:
         """Keeps other processes from writing, until `close`. Raises ConfigError where one does."""
@@ -147,12 +147,11 @@ class RunFolder:
         """Whether it has none, although it has come so far that there was one."""
         if self.checkpoints():
             return False
-        steps = [record["step"] for _, record in files.json_lines(self.path / "stats.jsonl") if record]
-        return max(steps, default=0) > (self.options().save_every or 0)
+        return max((record["step"] for record in self.records("stats")), default=0) > (self.options().save_every or 0)
 
     def measured(self) -> set[int]:
         """The steps that were evaluated."""
-        return {record["step"] for _, record in files.json_lines(self.path / "metrics.jsonl") if record}
+        return {record["step"] for record in self.records("metrics")}
 
     def rewind(self, step: int) -> None:
         """Forgets what was recorded after `step`, for a run that continues from there. What cannot be read stays."""
@@ -161,6 +160,7 @@ class RunFolder:
         later = [*self.checkpoints(), *(self.path / "samples").glob("step-*.png")]
         for abandoned in (p for p in later if _step(p) > step):
             abandoned.unlink()
+        (self.path / "progress.gif").unlink(missing_ok=True)
         for name in ("stats.jsonl", "metrics.jsonl"):
             path = self.path / name
             records = files.json_lines(path)
@@ -173,23 +173,33 @@ class RunFolder:
                 )
             if path.exists():
                 files.write_text(path, "".join(line + "\n" for line in kept))
-        self._tensorboard = SummaryWriter(str(self.path / "tensorboard"), purge_step=step + 1)
 
     def close(self) -> None:
         self._lock.release()
-        if self._tensorboard is not None:
-            self._tensorboard.close()
-            self._tensorboard = None
+        self._loggers.close()
 
     # Pictures
 
     def samples_path(self, step: int) -> Path:
         return self.path / "samples" / f"step-{step:06d}.png"
 
-    def curves(self) -> None:
-        records = [record for _, record in files.json_lines(self.path / "stats.jsonl") if record]
-        if records:
-            draw_curves(records, self.path.name, self.path / "curves.png")
+    @property
+    def real_path(self) -> Path:
+        """Training images, to be seen beside the generated ones."""
+        return self.path / "samples" / "real.png"
+
+    def samples(self) -> list[tuple[int, Path]]:
+        """The sample grids and their steps, in their order."""
+        found = (self.path / "samples").glob("step-*.png")
+        return sorted((_step(p), p) for p in found if _step(p) >= 0)
+
+    def records(self, name: str) -> list[dict[str, Any]]:
+        """Of "stats" or "metrics", with a step each; lines that are none are left out."""
+        return [record for _, record in files.json_lines(self.path / f"{name}.jsonl") if record]
+
+    def curves(self, points: bool) -> None:
+        if records := self.records("stats"):
+            draw_curves(records, self.path.name, self.path / "curves.png", points)
 
     # Weights
 

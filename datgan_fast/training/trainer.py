@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -19,13 +19,15 @@ from ..errors import ConfigError, DataError
 from ..method.dispatch import use_backend
 from ..metrics.evaluator import Evaluator
 from . import cuda_graph
-from .checkpoints import generate, in_turn, load_checkpoint, load_generator
+from .checkpoints import generate, in_turn, load_checkpoint, read_generator
 from .config import Config
 from .iteration import Iteration
 from .launch import own_device
+from .loggers import LOGGERS, Logger, named
 from .loop import BY_CLASS, Loop
 from .options import Options
 from .own_parts import check_own_networks, own_images, recorded_architecture, with_own_parts
+from .real_batch import real_batch
 from .run_folder import RunFolder
 from .share import Share
 from .shared_networks import check_shared
@@ -46,6 +48,7 @@ class Trainer:
         discriminator: your own, images -> one logit each; None: the one that the options describe. Trained in place.
         images: your own training images, [N, C, H, W] with C 1 or 3, uint8, or float32 in [-1, 1], which are
             rounded to 8 bits; None: the data set's.
+        loggers: your own, which follow `training.loggers.Logger`; told beside those of the option of this name.
 
     Where torch.distributed is initialised with several processes they are one run: all make the same trainer and call the same
     methods. The first one writes and says what there is to.
@@ -71,6 +74,7 @@ class Trainer:
         generator: nn.Module | None = None,
         discriminator: nn.Module | None = None,
         images: Tensor | None = None,
+        loggers: Sequence[Logger] = (),
     ) -> None:
         options = config if isinstance(config, Options) else Options(**config.typed())
         self.share = share = Share.of_default_group()
@@ -79,6 +83,7 @@ class Trainer:
         given = None if images is None else own_images(images)
         self.config = c = share.alike(lambda: with_own_parts(options, generator, discriminator, given))
         self.device = torch.device(c.device)
+        self._loggers = loggers
         self._torch = TorchState(c)
         with self._torch.at_work():
             self._put_together(generator, discriminator, given)
@@ -214,7 +219,7 @@ class Trainer:
 
     def _init_from(self, path: str) -> None:
         if path.endswith(".safetensors"):
-            states = {"generator": load_generator(path, "--init-from").generator.state_dict()}
+            states = {"generator": read_generator(path, "--init-from").generator.state_dict()}
         else:
             states = load_checkpoint(path, "--init-from")
         for name in ("generator", "discriminator"):
@@ -279,6 +284,7 @@ class Trainer:
             with closing(run):
                 if self.share.first:
                     run.hold()
+                    run.watched_by([*self._loggers, *(LOGGERS[name]() for name in named(c.loggers))], c, self.step)
                 Loop(self, run).run()
         return run
 
@@ -289,6 +295,12 @@ class Trainer:
 
     def sample_grid(self) -> Tensor:
         return generate(self.iteration.average, self._grid_latents, labels=self._grid_labels)
+
+    def real_grid(self) -> Tensor:
+        """As many training images as the sample grid has, of the same classes in the same places."""
+        data = self.iteration.data
+        count = len(self._grid_latents)
+        return real_batch(data.images, data.labels, self._grid_labels, count, self._own_generator())
 
     def evaluate(self) -> list[dict[str, Any]]:
         """A record for each metric of the averaged generator's images."""

@@ -237,9 +237,24 @@ def test_missing_packages_are_found_behind_those_that_are_there():
     assert preflight.missing(["a", "torch>=2", "b_b"], requires) == ["b-b", "e"]
 
 
+def test_the_header_says_how_to_fetch_what_the_machine_may_lack():
+    header = SCRIPT.read_text().partition("\nset -u")[0]
+    own = {"torch", "torchvision", "numpy", "pillow", "tomli"}  # the machine's, or Python's since 3.11
+    assert {preflight.name_of(r) for r in preflight.needed()} - own <= {w.strip("\\") for w in header.split()}
+
+
 def test_needed_packages_are_the_projects():
     names = {preflight.name_of(requirement) for requirement in preflight.needed()}
-    assert names >= {"torch", "torchvision", "scikit-learn", "tqdm", "pytest-benchmark", "pybind11", "cmake"}
+    assert names >= {
+        "torch",
+        "torchvision",
+        "scikit-learn",
+        "tqdm",
+        "pytest-benchmark",
+        "pybind11",
+        "cmake",
+        "scikit-build-core",
+    }
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from datgan_fast.paper import figure1
 from datgan_fast.paper.figure1 import Protocol, load_subject, measure
 from datgan_fast.paper.figure1_picture import table
 from datgan_fast.paper.fooling import steps_to_fool
-from datgan_fast.training.checkpoints import load_generator
+from datgan_fast.training.checkpoints import read_generator
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -110,7 +110,7 @@ def test_whose_generator(runs, tmp_path):
     kinds = [own.fake, early.fake, foreign.fake, averaged.fake]
     assert all(not torch.equal(a, b) for i, a in enumerate(kinds) for b in kinds[:i])
     state = torch.load(runs["dat"] / "checkpoints" / "step-000004.pt", weights_only=True)
-    raw = load_generator(runs["dat"] / "generator.safetensors").generator
+    raw = read_generator(runs["dat"] / "generator.safetensors").generator
     raw.load_state_dict(state["generator"])
     latents = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

@@ -29,6 +29,7 @@ def no_training(monkeypatch):
 BAD_VALUES = {
     "lr_schedule": ["cosine"],
     "inception_weights": ["nowhere.pth"],
+    "loggers": ["wand", ""],
     "baseline": ["gan", ""],
     "objective": ["bce"],
     "formulation": ["eq9"],
@@ -207,8 +208,9 @@ def test_run_folder(tmp_path):
     files = {str(p.relative_to(first)) for p in first.rglob("*") if p.is_file() and "tensorboard" not in str(p)}
     assert files == {
         ".lock", "config.yaml", "env.json", "log.txt", "stats.jsonl", "metrics.jsonl", "curves.png", "generator.safetensors",
+        "README.md", "index.html", "progress.gif", "samples/real.png",
         "samples/step-000000.png", "samples/step-000002.png", "samples/step-000004.png", "samples/step-000005.png",
-        "checkpoints/step-000004.pt", "checkpoints/step-000005.pt",
+        "checkpoints/step-000003.pt", "checkpoints/step-000004.pt", "checkpoints/step-000005.pt",
     }  # fmt: skip
     assert list((first / "tensorboard").iterdir())
     records = [json.loads(line) for line in (first / "stats.jsonl").read_text().splitlines()]

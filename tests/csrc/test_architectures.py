@@ -26,12 +26,12 @@ def ask(tmp_path, call):
     return message.removeprefix("answer=").split(";") if done.returncode == 0 else message
 
 
-def ask_nvcc(tmp_path, output, status=0):
+def ask_nvcc(tmp_path, output, status=0, processor="aarch64"):
     (tmp_path / "output").write_text(output)
     nvcc = tmp_path / "nvcc"
     nvcc.write_text(f'#!/bin/sh\n[ "$*" = --list-gpu-arch ] && cat {tmp_path}/output\nexit {status}\n')
     nvcc.chmod(0o755)
-    return ask(tmp_path, f'major_architectures("{nvcc}" answer)')
+    return ask(tmp_path, f'set(CMAKE_SYSTEM_PROCESSOR {processor})\nmajor_architectures("{nvcc}" answer)')
 
 
 @pytest.mark.parametrize(
@@ -61,6 +61,12 @@ def ask_nvcc(tmp_path, output, status=0):
 )
 def test_the_lowest_of_each_generation_and_ptx_of_the_last(tmp_path, output, expected):
     assert ask_nvcc(tmp_path, output) == expected
+
+
+@pytest.mark.parametrize(("processor", "built"), [("x86_64", False), ("AMD64", False), ("aarch64", True)])
+def test_jetson_thor_is_left_out_where_there_is_none(tmp_path, processor, built):
+    expected = ["100-real", "110-real", "120"] if built else ["100-real", "120"]
+    assert ask_nvcc(tmp_path, listing(100, 110, 120), processor=processor) == expected
 
 
 @pytest.mark.parametrize(

@@ -186,12 +186,26 @@ def test_kernels_run_without_a_warning():
 # loading the extension
 
 
-def test_a_missing_extension_explains_itself(monkeypatch):
-    monkeypatch.setitem(sys.modules, "datgan_fast._native", None)
-    extension, problem = native._load()
-    assert extension is None
-    assert "could not be loaded" in problem
-    assert problem.endswith("install the package with: pip install .")
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (
+            ModuleNotFoundError("No module named 'datgan_fast._native'", name="datgan_fast._native"),
+            "there is no native extension (the package was installed with DATGAN_FAST_NATIVE=0, or not at all)",
+        ),
+        (
+            ImportError("libm.so.6: version `GLIBC_2.99' not found"),
+            "the native extension could not be loaded (libm.so.6: version `GLIBC_2.99' not found)",
+        ),
+    ],
+    ids=["missing", "unusable"],
+)
+def test_an_extension_that_is_not_there_explains_itself(monkeypatch, error, reason):
+    def import_module(name):
+        raise error
+
+    monkeypatch.setattr(native.importlib, "import_module", import_module)
+    assert native._load() == (None, f"{reason}; install the package with: pip install .")
 
 
 # names and dtypes are compared when the kernels are loaded
@@ -321,8 +335,8 @@ def test_an_extension_built_from_other_sources_is_refused(checkout):
     assert problem in warning
 
 
-def test_digests_agree_between_setup_and_package(checkout):
-    """setup.py stamps the extension with the sum that native.py compares."""
+def test_digests_agree_between_build_and_package(checkout):
+    """CMakeLists.txt stamps the extension with the sum that native.py compares."""
     assert native._digest(ROOT / "csrc") == native.extension.SOURCE_DIGEST
     assert native._digest(checkout / "csrc") == native.extension.SOURCE_DIGEST  # wherever the checkout lies
     (checkout / "csrc" / "new.h").touch()

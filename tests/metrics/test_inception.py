@@ -2,6 +2,7 @@
 
 import pickle
 import re
+import sys
 import urllib.error
 
 import numpy as np
@@ -13,6 +14,13 @@ from datgan_fast.errors import ConfigError
 from datgan_fast.metrics import inception
 
 pytestmark = pytest.mark.needs("torch_fidelity")
+
+
+def test_without_torch_fidelity_one_sentence_says_how_to_install_it(monkeypatch):
+    """It comes with the extra `inception`; every metric that needs it looks for its weights first."""
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+    with pytest.raises(ConfigError, match=r"^is, fid and kid are .*; run: pip install torch-fidelity$"):
+        inception.find_weights(None)
 
 
 @pytest.fixture(scope="module")
