@@ -25,7 +25,7 @@ nitpicky = True
 # Documented elsewhere, or nowhere.
 nitpick_ignore_regex = [
     ("py:obj", ".*"),
-    ("py:class", r"Tensor|(torch|collections)\..*|datgan_fast\..*\.(Config|Logits|Options|RunFolder)"),
+    ("py:class", r"Tensor|(torch|collections|pathlib)\..*|datgan_fast\..*\.(Config|Logits|Options|RunFolder)"),
 ]
 
 myst_enable_extensions = ["dollarmath"]

@@ -185,8 +185,13 @@ def load_generator(path: str | Path) -> nn.Module:
     It takes latents float32 [n, z_dim], normally distributed, and with classes their labels int64 [n]; it gives images
     [n, C, H, W] in [-1, 1], or points [n, 2]. z_dim stands in the run's config.yaml and README.md.
 
-        generator = datgan_fast.load_generator("runs/00000-dcgan-dat-digits")
-        images = generator(torch.randn(64, 128))
+    Example:
+        >>> config = dat.TrainConfig(dataset="ring", width=8, steps=1, device="cpu")
+        >>> run = dat.Trainer(config).fit()  # doctest: +ELLIPSIS
+        runs/00000-dcgan-dat-ring: ...
+        >>> generator = dat.load_generator("runs/00000-dcgan-dat-ring")  # on images: "runs/00000-dcgan-dat-digits"
+        >>> generator(torch.randn(64, config.resolved().z_dim)).shape
+        torch.Size([64, 2])
 
     Raises ConfigError, a ValueError, if there is no such generator; the file is data only, no code of it is run.
     """
