@@ -27,14 +27,15 @@ def check_sdist(path: Path) -> int:
     with tarfile.open(path) as file:
         held = {name.partition("/")[2] for name in file.getnames()}
     files = {"CMakeLists.txt", "setup.py", "pyproject.toml", "LICENSE", "README.md", "CITATION.cff"}
-    complain_of(path, sources("csrc", "kernels", "datgan_fast", "examples", "hub_kernel", "tests") | files, held)
+    complain_of(path, sources("csrc", "kernels", "datgan_fast", "examples", "tests") | files, held)
     return len(held)
 
 
 def check_wheel(path: Path) -> int:
     with zipfile.ZipFile(path) as file:
         held = set(file.namelist())
-        wanted = sources("datgan_fast") | {"datgan_fast/" + name for name in sources("kernels")}
+        kernels = {path.name for path in (ROOT / "kernels").glob("*.py")}
+        wanted = sources("datgan_fast") | {f"datgan_fast/kernels/{name}" for name in kernels}
         complain_of(path, wanted | {"datgan_fast/py.typed"}, held)
         extension = next((name for name in held if name.startswith("datgan_fast/_native")), None)
         if extension is None:

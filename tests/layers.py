@@ -35,8 +35,8 @@ class Import(NamedTuple):
 
 def modules() -> dict[str, Path]:
     found = {}
-    for folder, prefix in ((ROOT / "datgan_fast", ()), (ROOT / "kernels", ("kernels",))):
-        for path in folder.rglob("*.py"):
+    for folder, prefix, pattern in ((ROOT / "datgan_fast", (), "**/*.py"), (ROOT / "kernels", ("kernels",), "*.py")):
+        for path in folder.glob(pattern):
             parts = (*prefix, *path.relative_to(folder).with_suffix("").parts)
             found[".".join(parts).removesuffix("__init__").removesuffix(".") or "the names at the door"] = path
     return dict(sorted(found.items()))

@@ -1,6 +1,6 @@
 """Lays the Triton kernels out as a kernel of a hub (`kernel-builder`'s torch-noarch), which imports nothing but torch and Triton.
 
-    python hub_kernel/lay_out.py FOLDER
+    python kernels/hub/lay_out.py FOLDER
 
 FOLDER then holds build.toml, flake.nix, CARD.md and torch-ext/dat_attack/: front.py as its `__init__.py`, kernels/ as it is, and
 those files of datgan_fast/method/ that kernels/ and the front import. Nothing is in this repository twice.
@@ -12,7 +12,8 @@ import shutil
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
 METHOD = ("__init__", "arguments", "backend", "drawn", "formulas", "objective")
 
 
@@ -22,8 +23,8 @@ def lay_out(folder: Path) -> Path:
     for part in ("kernels", "method"):
         (package / part).mkdir(parents=True)
     for name in ("build.toml", "flake.nix", "CARD.md"):
-        shutil.copy(ROOT / "hub_kernel" / name, folder)
-    shutil.copy(ROOT / "hub_kernel" / "front.py", package / "__init__.py")
+        shutil.copy(HERE / name, folder)
+    shutil.copy(HERE / "front.py", package / "__init__.py")
     for path in (ROOT / "kernels").glob("*.py"):
         shutil.copy(path, package / "kernels")
     for name in METHOD:
