@@ -115,7 +115,7 @@ _ROWS = (
         "digits",
         lambda request: read_digits()[0],
         lambda request: read_digits()[1],
-        defaults={"steps": 1800, "width": 64, "image_size": 16, "channels": 1},
+        defaults={"steps": 1500, "width": 32, "image_size": 16, "channels": 1},
         held_out=EveryNth(5, "every fifth"),
         epochs=25,
     ),
