@@ -93,19 +93,20 @@ class Loop:
         self._progress.say(f"{self._run.path}: {self._described()}, steps {t.step} to {steps}")
         if not self._run.real_path.exists():
             self._write(self._draw_real)
-        stopping = False
+        unmeasured = False  # because a signal has ended an evaluation
         if t.step == 0:
             self._write(self._draw, self._page)
         elif self._share.tell(lambda: owes_evaluation(t, self._run)):
-            stopping = not self._evaluate()
-        first = t.step + 1
+            unmeasured = not self._evaluate()
+        first, stopping = t.step + 1, unmeasured
         while t.step < steps and not stopping:
-            stopping = self._step(first) or self._stop.after(t.step)
+            unmeasured = self._step(first)
+            stopping = unmeasured or self._stop.after(t.step)
         if stopping and self._saved < t.step:
             self._refuse_what_is_broken()
             self._save()
         self._share.wait()  # for what the first one writes: torchrun ends all when one ends
-        if t.step < steps:
+        if t.step < steps or unmeasured:
             raise self._stopped(f"stopped at step {t.step}; go on with --resume {self._run.path}")
         self._write(self._finish)
         folder = self._run.path

@@ -274,7 +274,7 @@ def test_a_reader_that_leaves_does_not_end_a_run(tmp_path):
 
 
 def test_a_signal_while_an_evaluation_is_made_up_for(tmp_path, monkeypatch):
-    """The second time too the run stops where it is, and owes it still."""
+    """The second time too the run stops where it is, and owes it still; so does one that has come to its end."""
     evaluate, measured = train.Trainer.evaluate, []
 
     def interrupted(self):
@@ -286,9 +286,12 @@ def test_a_signal_while_an_evaluation_is_made_up_for(tmp_path, monkeypatch):
     for _ in range(2):
         assert run_train(tmp_path, *options, "--resume") == 1
     assert measured == [2, 2]
+    monkeypatch.setattr(train.Trainer, "evaluate", lambda self: evaluate(self) if self.step == 2 else interrupted(self))
+    assert run_train(tmp_path, *options, "--resume") == 1
+    assert measured == [2, 2, 4]
     monkeypatch.setattr(train.Trainer, "evaluate", lambda self: measured.append(self.step) or evaluate(self))
     assert run_train(tmp_path, *options, "--resume") == 0
-    assert measured == [2, 2, 2, 4]
+    assert measured == [2, 2, 4, 4]
 
 
 def test_a_checkpoint_is_there_before_an_evaluation_begins(tmp_path, monkeypatch):
