@@ -18,10 +18,11 @@ from .commands import spelled
 from .data.datasets import DATASETS, load_images
 from .errors import ConfigError, did_you_mean
 from .metrics import feature_network, inception
-from .paper import figure1, report, results
+from .paper import figure1, null_simulation, report, results
 from .paper.experiments import ATTACK, FIGURES, FULL, PAPER, QUICK, Experiment, experiments
 from .paper.results import Result
 from .paper.runs import cores, remaining, run_all
+from .paper.verdicts import NOT_MEASURED
 from .training.config import Config
 from .training.devices import resolve_device
 
@@ -57,6 +58,10 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--quick", action="store_true", help="small networks and short runs, for a CPU")
     parser.add_argument("--report-only", action="store_true", help="report on the runs in --outdir and train nothing")
+    parser.add_argument(
+        "--null-simulation", metavar="N", help="swap plain and DAT at random in the runs in --outdir, N times, and print in "
+        "how many a verdict comes out; trains nothing"
+    )  # fmt: skip
     data = parser.add_argument_group("data")
     data.add_argument("--dataset", metavar="LIST", help=f"of {', '.join(DATASETS)}; default: "
         f"{','.join(QUICK_DATASETS)} with --quick, else cifar10")  # fmt: skip
@@ -85,9 +90,13 @@ def build_parser() -> Parser:
 
 def reproduce(arguments: Any) -> int:
     outdir = Path(arguments.outdir)
+    if arguments.null_simulation is not None:
+        times = whole_number("--null-simulation", arguments.null_simulation, 1, 10**6)
+        found = _recorded(outdir, "--null-simulation")
+        print(null_simulation.simulate(report.measure(found, attacks(found)), times))
+        return 0
     if arguments.report_only:
-        if not results.read(outdir / "runs"):
-            raise ConfigError(f"--outdir {outdir}: must hold runs of datgan_fast.reproduce for --report-only")
+        _recorded(outdir, "--report-only")
         return _report(outdir, {})
 
     if outdir.is_file():
@@ -105,6 +114,12 @@ def reproduce(arguments: Any) -> int:
     print(f"{outdir}: {len(every)} runs, {len(every) - len(todo)} of them finished, {jobs} at a time", flush=True)
     failures = run_all(todo, outdir / "runs", min(jobs, len(todo))) if todo else {}
     return _report(outdir, failures)
+
+
+def _recorded(outdir: Path, option: str) -> list[Result]:
+    if found := results.read(outdir / "runs"):
+        return found
+    raise ConfigError(f"--outdir {outdir}: must hold runs of datgan_fast.reproduce for {option}")
 
 
 def _asked_for(arguments: Any, device: str, folder: Path) -> list[Experiment]:
@@ -158,9 +173,13 @@ def _make(folder: Path) -> None:
 
 def _report(outdir: Path, failures: dict[str, str]) -> int:
     if found := results.read(outdir / "runs"):
-        for dataset, verdicts in report.write(found, attacks(found), outdir).items():
-            for v in verdicts:
-                print(f"{dataset} {v.name} {v.verdict:11s} {v.claim}: {v.ours}")
+        verdicts = report.write(found, attacks(found), outdir)
+        for dataset, of_dataset in verdicts.items():
+            for v in of_dataset:
+                if v.verdict != NOT_MEASURED:
+                    print(f"{dataset} {v.claim.name} {v.verdict:11s} {v.claim.text}: {v.ours}; {v.certainty}")
+        if missing := report.not_measured(verdicts):
+            print(f"not measured: {'; '.join(missing)}")
         print(f"report: {outdir / 'report.html'}, {outdir / 'report.md'}")
     for name, reason in failures.items():
         print(f"{spelled('reproduce')}: {name} failed: {reason}", file=sys.stderr)

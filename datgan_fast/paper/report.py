@@ -13,12 +13,12 @@ from .. import files
 from ..metrics.catalogue import METRICS
 from ..training.run_folder import RunFolder
 from . import claims, experiments, figure1_picture, sweep
-from .claims import CANNOT_TELL, DOES_NOT, HOLDS, Verdict, counted
 from .experiments import ATTACK, FIGURES, SWEEP, Figure
 from .figure1 import Measurement
 from .report_page import Block, Code, Heading, Paragraph, Picture, Table, markdown, page
 from .report_pictures import draw_curves, draw_samples, draw_sweep
 from .results import Result, Series, datasets, score_name, settings
+from .verdicts import CANNOT_TELL, DOES_NOT, ERRORS, HOLDS, NOT_MEASURED, Claim, Verdict, counted, judge
 
 Verdicts = dict[str, list[Verdict]]  # of each data set, the claims' in their order
 
@@ -32,7 +32,7 @@ def write(found: Sequence[Result], attacks: Mapping[str, Measurement], outdir: P
     of_paper = [r for r in finished if r.experiment.figure != SWEEP]
     of_sweep = [r for r in finished if r.experiment.figure == SWEEP]
     by_dataset = {name: [r for r in of_paper if r.experiment.dataset == name] for name in datasets(of_paper)}
-    verdicts = {name: claims.judge(runs, _mean_steps(attacks)) for name, runs in by_dataset.items()}
+    verdicts = judge(measure(found, attacks))
     blocks: list[Block] = [
         Heading("Direct adversarial training, reproduced", 1),
         Paragraph(_what_was_run(found, finished)),
@@ -44,9 +44,30 @@ def write(found: Sequence[Result], attacks: Mapping[str, Measurement], outdir: P
     if of_sweep:
         blocks += _sweep(of_sweep, outdir)
     blocks += _how_it_was_run(found)
+    if missing := not_measured(verdicts):
+        blocks.append(Paragraph(f"Not measured: {'; '.join(missing)}."))
     files.write_text(outdir / "report.md", markdown(blocks))
     files.write_text(outdir / "report.html", page(blocks))
     return verdicts
+
+
+def measure(found: Sequence[Result], attacks: Mapping[str, Measurement]) -> dict[str, list[Claim]]:
+    """Each data set's claims, from the finished runs of the paper's figures; `attacks` as for write."""
+    of_paper = [r for r in found if r.finished and r.experiment.figure != SWEEP]
+    return {
+        name: claims.measure([r for r in of_paper if r.experiment.dataset == name], _mean_steps(attacks))
+        for name in datasets(of_paper)
+    }
+
+
+def not_measured(verdicts: Verdicts) -> list[str]:
+    """The claims that have no verdict, each with its data sets."""
+    where: dict[tuple[str, str], list[str]] = {}
+    for dataset, of_dataset in verdicts.items():
+        for v in of_dataset:
+            if v.verdict == NOT_MEASURED:
+                where.setdefault((v.claim.name, v.claim.text), []).append(dataset)
+    return [f"{name}, {text} ({', '.join(found)})" for (name, text), found in where.items()]
 
 
 def _figures(runs: Sequence[Result], attacks: Mapping[str, Measurement], outdir: Path) -> list[Block]:
@@ -80,20 +101,40 @@ def _what_was_run(found: Sequence[Result], finished: Sequence[Result]) -> str:
 
 def _claims(verdicts: Verdicts) -> list[Block]:
     """One table, a claim's verdicts on the data sets below each other."""
+    columns = (
+        "",
+        "claim",
+        "in the paper",
+        "data",
+        "seeds",
+        "here",
+        "corrected p",
+        "could be seen",
+        "verdict",
+        "measured by",
+    )
     rows = []
     for of_claim in zip(*verdicts.values(), strict=True):
-        test = ""
-        for i, (dataset, v) in enumerate(zip(verdicts, of_claim, strict=True)):
-            said_once = (v.name, v.claim, v.paper) if i == 0 else ("", "", "")
-            rows.append((*said_once, dataset, v.ours, v.verdict, "" if v.test == test else v.test))
-            test = v.test
+        said: tuple[str, ...] = ()
+        for dataset, v in zip(verdicts, of_claim, strict=True):
+            if v.verdict == NOT_MEASURED:
+                continue
+            c = v.claim
+            head = (c.name, c.text, c.paper, c.measured_by)
+            *once, test = ("" if part in said else part for part in head)
+            figures = (str(c.seeds), v.ours, f"{v.corrected_p:.2g}", v.detectable, v.verdict)
+            rows.append((*once, dataset, *figures, test))
+            said = head
     return [
         Heading("Claims"),
-        Table(("", "claim", "in the paper", "data", "here", "verdict", "measured by"), rows, prose=True),
+        Table(columns, rows, prose=True),
         Paragraph(
-            f"{HOLDS}: Student's {claims.LEVEL:.0%} interval for the mean over pairs (the same setting and seed, plain and "
-            f"with DAT) lies wholly on the claimed side; {DOES_NOT}: wholly on the other side; {CANNOT_TELL}: neither, or "
-            f"fewer than {claims.FEWEST} pairs. Intervals are in brackets. Verdicts are of this report's runs: their data, "
+            f"{HOLDS}: the mean over pairs (the same setting and seed, plain and with DAT) is on the claimed side, by a "
+            "permutation test that swaps plain and DAT in all of a seed's pairs together, and by a bootstrap interval (BCa) "
+            f"that resamples seeds and settings, both corrected for the {len(rows)} verdicts of this table (Holm) so that "
+            f"the chance of any false one is at most {ERRORS:.0%}; {DOES_NOT}: it is on the other side by both; {CANNOT_TELL}: "
+            "neither. Intervals, in brackets, are at the corrected level. Could be seen: half the width of the interval that "
+            "decides, or none where these seeds could not have been enough. Verdicts are of this report's runs: their data, "
             "networks and lengths are stated below and are not the paper's."
         ),
     ]

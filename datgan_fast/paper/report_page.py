@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from .. import pages
-from .claims import CANNOT_TELL, DOES_NOT, HOLDS
+from .verdicts import CANNOT_TELL, DOES_NOT, HOLDS
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,177 @@
+"""The verdict on a claim, from its paired differences and those of all other claims that a report measured.
+
+These are one family, on all data sets together. A claim holds if the mean lies on the claimed side of the bound (0 unless the
+claim says more) by both methods of statistics.py after Holm's correction over the family: by the permutation test's p, and by
+the bootstrap interval at the level of that p's correction. It does not if the mean lies on the other side by both. Otherwise
+we cannot tell, and say which effect could have been seen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from . import statistics
+
+HOLDS, DOES_NOT, CANNOT_TELL, NOT_MEASURED = "holds", "does not", "cannot tell", "not measured"
+ERRORS = 0.05  # the chance of any false verdict in a report
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What is claimed of which differences."""
+
+    name: str  # "C3"
+    text: str
+    paper: str
+    measured_by: str
+    effect: str  # the mean in words: "{:.3g} times with DAT"
+    differences: np.ndarray  # float64 [settings, seeds], NaN where there is no pair
+    above: bool  # whether the mean is claimed to be above the bound or below it
+    bound: float = 0.0
+    logarithm: bool = False  # of a ratio, which is what is told
+    every_setting: bool = False  # claimed of each setting rather than of their mean
+
+    @cached_property
+    def towards(self) -> np.ndarray:
+        """The differences, above 0 where they are as claimed; without the settings and seeds that have none."""
+        d = statistics.measured(self.differences) - self.bound
+        return d if self.above else -d
+
+    @cached_property
+    def decisive(self) -> tuple[np.ndarray, int]:
+        """The differences that decide, and of how many they were picked.
+
+        "At every setting" holds if it does at the one where it is told least, and needs no correction for that; it does not
+        if it does not at some setting, of as many as there are (Bonferroni).
+        """
+        if not self.every_setting or not self.towards.size:
+            return self.towards, 1
+        each = [self.towards[[i]] for i in range(len(self.towards))]
+        behind = [d for d in each if statistics.mean(d) <= 0]
+        if behind:
+            return min(behind, key=statistics.permutation_p), len(each)
+        return max(each, key=statistics.permutation_p), 1
+
+    @property
+    def seeds(self) -> int:
+        return self.towards.shape[1]
+
+    @cached_property
+    def p(self) -> float:
+        """Before Holm's correction."""
+        d, picked_of = self.decisive
+        return min(1.0, picked_of * statistics.permutation_p(d))
+
+    @property
+    def smallest_p(self) -> float:
+        """What p would be if all seeds agreed."""
+        d, picked_of = self.decisive
+        return min(1.0, picked_of * statistics.smallest_p(statistics.measured(d).shape[1]))
+
+    def interval(self, correction: float) -> tuple[float, float]:
+        """Of the decisive differences, at the level that this correction of p leaves."""
+        d, picked_of = self.decisive
+        return statistics.interval(d, 1 - ERRORS / (picked_of * correction))
+
+    def told(self, mean: float) -> str:
+        """A mean of differences, in words."""
+        return self.effect.format(math.exp(mean) if self.logarithm else mean)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A line of the report's table."""
+
+    claim: Claim
+    verdict: str
+    corrected_p: float  # by Holm's method, over the report's family
+    interval: tuple[float, float]  # of the differences' mean, at the corrected level
+    detectable: str  # the effect that could have been seen
+
+    @property
+    def ours(self) -> str:
+        """Effect, interval, interquartile mean, and the share of pairs that are as claimed."""
+        c = self.claim
+        if self.verdict == NOT_MEASURED:
+            return NOT_MEASURED
+        low, high, inner = (
+            f"{math.exp(x) if c.logarithm else x:.3g}"
+            for x in (*self.interval, statistics.interquartile_mean(c.differences))
+        )
+        parts = [
+            c.told(statistics.mean(c.differences)) + (f" ({low} to {high})" if math.isfinite(self.interval[0]) else ""),
+            f"interquartile mean {inner}",
+            f"as claimed in {statistics.probability_of_improvement(c.towards):.0%} of "
+            f"{counted(int(np.isfinite(c.towards).sum()), 'pair')}",
+        ]
+        if c.every_setting:
+            better = sum(statistics.mean(d[None]) > 0 for d in c.towards)
+            parts.append(f"on average in {better} of {counted(len(c.towards), 'setting')}")
+        return "; ".join(parts)
+
+    @property
+    def certainty(self) -> str:
+        return (
+            f"{counted(self.claim.seeds, 'seed')}, corrected p {self.corrected_p:.2g}, could be seen: {self.detectable}"
+        )
+
+
+# Verdicts
+
+
+def judge(claims: Mapping[str, Sequence[Claim]]) -> dict[str, list[Verdict]]:
+    """The verdicts on each data set's claims; all that were measured are one family."""
+    family = [c for of_dataset in claims.values() for c in of_dataset if c.seeds]
+    p = np.array([c.p for c in family])
+    corrected, factors = statistics.holm(p)
+    verdicts = {}
+    for i, (c, verdict) in enumerate(zip(family, decide(family), strict=True)):
+        level = 1 - ERRORS / factors[i]
+        if_agreed = statistics.holm(np.where(np.arange(len(p)) == i, c.smallest_p, p))[0][i]
+        verdicts[id(c)] = Verdict(
+            c,
+            verdict,
+            float(corrected[i]),
+            statistics.interval(c.differences, level),
+            _detectable(c, float(factors[i]), float(if_agreed)),
+        )
+    unknown = (math.nan, math.nan)
+    return {
+        dataset: [verdicts.get(id(c)) or Verdict(c, NOT_MEASURED, math.nan, unknown, "") for c in of_dataset]
+        for dataset, of_dataset in claims.items()
+    }
+
+
+def decide(family: Sequence[Claim]) -> list[str]:
+    """HOLDS, DOES_NOT or CANNOT_TELL for each."""
+    corrected, factors = statistics.holm(np.array([c.p for c in family]))
+    return [
+        _side(c.interval(factor)) if p <= ERRORS else CANNOT_TELL
+        for c, p, factor in zip(family, corrected, factors, strict=True)
+    ]
+
+
+def _side(interval: tuple[float, float]) -> str:
+    return HOLDS if interval[0] > 0 else DOES_NOT if interval[1] < 0 else CANNOT_TELL
+
+
+def _detectable(c: Claim, factor: float, if_agreed: float) -> str:
+    """Half the width of the interval that decides: a mean this far from the bound would just have left it behind."""
+    if if_agreed > ERRORS:
+        return f"none: {counted(c.seeds, 'seed')} that all agree have corrected p {if_agreed:.2g}"
+    low, high = c.interval(factor)
+    half = (high - low) / 2
+    beyond = "" if not c.bound else f" from {math.exp(c.bound) if c.logarithm else c.bound:.3g}"
+    return (f"a factor of {math.exp(half):.3g}" if c.logarithm else f"{half:.2g}") + beyond
+
+
+# In words
+
+
+def counted(n: int, what: str) -> str:
+    return f"{n} {what}" + ("" if n == 1 else "s")
