@@ -100,15 +100,23 @@ def test_from_ctrl_c_to_the_report(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert "4 runs, 1 of them finished" in said
     assert "3/3 digits-4-wgan-n_dis-5-dat-seed1: classifier_score" in said
+    assert re.search(
+        r"^digits C3 cannot tell WGAN has a better score .*; 2 seeds, corrected p 1, could be seen: none", said, re.M
+    )
+    assert re.search(r"^not measured: C1, .* \(digits\)$", said, re.M)
     assert len(list(outdir.glob("runs/*/generator.safetensors"))) == 4
     assert finished[0].stat().st_mtime_ns == when
 
     monkeypatch.setattr(reproduce, "run_all", lambda *_: pytest.fail("a finished run was repeated"))
     assert run(outdir) == 0
     page, text = ((outdir / name).read_text() for name in ("report.html", "report.md"))
+    table, apart = text.split("Not measured: ")
     for number in range(1, 8):
-        assert f"| C{number} |" in text
-        assert f">C{number}</td>" in page
+        if number in (3, 6, 7):  # what figure 4 is about
+            assert f"| C{number} |" in table
+            assert f">C{number}</td>" in page
+        else:
+            assert f"C{number}, " in apart
     sources = re.findall(r'(?:src|href)="([^"]{0,30})', page)
     assert len(sources) == 2  # the figure and its samples
     assert all(source.startswith("data:image/png;base64,") for source in sources)
@@ -120,6 +128,10 @@ def test_from_ctrl_c_to_the_report(tmp_path, monkeypatch, capsys):
     (outdir / "report.html").unlink()
     assert reproduce.main(["--report-only", "--outdir", str(outdir)]) == 0
     assert (outdir / "report.html").read_text() == page
+
+    capsys.readouterr()
+    assert reproduce.main(["--null-simulation", "3", "--outdir", str(outdir)]) == 0
+    assert "swapped at random, 3 times: a false verdict in 0.0% of the reports" in capsys.readouterr().out
 
 
 @pytest.mark.trains
@@ -174,6 +186,8 @@ def test_a_run_that_diverges_is_reported(tmp_path, monkeypatch, capsys):
         (["--device", "tpu"], "--device tpu"),
         (["--inception-weights", "nowhere.pth"], "--inception-weights nowhere.pth"),
         (["--report-only"], "--outdir"),
+        (["--null-simulation", "2000"], "--outdir"),
+        (["--null-simulation", "0"], "--null-simulation 0"),
         (["--no-such-option"], "--no-such-option"),
     ],
 )

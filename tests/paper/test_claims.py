@@ -1,54 +1,56 @@
-"""Verdicts on the paper's claims, on records whose answer is known."""
+"""The paper's claims, on records whose answer is known: which differences are looked at, and the report's table of them."""
 
-import itertools
 import math
+import re
 
+import numpy as np
 import pytest
 
 from datgan_fast.paper import claims, report, results
-from datgan_fast.paper.claims import CANNOT_TELL, DOES_NOT, HOLDS
 from datgan_fast.paper.experiments import DAT, FIGURES
+from datgan_fast.paper.verdicts import CANNOT_TELL, DOES_NOT, HOLDS, NOT_MEASURED, judge
 from made_runs import made, record
 
-
-def verdict(found, name, text, steps=None):
-    (line,) = [v for v in claims.judge(found, steps or {}) if v.name == name and text in v.claim]
-    return line.verdict
+SEEDS = 9  # enough for the claims that one figure measures: 2^-8 times 6 of them
 
 
-def test_interval_is_students():
-    # By hand: mean 2, standard deviation 1, t(0.975, 2) = 4.302653
-    i = claims.interval([1.0, 2.0, 3.0, math.nan])
-    assert (i.n, i.mean) == (3, 2.0)
-    assert i.high - 2 == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)
-    assert 2 - i.low == pytest.approx(i.high - 2)
-    assert claims.interval([]).verdict(above=True) == CANNOT_TELL
+def line(found, name, text, steps=None):
+    verdicts = judge({"digits": claims.measure(found, steps or {})})["digits"]
+    (of_claim,) = [v for v in verdicts if v.claim.name == name and text in v.claim.text]
+    return of_claim
+
+
+def verdict(*arguments):
+    return line(*arguments).verdict
 
 
 @pytest.mark.parametrize(
-    ("differences", "better", "worse"),
+    ("differences", "seeds", "better", "worse"),
     [
-        ((0.9, 1.0, 1.1), HOLDS, DOES_NOT),
-        ((-0.9, -1.0, -1.1), DOES_NOT, HOLDS),
-        ((-1.0, 0.1, 1.0), CANNOT_TELL, CANNOT_TELL),
-        ((1.0, 1.1), CANNOT_TELL, CANNOT_TELL),  # two seeds are too few
+        ((0.9, 1.0, 1.1), SEEDS, HOLDS, DOES_NOT),
+        ((-0.9, -1.0, -1.1), SEEDS, DOES_NOT, HOLDS),
+        ((-1.0, 0.1, 1.0), SEEDS, CANNOT_TELL, CANNOT_TELL),
+        ((0.9, 1.0, 1.1), 3, CANNOT_TELL, CANNOT_TELL),  # too few seeds, whatever they agree on
     ],
 )
 @pytest.mark.parametrize(("figure", "name", "text"), [("4", "C3", "WGAN has a better"), ("5", "C4", "worse score")])
-def test_score_claims(figure, name, text, differences, better, worse):
+def test_score_claims(figure, name, text, differences, seeds, better, worse):
     def dat(seed, done):
-        return record(score=3 + seed + differences[seed])
+        return record(score=3 + seed + differences[seed % 3])
 
-    found = made(figure, dat, lambda seed, done: record(score=3 + seed), seeds=len(differences))
+    found = made(figure, dat, lambda seed, done: record(score=3 + seed), seeds=seeds)
     assert verdict(found, name, text) == (better if figure == "4" else worse)
 
 
 def test_a_distance_is_better_when_it_is_smaller():
-    found = made("4", lambda seed, done: record(score=2 + seed), lambda seed, done: record(score=2.5 + seed))
-    for line in (line for r in found for line in r.metrics):
-        line["metric"] = "exact_wasserstein"
-    (score,) = [v for v in claims.judge(found, {}) if "WGAN has a better score" in v.claim]
-    assert (score.verdict, score.ours) == (HOLDS, "exact_wasserstein better by 0.5 with DAT (0.5 to 0.5), 3 pairs")
+    found = made("4", lambda seed, done: record(score=2 + seed), lambda seed, done: record(score=2.5 + seed), SEEDS)
+    for entry in (entry for r in found for entry in r.metrics):
+        entry["metric"] = "exact_wasserstein"
+    score = line(found, "C3", "WGAN has a better score")
+    assert score.verdict == HOLDS
+    assert score.ours == (
+        "exact_wasserstein better by 0.5 with DAT (0.5 to 0.5); interquartile mean 0.5; as claimed in 100% of 9 pairs"
+    )
 
 
 @pytest.mark.parametrize(
@@ -63,9 +65,9 @@ def test_smaller_and_steadier_wasserstein_estimate(figure, name, where, factors,
         return 5 + seed if done <= 0.5 else 1 + (-1) ** round(8 * done) * 0.3
 
     def dat(seed, done):
-        return record(wasserstein=swing(seed, done) * (factors[seed] if done > 0.5 else 10))
+        return record(wasserstein=swing(seed, done) * (factors[seed % 3] if done > 0.5 else 10))
 
-    found = made(figure, dat, lambda seed, done: record(wasserstein=swing(seed, done)))
+    found = made(figure, dat, lambda seed, done: record(wasserstein=swing(seed, done)), SEEDS)
     assert verdict(found, name, "smaller") == expected
     assert verdict(found, name, "steadier") == expected
 
@@ -76,13 +78,13 @@ def test_smaller_and_steadier_wasserstein_estimate(figure, name, where, factors,
 )
 def test_better_at_every_setting(worse_settings, noise, expected):
     worse = {s.name for s in FIGURES["3"].settings[:worse_settings]}
-    wobble = itertools.cycle((-noise, 0.01, noise))  # over seeds, with mean about 0
-    found = []
-    for setting in FIGURES["3"].settings:
-        gain = -1.0 if setting.name in worse else 1.0
-        shifts = [next(wobble) for _ in range(3)]
-        both = made("3", lambda s, d, g=gain, w=shifts: record(score=5 + g + w[s]), lambda s, d: record(score=5))
-        found += [r for r in both if r.experiment.setting == setting.name]
+    wobble = (-noise, 0.01, noise)  # over seeds, with mean about 0
+
+    def everywhere(gain):
+        return made("3", lambda s, d: record(score=5 + gain + wobble[s % 3]), lambda s, d: record(score=5), seeds=12)
+
+    pairs_of_runs = zip(everywhere(1.0), everywhere(-1.0), strict=True)
+    found = [down if up.experiment.setting in worse else up for up, down in pairs_of_runs]
     assert verdict(found, "C2", "every setting") == expected
 
 
@@ -94,9 +96,9 @@ def test_gradient_norm_counts_where_the_discriminator_is_ahead(norms, expected):
         return round(8 * done) % 2 == 0  # every other log line
 
     def dat(seed, done):
-        return record(wasserstein=2.0 + ahead(done), norm=norms[seed] if ahead(done) else 100.0)
+        return record(wasserstein=2.0 + ahead(done), norm=norms[seed % 3] if ahead(done) else 100.0)
 
-    found = made("4", dat, lambda seed, done: record(wasserstein=2.0 + ahead(done)))
+    found = made("4", dat, lambda seed, done: record(wasserstein=2.0 + ahead(done)), SEEDS)
     assert verdict(found, "C6", "WGAN: DAT lowers") == expected
 
 
@@ -105,65 +107,111 @@ def test_penalty_that_grows_with_the_gradient(sign, expected):
     def dat(seed, done):
         return record(norm=done + 0.1 * seed, added=sign * (done + 0.1 * seed) ** 2)
 
-    assert verdict(made("4", dat, lambda s, d: record()), "C6", "grows") == expected
-    assert verdict(made("4", lambda s, d: record(), lambda s, d: record()), "C6", "grows") == CANNOT_TELL
+    assert verdict(made("4", dat, lambda s, d: record(), SEEDS), "C6", "grows") == expected
+    assert verdict(made("4", lambda s, d: record(), lambda s, d: record(), SEEDS), "C6", "grows") == NOT_MEASURED
 
 
 @pytest.mark.parametrize(("start", "expected"), [(0.25, HOLDS), (1.0, DOES_NOT), (0.5, CANNOT_TELL)])
-def test_faster_is_the_time_to_the_plain_runs_score(start, expected):
+def test_faster_is_the_time_to_the_worse_runs_score(start, expected):
     def since(when):
         return lambda seed, done: record(score=5.0 if done >= when else 1.0)
 
-    assert verdict(made("4", since(start), since(0.5)), "C7", "WGAN: the generator converges faster") == expected
+    found = made("4", since(start), since(0.5), SEEDS)
+    assert verdict(found, "C7", "WGAN: the generator converges faster") == expected
 
 
 @pytest.mark.parametrize(
-    ("factor", "expected"), [(5.0, HOLDS), (1.2, DOES_NOT), (2.0, CANNOT_TELL), (None, CANNOT_TELL)]
+    ("factor", "expected"), [(5.0, HOLDS), (1.2, DOES_NOT), (2.0, CANNOT_TELL), (None, NOT_MEASURED)]
 )
 def test_attack_steps(factor, expected):
-    found = made("1", lambda s, d: record(), lambda s, d: record())
+    found = made("1", lambda s, d: record(), lambda s, d: record(), SEEDS)
     steps = {}
     for r in found if factor else []:
-        noise = 1 + 0.01 * (r.experiment.seed - 1) * (r.experiment.variant == DAT)
+        noise = 1 + 0.01 * (r.experiment.seed % 3 - 1) * (r.experiment.variant == DAT)
         steps[r.experiment.name] = {"fake": 3.0 * (factor * noise if r.experiment.variant == DAT else 1), "real": 4.0}
     assert verdict(found, "C1", "generated", steps) == expected
-    assert verdict(found, "C1", "real", steps) == (DOES_NOT if factor else CANNOT_TELL)
+    assert verdict(found, "C1", "real", steps) == (DOES_NOT if factor else NOT_MEASURED)
 
 
-def test_data_sets_are_judged_apart(tmp_path):
-    for_it = made("4", lambda s, d: record(score=3 + d), lambda s, d: record(score=2))
-    against_it = made("4", lambda s, d: record(score=1 + d), lambda s, d: record(score=5), dataset="ring")
+def test_swapping_plain_and_dat_changes_the_sign_and_nothing_else():
+    """What the permutation test takes for granted; the correlation is of one run."""
+
+    def run(kind):
+        def wild(seed, done):
+            x = np.random.default_rng([kind, seed, round(8 * done)]).uniform(0.5, 2.0, 4)
+            return record(score=x[0] * (1 + done), wasserstein=x[1], norm=x[2], added=x[3])
+
+        return wild
+
+    for figure in ("3", "4", "5", "6", "7", "8"):
+        one, other = (claims.measure(made(figure, run(a), run(1 - a)), {}) for a in (0, 1))
+        for c, swapped in zip(one, other, strict=True):
+            if "grows with the squared" not in c.text:
+                np.testing.assert_allclose(c.differences, -swapped.differences, rtol=1e-12, equal_nan=True)
+
+
+def test_differences_keep_their_settings_and_seeds():
+    found = made("alp", lambda s, d: record(score=10 * s), lambda s, d: record(score=s), 3)
+    found = [r for r in found if (r.experiment.setting, r.experiment.seed) != ("wgan-alp, n_dis 1", 1)]
+    of = claims._score("C3", "better", "", results.pairs(found))
+    np.testing.assert_array_equal(of.differences, [[0, 9, 18], [0, math.nan, 18]])
+
+
+def table(folder):
+    text = (folder / "report.md").read_text()
+    return text, [[c.strip() for c in entry.split("|")[1:-1]] for entry in text.splitlines()]
+
+
+def test_data_sets_are_judged_apart_and_corrected_together(tmp_path):
+    for_it = made("4", lambda s, d: record(score=3 + d), lambda s, d: record(score=2), 12)
+    against_it = made("4", lambda s, d: record(score=1 + d), lambda s, d: record(score=5), 12, dataset="ring")
     report.write([*for_it, *against_it], {}, tmp_path)
-    text = (tmp_path / "report.md").read_text()
-    rows = [[c.strip() for c in line.split("|")[1:-1]] for line in text.splitlines()]
+    text, rows = table(tmp_path)
     (at,) = [i for i, row in enumerate(rows) if row[1:2] == ["WGAN has a better score with DAT"]]
-    assert (rows[at][3], rows[at][5]) == ("digits", HOLDS)
-    assert (rows[at + 1][:4], rows[at + 1][5]) == (["", "", "", "ring"], DOES_NOT)
+    assert (*rows[at][3:5], rows[at][8]) == ("digits", "12", HOLDS)
+    assert (*rows[at + 1][:5], rows[at + 1][8]) == ("", "", "", "ring", "12", DOES_NOT)
+    # Three claims on each are measured: an estimate that stands still has no unrest, and D is never ahead of its median.
+    assert [float(rows[i][6]) for i in (at, at + 1)] == [pytest.approx(6 * 2**-11, rel=0.02)] * 2
+    assert "for the 6 verdicts" in text
     assert text.index("## On digits") < text.index("digits-figure-4-1.png") < text.index("## On ring")
     assert text.index("## On ring") < text.index("ring-figure-4-1.png")
 
 
+def test_no_verdict_without_its_seeds_p_and_what_could_be_seen(tmp_path):
+    report.write(made("4", lambda s, d: record(score=3 + d), lambda s, d: record(score=2), 3), {}, tmp_path)
+    text, rows = table(tmp_path)
+    of_claims = [row for row in rows if len(row) == 10 and re.fullmatch(r"C\d", row[0])]
+    assert len(of_claims) == 3
+    for row in of_claims:
+        assert row[4] == "3" and float(row[6]) == 1.0 and row[8] == CANNOT_TELL
+        assert row[7] == "none: 3 seeds that all agree have corrected p 1"
+    last = text.splitlines()[-1]
+    assert (
+        last.startswith("Not measured: C1, ")
+        and "C2, DCGAN has a better score with DAT at every setting (digits)" in last
+    )
+    assert NOT_MEASURED not in text and last.count("(digits)") == len(claims.measure([], {})) - 3
+
+
 def test_figure_1s_runs_are_not_counted_twice():
     found = [r for figure in ("1", "3") for r in made(figure, *[lambda seed, done: record(wasserstein=done)] * 2)]
-    (line,) = [v for v in claims.judge(found, {}) if "DCGAN: DAT lowers" in v.claim]
-    assert f"{8 * 3} pairs" in line.ours
+    assert "of 24 pairs" in line(found, "C6", "DCGAN: DAT lowers").ours  # eight settings, three seeds
 
 
 def test_discriminators_of_different_kinds_are_judged_apart():
     def ahead(norm):
         return lambda seed, done: record(wasserstein=done, norm=norm + 0.01 * seed * done)
 
-    falls = made("3", ahead(1), ahead(2))
-    rises = [r for figure in ("5", "8", "alp") for r in made(figure, ahead(2), ahead(1))]
-    verdicts = {v.claim.partition(":")[0]: v for v in claims.judge([*falls, *rises], {}) if "lowers" in v.claim}
-    assert {kind: v.verdict for kind, v in verdicts.items()} == {
-        "DCGAN": HOLDS, "WGAN": CANNOT_TELL, "WGAN-GP, -LP, -ALP": DOES_NOT
-    }  # fmt: skip
-    assert verdicts["WGAN-GP, -LP, -ALP"].ours.endswith("12 pairs")
+    falls = made("3", ahead(1), ahead(2), SEEDS + 1)
+    rises = [r for figure in ("5", "8", "alp") for r in made(figure, ahead(2), ahead(1), SEEDS + 1)]
+    found = [*falls, *rises]
+    expected = {"DCGAN": HOLDS, "WGAN": NOT_MEASURED, "WGAN-GP, -LP, -ALP": DOES_NOT}
+    assert {kind: verdict(found, "C6", f"{kind}: DAT lowers") for kind in expected} == expected
+    assert "of 40 pairs" in line(found, "C6", "-ALP: DAT lowers").ours
 
 
 def test_unfinished_runs_are_left_out():
     found = made("4", lambda s, d: record(score=9), lambda s, d: record())
     del found[-1].stats[-1]
     assert len(results.pairs(found)) == 2
-    assert verdict(found, "C3", "score") == CANNOT_TELL
+    assert line(found, "C3", "score").claim.seeds == 2

@@ -1,0 +1,104 @@
+"""Verdicts on differences whose answer is known, alone and in a family, and how often they are false where there is no effect."""
+
+import math
+
+import numpy as np
+import pytest
+
+from datgan_fast.paper import null_simulation, statistics
+from datgan_fast.paper.verdicts import CANNOT_TELL, DOES_NOT, HOLDS, NOT_MEASURED, Claim, decide, judge
+
+
+def claim(differences, **more):
+    return Claim("C0", "made", "", "", "{:.3g}", np.asarray(differences, dtype=float), above=True, **more)
+
+
+def noise(settings, seeds, shift, number=0):
+    draw = np.random.default_rng([number, seeds])
+    return draw.normal(shift, 1.0, (settings, seeds)) + draw.normal(0, 1.0, (1, seeds))
+
+
+def test_a_family_costs_power():
+    agree = claim(np.linspace(0.5, 1.5, 8)[None])  # p 2^-7
+    nothing = [claim(noise(2, 8, 0.0, i)) for i in range(6)]
+    assert decide([agree, *nothing[:5]])[0] == HOLDS  # six times 2^-7 is 0.047
+    assert decide([agree, *nothing])[0] == CANNOT_TELL
+    (v, *_) = judge({"a": [agree], "b": nothing})["a"]
+    assert (v.verdict, v.corrected_p) == (CANNOT_TELL, pytest.approx(7 * 2**-7))
+    assert v.detectable == "none: 8 seeds that all agree have corrected p 0.055"
+
+
+def test_both_methods_must_agree():
+    """A few large differences one way and many small ones of the same sign: the permutation test sees them, and so on."""
+    seeds = np.array([[0.01] * 11 + [5.0]])  # every sign agrees; the mean is one seed's
+    assert statistics.permutation_p(seeds) == 2**-11
+    of_settings = np.array([[1.0], [1.1], [-0.9], [-1.0]]) + 0.11 + 0.001 * np.arange(12)
+    assert (
+        statistics.permutation_p(of_settings) == 2**-11
+    )  # the seeds agree about a mean that the settings do not share
+    assert decide([claim(of_settings)]) == [CANNOT_TELL]
+    assert decide([claim(of_settings[:2])]) == [HOLDS]
+    few = noise(1, 5, 9.0)
+    assert statistics.interval(few, 0.95)[0] > 0  # five seeds that agree are too few for the test
+    assert decide([claim(few)]) == [CANNOT_TELL]
+
+
+def test_what_could_be_seen_is_half_the_intervals_width():
+    differences = noise(1, 12, 0.1)
+    v = judge({"digits": [claim(differences), claim(-differences), claim(np.full((1, 1), math.nan))]})["digits"]
+    low, high = statistics.interval(differences, 1 - 0.05 / 2)  # two were measured, with the same p
+    assert v[0].interval == (low, high) and v[0].verdict == CANNOT_TELL
+    assert float(v[0].detectable) == pytest.approx((high - low) / 2, rel=0.05)
+    assert (v[2].verdict, v[2].detectable) == (NOT_MEASURED, "")
+    of_ratio = judge({"digits": [claim(differences, logarithm=True, bound=math.log(2)), claim(-differences)]})[
+        "digits"
+    ][0]
+    assert of_ratio.detectable == f"a factor of {math.exp((high - low) / 2):.3g} from 2"
+    assert "12 seeds" in of_ratio.certainty and "corrected p" in of_ratio.certainty
+
+
+@pytest.mark.parametrize(
+    ("means", "expected", "p"),
+    [
+        ((1, 1, 1), HOLDS, 2**-11),
+        ((1, 1, -1), DOES_NOT, 3 * 2**-11),  # one setting is enough; it was picked from three
+        ((-1, -1, -1), DOES_NOT, 3 * 2**-11),
+        ((1, 1, 0), CANNOT_TELL, None),
+    ],
+)
+def test_at_every_setting(means, expected, p):
+    wobble = np.tile([-0.2, 0.19, 0.02], 4)
+    of = claim(np.array(means)[:, None] + wobble, every_setting=True)
+    assert decide([of]) == [expected]
+    assert of.p == (p or pytest.approx(of.p))
+    assert f"on average in {sum(m >= 0 for m in means)} of 3 settings" in judge({"": [of]})[""][0].ours
+
+
+def test_below_and_a_bound():
+    assert decide([claim(noise(1, 12, -4.0)), claim(noise(1, 12, 4.0), bound=12.0)]) == [DOES_NOT] * 2
+    below = Claim("C0", "made", "", "", "{}", noise(1, 12, -4.0), above=False)
+    assert decide([below]) == [HOLDS]
+    assert judge({}) == {}
+
+
+def test_without_an_effect_at_most_one_report_in_twenty_says_anything():
+    """Differences that are large all the same: the simulation takes them away. The former rule says something nearly always."""
+    claims = {
+        name: [claim(noise(4, 10, 2.0, 10 * i + k), every_setting=k == 0) for k in range(5)]
+        for i, name in enumerate(("digits", "ring"))
+    }
+    assert HOLDS in decide([c for of in claims.values() for c in of])
+    found = null_simulation.simulate(claims, 300)
+    assert found.rule <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 300)
+    assert found.former_rule > 0.5
+    assert "300 times" in str(found) and f"{found.former_rule:.1%}" in str(found)
+    uncorrected = np.mean([c.p <= 0.05 for c in claims["digits"]])
+    assert uncorrected > 0.5  # there was something to take away
+
+
+def test_a_claim_of_more_than_some_effect_is_rightly_refused_where_there_is_none():
+    small = {"digits": [claim(0.01 * noise(1, 12, 0.0), bound=math.log(2))]}
+    assert null_simulation.simulate(small, 20).rule == 0.0
+    assert decide(small["digits"]) == [DOES_NOT]
+    small = {"digits": [claim(0.01 * noise(1, 12, 0.0), bound=0.0)] * 30 + [claim(np.full((1, 2), math.nan))]}
+    assert null_simulation.simulate(small, 20).rule <= 0.1
