@@ -183,8 +183,8 @@ def test_no_verdict_without_its_seeds_p_and_what_could_be_seen(tmp_path):
     of_claims = [row for row in rows if len(row) == 10 and re.fullmatch(r"C\d", row[0])]
     assert len(of_claims) == 3
     for row in of_claims:
-        assert row[4] == "3" and float(row[6]) == 1.0 and row[8] == CANNOT_TELL
-        assert row[7] == "none: 3 seeds that all agree have corrected p 1"
+        assert row[4] == "3" and float(row[6]) >= 0.75 and row[8] == CANNOT_TELL
+        assert row[7] == "none: 3 seeds that all agree have corrected p 0.75"  # three times 0.25
     last = text.splitlines()[-1]
     assert (
         last.startswith("Not measured: C1, ")
