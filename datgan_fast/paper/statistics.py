@@ -98,8 +98,38 @@ def interval(differences: np.ndarray, level: float) -> tuple[float, float]:
     return float(found.low), float(found.high)
 
 
-def holm(p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Holm's (1979) corrected p of a family, and by how many each was corrected: those whose p is not smaller."""
-    factors = (p >= p[:, None]).sum(axis=1)
-    corrected = [min(1.0, float((p * factors)[p <= x].max())) for x in p]
-    return np.array(corrected), factors
+def detectable(differences: np.ndarray, p: float) -> float:
+    """The smallest mean, on the side where the mean is, that both methods had told from 0, were the spread the same.
+
+    p    what the permutation test may have at most; the interval's level is 1 - p
+
+    Infinite where no mean is large enough.
+    """
+    d = measured(differences)
+    if not d.size or smallest_p(d.shape[1]) > p:
+        return np.inf
+    d = d * (1 if mean(d) >= 0 else -1)
+    by_interval = mean(d) - interval(d, 1 - p)[0]
+    d = d - mean(d)
+    none, enough = 0.0, float(np.abs(np.nanmean(d, axis=0)).max())  # with which all seeds agree
+    for _ in range(40):  # p falls as the mean grows
+        half = (none + enough) / 2
+        none, enough = (none, half) if permutation_p(d + half) <= p else (half, enough)
+    return max(by_interval, enough)
+
+
+def holm(p: np.ndarray) -> np.ndarray:
+    """A family's p, corrected by Holm's (1979) method."""
+    order = np.argsort(p)
+    corrected = np.empty_like(p)
+    corrected[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
+    return corrected
+
+
+def allowed(p: np.ndarray, which: int, errors: float) -> float:
+    """The largest p with which this member of a family would be significant, the others' being what they are."""
+    for correction in range(1, len(p)):
+        tried = np.where(np.arange(len(p)) == which, errors / correction, p)
+        if holm(tried)[which] <= errors * (1 + 1e-12):
+            return errors / correction
+    return errors / len(p)  # with which the smallest is significant

@@ -2,7 +2,7 @@
 
 These are one family, on all data sets together. A claim holds if the mean lies on the claimed side of the bound (0 unless the
 claim says more) by both methods of statistics.py after Holm's correction over the family: by the permutation test's p, and by
-the bootstrap interval at the level of that p's correction. It does not if the mean lies on the other side by both. Otherwise
+the bootstrap interval at the level that this correction leaves. It does not if the mean lies on the other side by both. Otherwise
 we cannot tell, and say which effect could have been seen.
 """
 
@@ -67,17 +67,6 @@ class Claim:
         d, picked_of = self.decisive
         return min(1.0, picked_of * statistics.permutation_p(d))
 
-    @property
-    def smallest_p(self) -> float:
-        """What p would be if all seeds agreed."""
-        d, picked_of = self.decisive
-        return min(1.0, picked_of * statistics.smallest_p(statistics.measured(d).shape[1]))
-
-    def interval(self, correction: float) -> tuple[float, float]:
-        """Of the decisive differences, at the level that this correction of p leaves."""
-        d, picked_of = self.decisive
-        return statistics.interval(d, 1 - ERRORS / (picked_of * correction))
-
     def told(self, mean: float) -> str:
         """A mean of differences, in words."""
         return self.effect.format(math.exp(mean) if self.logarithm else mean)
@@ -128,18 +117,11 @@ def judge(claims: Mapping[str, Sequence[Claim]]) -> dict[str, list[Verdict]]:
     """The verdicts on each data set's claims; all that were measured are one family."""
     family = [c for of_dataset in claims.values() for c in of_dataset if c.seeds]
     p = np.array([c.p for c in family])
-    corrected, factors = statistics.holm(p)
     verdicts = {}
-    for i, (c, verdict) in enumerate(zip(family, decide(family), strict=True)):
-        level = 1 - ERRORS / factors[i]
-        if_agreed = statistics.holm(np.where(np.arange(len(p)) == i, c.smallest_p, p))[0][i]
-        verdicts[id(c)] = Verdict(
-            c,
-            verdict,
-            float(corrected[i]),
-            statistics.interval(c.differences, level),
-            _detectable(c, float(factors[i]), float(if_agreed)),
-        )
+    for i, (c, verdict, corrected) in enumerate(zip(family, decide(family), statistics.holm(p), strict=True)):
+        allowed = statistics.allowed(p, i, ERRORS)
+        interval = statistics.interval(c.differences, 1 - allowed)
+        verdicts[id(c)] = Verdict(c, verdict, float(corrected), interval, _detectable(c, allowed))
     unknown = (math.nan, math.nan)
     return {
         dataset: [verdicts.get(id(c)) or Verdict(c, NOT_MEASURED, math.nan, unknown, "") for c in of_dataset]
@@ -149,25 +131,29 @@ def judge(claims: Mapping[str, Sequence[Claim]]) -> dict[str, list[Verdict]]:
 
 def decide(family: Sequence[Claim]) -> list[str]:
     """HOLDS, DOES_NOT or CANNOT_TELL for each."""
-    corrected, factors = statistics.holm(np.array([c.p for c in family]))
+    p = np.array([c.p for c in family])
     return [
-        _side(c.interval(factor)) if p <= ERRORS else CANNOT_TELL
-        for c, p, factor in zip(family, corrected, factors, strict=True)
+        _by_interval(c, statistics.allowed(p, i, ERRORS)) if corrected <= ERRORS else CANNOT_TELL
+        for i, (c, corrected) in enumerate(zip(family, statistics.holm(p), strict=True))
     ]
 
 
-def _side(interval: tuple[float, float]) -> str:
-    return HOLDS if interval[0] > 0 else DOES_NOT if interval[1] < 0 else CANNOT_TELL
+def _by_interval(c: Claim, allowed: float) -> str:
+    d, picked_of = c.decisive
+    low, high = statistics.interval(d, 1 - allowed / picked_of)
+    return HOLDS if low > 0 else DOES_NOT if high < 0 else CANNOT_TELL
 
 
-def _detectable(c: Claim, factor: float, if_agreed: float) -> str:
-    """Half the width of the interval that decides: a mean this far from the bound would just have left it behind."""
-    if if_agreed > ERRORS:
-        return f"none: {counted(c.seeds, 'seed')} that all agree have corrected p {if_agreed:.2g}"
-    low, high = c.interval(factor)
-    half = (high - low) / 2
-    beyond = "" if not c.bound else f" from {math.exp(c.bound) if c.logarithm else c.bound:.3g}"
-    return (f"a factor of {math.exp(half):.3g}" if c.logarithm else f"{half:.2g}") + beyond
+def _detectable(c: Claim, allowed: float) -> str:
+    d, picked_of = c.decisive
+    size = statistics.detectable(d, allowed / picked_of)
+    if math.isinf(size):
+        least = picked_of * statistics.smallest_p(statistics.measured(d).shape[1])
+        return f"none: p of {counted(c.seeds, 'seed')} is {least:.2g} at least, {allowed:.2g} is needed"
+    text = f"a factor of {math.exp(size):.3g}" if c.logarithm else f"{size:.2g}"
+    if c.bound:
+        text += f" from {math.exp(c.bound) if c.logarithm else c.bound:.3g}"
+    return text + (" at the setting that decides" if c.every_setting else "")
 
 
 # In words

@@ -184,7 +184,7 @@ def test_no_verdict_without_its_seeds_p_and_what_could_be_seen(tmp_path):
     assert len(of_claims) == 3
     for row in of_claims:
         assert row[4] == "3" and float(row[6]) >= 0.75 and row[8] == CANNOT_TELL
-        assert row[7] == "none: 3 seeds that all agree have corrected p 0.75"  # three times 0.25
+        assert row[7] == "none: p of 3 seeds is 0.25 at least, 0.017 is needed"  # 0.05 of three claims
     last = text.splitlines()[-1]
     assert (
         last.startswith("Not measured: C1, ")

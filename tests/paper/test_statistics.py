@@ -139,7 +139,30 @@ def holm_by_steps(p):
 
 @pytest.mark.parametrize("p", [[0.01, 0.04, 0.03, 0.005], [0.01, 0.01, 0.5, 0.01], [0.9, 0.8], [0.2], []])
 def test_holm_step_by_step(p):
-    corrected, factors = statistics.holm(np.array(p))
-    assert corrected.tolist() == pytest.approx(holm_by_steps(p))
-    for x, factor, value in zip(corrected, factors, p, strict=True):
-        assert x >= min(1, value * factor) and 1 <= factor <= len(p)
+    assert statistics.holm(np.array(p)).tolist() == pytest.approx(holm_by_steps(p))
+
+
+@pytest.mark.parametrize("p", [[0.01, 0.04, 0.03, 0.005], [0.01, 0.01, 0.5, 0.01], [0.001, 0.9, 0.8], [0.2]])
+def test_what_holm_allows_is_the_largest_p_that_is_significant(p):
+    for which in range(len(p)):
+        found = statistics.allowed(np.array(p), which, 0.05)
+        for tried, significant in ((found * 0.999999, True), (found * 1.000001, False)):
+            others = [tried if i == which else x for i, x in enumerate(p)]
+            assert (holm_by_steps(others)[which] <= 0.05) == significant
+
+
+@pytest.mark.parametrize(("settings", "seeds", "p"), [(1, 8, 0.05), (3, 9, 0.02), (1, 12, 0.001)])
+@pytest.mark.parametrize("side", [1, -1])
+def test_the_smallest_effect_that_both_methods_tell(settings, seeds, p, side):
+    differences = side * noise(settings, seeds, 0.1)
+    size = statistics.detectable(differences, p)
+    about_0 = differences - differences.mean()
+    direction = np.sign(differences.mean())
+
+    def told(mean):
+        shifted = about_0 + direction * mean
+        low, high = statistics.interval(shifted, 1 - p)
+        return statistics.permutation_p(shifted) <= p and (low > 0 or high < 0)
+
+    assert told(1.001 * size) and told(2 * size) and not told(0.999 * size)
+    assert math.isinf(statistics.detectable(differences, 0.9 * 2.0 ** (1 - seeds)))
