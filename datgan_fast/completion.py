@@ -17,7 +17,7 @@ def completion(parser: Parser, shell: str) -> str:
     try:
         import shtab
     except ImportError:
-        raise ConfigError("--print-completion: needs shtab; run: pip install 'datgan-fast[completion]'") from None
+        raise ConfigError("--print-completion: needs shtab; run: pip install shtab") from None
     if shell not in shtab.SUPPORTED_SHELLS:
         raise not_one_of("--print-completion", shell, shtab.SUPPORTED_SHELLS)
     made_by_its_module: Any = _command_parser

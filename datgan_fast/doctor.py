@@ -29,9 +29,12 @@ from .training.run_folder import environment
 # Distribution -> what for, and how it comes; one may do without each of them.
 OPTIONAL = {
     "triton": ("the triton backend, on a GPU", "pip install triton"),
-    "torch-fidelity": ("evaluate --metrics is,fid,kid", "pip install torch-fidelity"),
-    "tensorboard": ("the run folder's tensorboard/", "pip install tensorboard"),
-    "shtab": ("--print-completion", "pip install 'datgan-fast[completion]'"),
+    "torch-fidelity": ("evaluate --metrics is,fid,kid,fd_dinov2", "pip install torch-fidelity"),
+    "onnx": ("sample --export onnx", "pip install onnx onnxscript"),
+    "onnxscript": ("the same", "pip install onnx onnxscript"),
+    "wandb": ("train --loggers wandb", "pip install wandb"),
+    "trackio": ("train --loggers trackio", "pip install trackio"),
+    "shtab": ("--print-completion", "pip install shtab"),
 }
 
 
