@@ -133,8 +133,8 @@ def _claims(verdicts: Verdicts) -> list[Block]:
             "permutation test that swaps plain and DAT in all of a seed's pairs together, and by a bootstrap interval (BCa) "
             f"that resamples seeds and settings, both corrected for the {len(rows)} verdicts of this table (Holm) so that "
             f"the chance of any false one is at most {ERRORS:.0%}; {DOES_NOT}: it is on the other side by both; {CANNOT_TELL}: "
-            "neither. Intervals, in brackets, are at the corrected level. Could be seen: the "
-            "smallest effect that both would have told, had it the same spread; none where these seeds could not have been "
+            "otherwise. Intervals, in brackets, are at the corrected level. Could be seen: the "
+            "smallest effect that both would have told, with the same spread; none where these seeds could not have been "
             "enough for any. Verdicts are of this report's runs: their data, "
             "networks and lengths are stated below and are not the paper's."
         ),
