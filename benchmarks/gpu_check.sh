@@ -20,7 +20,7 @@
 #   DATGAN_FAST_WHEELS=FOLDER      wheels to install first, as they are: what the build and the tests need and the machine lacks,
 #                                  such as scikit-build-core; fetched elsewhere, for Python 3.12, by
 #                                    pip download -d FOLDER --only-binary :all: --python-version 3.12 scikit-learn scipy matplotlib \
-#                                      pyyaml safetensors tensorboard tqdm pytest pytest-benchmark pytest-xdist hypothesis \
+#                                      pyyaml safetensors tensorboard jinja2 tqdm pytest pytest-benchmark pytest-xdist hypothesis \
 #                                      setuptools scikit-build-core pybind11 cmake ninja
 #                                    pip download -d FOLDER --no-deps torch-fidelity
 #   DATGAN_FAST_CUDA_ARCHS=...     architectures to build for; default: this GPU's

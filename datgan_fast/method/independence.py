@@ -196,26 +196,28 @@ def ask(calls: Calls, x_real: Tensor, x_fake: Tensor) -> Answer:
     if calls.together is None:
         return Answer("real and generated images have conditions of different kinds")
     network = calls.network
-    sizes = [len(x_real), len(x_fake)]
-    if network.hangs_no_hooks and calls.together.plain:
-        sizes = [min(size, 2) for size in sizes]  # nothing can meet in a batch of one
-    key = (
+    known = (
         network.modes,
-        (*sizes, x_real.shape[1:], x_real.dtype, x_real.device),
+        (x_real.shape[1:], x_real.dtype, x_real.device),
         torch.is_autocast_enabled(x_real.device.type),
         tuple(side.described() for side in calls.sides),
     )
+    m, n = len(x_real), len(x_fake)
+    keys: list[object] = [(m, n, *known)]
+    if network.hangs_no_hooks and calls.together.plain:
+        keys.append((m == 1, n == 1, "any size", *known))  # nothing can meet in a batch of one
     answers = _answers.setdefault(network.anchor, {})
-    if key not in answers:
+    found = next((answers[key] for key in keys if key in answers), None)
+    if found is None:
         if len(answers) >= LARGEST_MEMORY:
             return Answer("the network has changed too often to be asked again")
         if network.exchanges:  # other processes might not ask
             return Answer(EXCHANGES)
-        answer = _ask(calls, calls.together, x_real.detach(), x_fake.detach())
-        if answer is None:
+        found = _ask(calls, calls.together, x_real.detach(), x_fake.detach())
+        if found is None:
             return Answer("its scores are not finite")
-        answers[key] = answer
-    return answers[key]
+        answers.update(dict.fromkeys(keys, found))
+    return found
 
 
 def forget(network: Network, reason: str | None = None) -> None:

@@ -283,5 +283,6 @@ def test_wrong_source_is_one_sentence_and_exit_code_2(run, tmp_path, capsys, kin
 def test_metrics_names():
     assert tuple(METRICS) == (
         "classifier_score", "classifier_frechet", "class_accuracy", "sliced_wasserstein", "exact_wasserstein", "is", "fid", "kid",
+        "fd_dinov2",
     )  # fmt: skip
     assert evaluate.chosen_metrics("fid, is,fid", None) == ["fid", "is"]
