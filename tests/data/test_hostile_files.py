@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
@@ -34,13 +34,11 @@ from hostile_files import (
 )
 from image_files import idx_bytes, random_bytes
 from memory import at_most
+from repeatable import repeatable
 
 BY_NAME = {reader.name: reader for reader in READERS}
 NEEDS = {"weights.pth": pytest.mark.needs("torch_fidelity")}
 EVERY = [pytest.param(reader, id=reader.name, marks=NEEDS.get(reader.name, ())) for reader in READERS]
-REPEATABLE = settings(
-    derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck), max_examples=50
-)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +80,7 @@ def check(reader: Reader, folder: Path, data: bytes, expected: object) -> None:
 def test_damaged_files(sound, reader):
     folder, whole, expected = sound[reader.name]
 
-    @REPEATABLE
+    @repeatable(50)
     @given(DAMAGE)
     def holds(damage):
         data = whole
@@ -100,7 +98,7 @@ TEXTS = st.text("[]{}()&*!|>-:,'\"\\#%@?~<= \n\t.0123456789abcdtrue_eE\x00\x1b\u
 def test_any_bytes(sound, reader):
     folder, _, expected = sound[reader.name]
 
-    @settings(REPEATABLE, max_examples=20)
+    @repeatable(20)
     @given(st.one_of(st.binary(max_size=200), TEXTS.map(lambda text: text.encode())))
     def holds(data):
         check(reader, folder, data, expected)
@@ -115,7 +113,7 @@ VALUES = st.recursive(
 )
 
 
-@REPEATABLE
+@repeatable(50)
 @given(
     st.sampled_from(["architecture", "image_size", "channels", "width", "z_dim", "classes", "network", "step"]), VALUES
 )

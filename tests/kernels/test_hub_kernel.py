@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import os
 import subprocess
 import sys
@@ -48,7 +47,7 @@ def test_its_name_is_its_folders(tmp_path):
 
 
 @pytest.mark.process
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+@pytest.mark.needs("triton")
 def test_it_computes_alone_what_the_formulas_say(tmp_path):
     random = torch.Generator().manual_seed(0)
     x = [torch.rand(n, 3, 5, 7, generator=random) * 2 - 1 for n in (4, 3)]

@@ -142,7 +142,8 @@ def test_what_was_not_asked_for_is_not_imported(monkeypatch):
 
 def test_tensorboard_has_scalars_and_pictures_once(tmp_path):
     """A resumed run's later steps take the place of those that were logged before."""
-    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    from tensorboard.backend.event_processing import event_accumulator
+
     config = dat.TrainConfig(**SMALL, dataset="ring", steps=4, outdir=str(tmp_path)).resolved()
     run = RunFolder.create(config)
     for begins, value in ((0, 1.0), (2, 2.0)):
