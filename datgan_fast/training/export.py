@@ -33,7 +33,6 @@ def export(trained: Trained, kind: str, path: Path) -> None:
         inputs = (*inputs, torch.zeros(2, dtype=torch.int64, device="cpu"))
         names.append("labels")
     batch = torch.export.Dim("batch", min=1)
-    # One for each parameter of forward, which has labels for generators without classes too.
     shapes = tuple({0: batch} for _ in inputs)
     write: dict[str, Callable[..., None]] = {"torch": _torch, "onnx": _onnx}
     with files.atomic(path) as temporary, warnings.catch_warnings():
