@@ -11,6 +11,7 @@ from pathlib import Path
 
 from .cli import Parser, run_command
 from .commands import COMMANDS, called_by
+from .completion import SHELLS, completion
 from .errors import ConfigError, did_you_mean
 from .version import __version__
 
@@ -43,8 +44,6 @@ def _without_command(prog: str, typed: list[str]) -> int:
         parser.error(f"unknown command {typed[0]}{did_you_mean(typed[0], COMMANDS)}")
     arguments = parser.parse_args(typed)
     if arguments.print_completion is not None:
-        from .completion import completion  # needs every command's parser
-
         print(completion(build_parser(NAME), arguments.print_completion))
     else:
         parser.print_help()
@@ -63,7 +62,7 @@ def build_parser(prog: str) -> Parser:
     parser.add_argument("--version", action="version", version=f"{NAME} {__version__}")
     parser.add_argument(
         "--print-completion",
-        metavar="bash|zsh|tcsh|fish",
+        metavar="|".join(SHELLS),
         help="print a shell's completion of commands, options and values",
     )
     return parser

@@ -10,16 +10,18 @@ from .cli import Parser, a_path
 from .commands import COMMANDS
 from .errors import ConfigError, not_one_of
 
+SHELLS = ("bash", "zsh", "tcsh", "fish")
+
 
 def completion(parser: Parser, shell: str) -> str:
-    """The shell's script for a parser, to which the commands are added. Raises ConfigError for a shell that shtab does not know,
-    and where it is not installed."""
+    """The shell's script for a parser, to which the commands are added. Raises ConfigError for a shell that is none of SHELLS,
+    and where shtab is not installed."""
+    if shell not in SHELLS:
+        raise not_one_of("--print-completion", shell, SHELLS)
     try:
         import shtab
     except ImportError:
         raise ConfigError("--print-completion: needs shtab; run: pip install shtab") from None
-    if shell not in shtab.SUPPORTED_SHELLS:
-        raise not_one_of("--print-completion", shell, shtab.SUPPORTED_SHELLS)
     made_by_its_module: Any = _command_parser
     commands = parser.add_subparsers(parser_class=made_by_its_module)
     for name, purpose in COMMANDS.items():

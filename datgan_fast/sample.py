@@ -25,30 +25,38 @@ def sample(arguments: argparse.Namespace) -> int:
     export_as = chosen_export(arguments)
     suffix = SUFFIX[export_as] if export_as else ".png"
     out = output_file("--out", arguments.out or f"{'generator' if export_as else 'samples'}{suffix}", suffix)
-    file = Path(arguments.file)
-    if file.is_dir():  # a run
-        file /= "generator.safetensors"
-        if not file.is_file():
-            raise ConfigError(
-                f"FILE {arguments.file}: must be a run folder with a generator.safetensors, or such a file"
-            )
-    trained = read_generator(file)
-    asked = None if export_as else asked_for(trained, arguments)
+    trained = read_generator(generator_file(arguments.file))
     try:
-        if asked is None:
+        if export_as:
             export(trained, export_as, out)
-            print(f"{signature(trained)} in {out}")
-            return 0
-        labels = None if asked.labels is None else asked.labels.to(device)
-        generated = generate(trained.generator.to(device), asked.latents.to(device), labels=labels)
-        if trained.image_size:
-            save_grid(generated, out, asked.columns)
+            made = signature(trained)
         else:
-            save_points(out, generated)
+            made = draw(trained, asked_for(trained, arguments), device, out)
     except OSError as error:
         raise ConfigError(f"--out {out}: cannot be written ({error.strerror})") from None
-    print(f"{len(generated)} {'images' if trained.image_size else 'points'} in {out}")
+    print(f"{made} in {out}")
     return 0
+
+
+def generator_file(text: str) -> Path:
+    """FILE, or the generator of the run that it is. Raises ConfigError for a folder without one."""
+    file = Path(text)
+    if file.is_dir():
+        file /= "generator.safetensors"
+        if not file.is_file():
+            raise ConfigError(f"FILE {text}: must be a run folder with a generator.safetensors, or such a file")
+    return file
+
+
+def draw(trained: Trained, asked: Asked, device: str, out: Path) -> str:
+    """Writes the picture, and says how many of what are in it. Raises OSError."""
+    labels = None if asked.labels is None else asked.labels.to(device)
+    generated = generate(trained.generator.to(device), asked.latents.to(device), labels=labels)
+    if trained.image_size:
+        save_grid(generated, out, asked.columns)
+        return f"{len(generated)} images"
+    save_points(out, generated)
+    return f"{len(generated)} points"
 
 
 def chosen_export(arguments: argparse.Namespace) -> str:
@@ -93,22 +101,26 @@ def in_rows(
     columns = 10 if arguments.n is None else whole_number("--n", arguments.n, 2, 100)
     if not trained.image_size:
         raise ConfigError(f"{option}: is for images; {arguments.file} generates points")
-    if arguments.each_class and (arguments.interpolate is not None or of_one is not None):
-        raise ConfigError("--each-class: has a row for each class; leave out --interpolate and --class")
     if arguments.each_class:
-        if not trained.classes:
-            raise ConfigError(f"--each-class: {arguments.file} was trained without --conditional; leave it out")
-        if trained.classes * columns > MOST:
-            raise ConfigError(
-                f"--each-class: {trained.classes} classes of {columns} images are more than {MOST}; use a smaller --n"
-            )
-        return each_class(trained.classes, columns, trained.z_dim, random)
+        if arguments.interpolate is not None or of_one is not None:
+            raise ConfigError("--each-class: has a row for each class; leave out --interpolate and --class")
+        return in_rows_of_classes(trained, arguments.file, columns, random)
     rows = whole_number("--interpolate", arguments.interpolate, 1, MOST // columns)
     labels = None
     if trained.classes:
         of_rows = [i % trained.classes for i in range(rows)] if of_one is None else [int(of_one)] * rows
         labels = rows_of_classes(of_rows, columns)
     return Asked(interpolated(rows, columns, trained.z_dim, random), labels, columns)
+
+
+def in_rows_of_classes(trained: Trained, file: str, columns: int, random: torch.Generator) -> Asked:
+    if not trained.classes:
+        raise ConfigError(f"--each-class: {file} was trained without --conditional; leave it out")
+    if trained.classes * columns > MOST:
+        raise ConfigError(
+            f"--each-class: {trained.classes} classes of {columns} images are more than {MOST}; use a smaller --n"
+        )
+    return each_class(trained.classes, columns, trained.z_dim, random)
 
 
 def chosen_class(trained: Trained, arguments: argparse.Namespace) -> torch.Tensor | None:

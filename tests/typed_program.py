@@ -43,3 +43,9 @@ def problems() -> dict[str, str | None]:
 def trainer(generator: nn.Module, critic: nn.Module) -> dat.Trainer:
     config = dat.TrainConfig(baseline="wgan-gp", dat=True, dataset="digits", steps=10)
     return dat.Trainer(config, generator=generator, discriminator=critic)
+
+
+def images(run: str) -> Tensor:
+    generator: nn.Module = dat.load_generator(run)
+    made: Tensor = generator(torch.randn(4, 100))
+    return made

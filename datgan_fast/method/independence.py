@@ -196,28 +196,35 @@ def ask(calls: Calls, x_real: Tensor, x_fake: Tensor) -> Answer:
     if calls.together is None:
         return Answer("real and generated images have conditions of different kinds")
     network = calls.network
+    keys = _keys(calls, calls.together, x_real, x_fake)
+    answers = _answers.setdefault(network.anchor, {})
+    found = next((answers[key] for key in keys if key in answers), None)
+    if found is not None:
+        return found
+    if len(answers) >= LARGEST_MEMORY:
+        return Answer("the network has changed too often to be asked again")
+    if network.exchanges:  # other processes might not ask
+        return Answer(EXCHANGES)
+    found = _ask(calls, calls.together, x_real.detach(), x_fake.detach())
+    if found is None:
+        return Answer("its scores are not finite")
+    answers.update(dict.fromkeys(keys, found))
+    return found
+
+
+def _keys(calls: Calls, together: Call, x_real: Tensor, x_fake: Tensor) -> list[object]:
+    """Under which an answer is remembered: of these sizes, and of all, where it does not depend on them."""
+    m, n = len(x_real), len(x_fake)
     known = (
-        network.modes,
+        calls.network.modes,
         (x_real.shape[1:], x_real.dtype, x_real.device),
         torch.is_autocast_enabled(x_real.device.type),
         tuple(side.described() for side in calls.sides),
     )
-    m, n = len(x_real), len(x_fake)
-    keys: list[object] = [(m, n, *known)]
-    if network.hangs_no_hooks and calls.together.plain:
-        keys.append((m == 1, n == 1, "any size", *known))  # nothing can meet in a batch of one
-    answers = _answers.setdefault(network.anchor, {})
-    found = next((answers[key] for key in keys if key in answers), None)
-    if found is None:
-        if len(answers) >= LARGEST_MEMORY:
-            return Answer("the network has changed too often to be asked again")
-        if network.exchanges:  # other processes might not ask
-            return Answer(EXCHANGES)
-        found = _ask(calls, calls.together, x_real.detach(), x_fake.detach())
-        if found is None:
-            return Answer("its scores are not finite")
-        answers.update(dict.fromkeys(keys, found))
-    return found
+    of_these: list[object] = [(m, n, *known)]
+    if calls.network.hangs_no_hooks and together.plain:  # nothing can meet in a batch of one
+        return [*of_these, (m == 1, n == 1, "any size", *known)]
+    return of_these
 
 
 def forget(network: Network, reason: str | None = None) -> None:
