@@ -13,7 +13,7 @@ def program(discriminator: nn.Module, real: Tensor, fake: Tensor) -> dict[str, f
     hinge = dat.Objective("mine", lambda t: (t - 1).clamp(max=0), lambda t: (-t - 1).clamp(max=0))
     with dat.use_backend("reference"):
         step: dat.DiscriminatorStep = dat.discriminator_step(
-            discriminator, real, fake, eps=1.0, objective=hinge, penalty=dat.penalties.r1(0.1)
+            discriminator, real, fake, eps=1.0, objective=hinge, penalty=dat.penalties.r1(0.1), penalty_on="both"
         )
     dat.average_gradients(discriminator)
     adv_real, adv_fake = dat.adversarial_batch(discriminator, real, fake, eps=0.1, norm="l2", steps=2, alpha=0.1)

@@ -2,7 +2,8 @@
 
 A zero-centred penalty differentiates the input gradient that the clean backward makes anyway: v_i / w_i is grad D(x_i). The
 adversarial Lipschitz penalty compares D(X) with D(X'); D(X) are the clean scores, so that its gradient with respect to them is
-added to their weights before the one backward. All others run by themselves, when the rest of the step is done.
+added to their weights before the one backward. All others run by themselves, when the rest of the step is done; and so do all on
+the perturbed images, where a step takes them there too.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from . import waiting
 from .adversarial_lipschitz import AdversarialLipschitz
-from .arguments import SIDES
+from .arguments import SIDES, Pair
 from .batches import Batches
 from .conditions import Calls
 from .formulas import as_float
@@ -25,7 +26,7 @@ from .gradients import GradientSum
 from .independence import Forward, ask
 from .module_state import Network
 from .penalties import ZeroCentred
-from .penalty import Addable, Discriminator, Total, applied, as_written, column, over, with_images
+from .penalty import Addable, Discriminator, Total, applied, as_written, column, over, same_step, with_images
 from .processes import Over
 from .sharing import is_narrow
 from .step_arguments import LossTerms, Penalty, StepArguments, check_penalty, check_range, sides_may_lack
@@ -86,7 +87,8 @@ class StepPenalties:
 
     def __init__(self, given: StepArguments, terms: LossTerms, batches: Batches, gradients: GradientSum) -> None:
         self._given, self._terms, self._batches, self._gradients = given, terms, batches, gradients
-        self._left = with_images(parts_of(terms.penalty, given.x_real.device.type), given.processes)
+        self._all = with_images(parts_of(terms.penalty, given.x_real.device.type), given.processes)
+        self._left = self._all
         self._values: list[Tensor] = []
         self._alone = True  # each image, in all clean forwards that were seen
         self.retain_graph = False  # of what is done from now on
@@ -202,24 +204,28 @@ class StepPenalties:
     # What has not joined
 
     def run_apart(self) -> None:
-        if self._given.one_sided:
-            with sides_may_lack(self._given):
-                return self._run_each()
-        self._run_each()
+        self._run_each(self._left, self._batches.clean, (self._given.x_real, self._given.x_fake))
 
-    def _run_each(self) -> None:
-        for part in self._left:
-            penalty, context = (part.penalty, part.context) if isinstance(part, Within) else (part, nullcontext)
-            with context():
-                if isinstance(penalty, AdversarialLipschitz) and self._alone and self._go_as_one():
-                    self._compare_alone(penalty)
-                else:
-                    self._run(penalty)
+    def run_on_perturbed(self, adv: list[Tensor]) -> None:
+        """All of them once more, on the images of the adversarial pass."""
+        with same_step():
+            self._run_each(self._all, adv, self._batches.sides(adv))
 
-    def _run(self, penalty: Penalty) -> None:
+    def _run_each(self, parts: list[Penalty], batches: list[Tensor], sides: Pair) -> None:
+        """batches, sides: the same images, as they go through D and as a penalty is given them."""
+        with sides_may_lack(self._given):
+            for part in parts:
+                penalty, context = (part.penalty, part.context) if isinstance(part, Within) else (part, nullcontext)
+                with context():
+                    if isinstance(penalty, AdversarialLipschitz) and self._alone and self._go_as_one():
+                        self._compare_alone(penalty, batches)
+                    else:
+                        self._run(penalty, sides)
+
+    def _run(self, penalty: Penalty, sides: Pair) -> None:
         given = self._given
         beside = given.calls.beside.given()
-        value = check_penalty(applied(penalty, given.network.call, given.x_real, given.x_fake, beside))
+        value = check_penalty(applied(penalty, given.network.call, *sides, beside))
         value = self._part(penalty, value)
         if value.requires_grad:
             self._gradients.add(self._scaled(value), retain_graph=self.retain_graph)
@@ -234,10 +240,10 @@ class StepPenalties:
         scale = self._terms.grad_scale
         return gradient if isinstance(scale, float) and scale == 1 else gradient * scale
 
-    def _compare_alone(self, penalty: AdversarialLipschitz) -> None:
-        """In another precision than the clean pass, or after another penalty's random numbers; D(X) is computed once."""
-        clean = self._batches.clean
-        x = clean[0] if len(clean) == 1 else torch.cat(clean)
+    def _compare_alone(self, penalty: AdversarialLipschitz, batches: list[Tensor]) -> None:
+        """In another precision than the clean pass, or after another penalty's random numbers, or on perturbed images; D(X) is
+        computed once."""
+        x = batches[0] if len(batches) == 1 else torch.cat(batches)
         scores = self._given.calls.by_image(x.clone())
         self._go_back(x, scores, self._compare(penalty, x, as_float(scores.detach())))
 

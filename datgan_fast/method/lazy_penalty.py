@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .batches import capturing
-from .penalty import Addable, Discriminator, applied, as_written, over
+from .penalty import Addable, Discriminator, applied, as_written, in_the_same_step, over
 from .processes import Over
 from .step_arguments import Penalty
 
@@ -55,7 +55,9 @@ class Lazily(Addable):
                 "a lazy penalty counts its calls in Python, which a captured CUDA graph does not run; capture the penalty itself "
                 "in one graph and the step without it in another"
             )
-        number, self.calls = self.calls, self.calls + 1
+        if not in_the_same_step():
+            self.calls += 1
+        number = self.calls - 1
         if number % self.every:
             dtype = torch.float64 if x_real.dtype == torch.float64 else torch.float32
             return torch.zeros((), dtype=dtype, device=x_real.device)
@@ -65,8 +67,9 @@ class Lazily(Addable):
 def lazily(penalty: Penalty, every: int = 16) -> Lazily:
     """Lazy regularisation: the penalty times `every` in the first of each `every` calls; in the others a 0 that costs nothing.
 
-    Its mean over calls is the penalty's. Inside `discriminator_step` it runs by itself, so that a call is a step; the steps
-    between do not differentiate twice. For StyleGAN2's Adam the source also takes every / (every + 1) of the learning rate and
+    Its mean over calls is the penalty's. Inside `discriminator_step` it runs by itself, so that a call is a step, also with
+    penalty_on="both", where a step counts once and both its terms or neither are there; the steps between do not differentiate
+    twice. For StyleGAN2's Adam the source also takes every / (every + 1) of the learning rate and
     that power of both betas.
 
     The count is the object's only state: save `penalty.calls` with a checkpoint and set it when going on. One object belongs to

@@ -59,6 +59,8 @@ class Passes:
             self.input_gradient_norms()
             self.adversarial_pass()
             self.penalties.run_apart()  # the rest of line 10
+            if self.adv and self.terms.penalises_perturbed:
+                self.penalties.run_on_perturbed(self.adv)
         return self.record()
 
     def early_attack(self) -> list[Tensor]:
@@ -270,7 +272,7 @@ class Passes:
         if self.adv and self.objective.loss is not None:
             return self.adversarial_pair_pass()
         for k, images in enumerate(self.adv):
-            scores = self.gradients.wide(self.batches.scores(k, images))
+            scores = self.adversarial_scores(k, images)
             weights, sums = self.batches.terms(k, scores, self.scaled(self.terms.lambda_adv))
             self.sums_adv.append(sums)
             self.gradients.add(scores.logits, weights, self.borrowed)
@@ -278,10 +280,14 @@ class Passes:
 
     def adversarial_pair_pass(self) -> None:
         """The same for a loss that compares both batches' scores."""
-        scores = [self.gradients.wide(self.batches.scores(k, images)) for k, images in enumerate(self.adv)]
+        scores = [self.adversarial_scores(k, images) for k, images in enumerate(self.adv)]
         weights = self.pair_loss(scores, self.terms.lambda_adv, (0.0, 0.0), self.sums_adv)
         while scores:
             self.gradients.add(scores.pop(0).logits, weights.pop(0), self.borrowed)
+
+    def adversarial_scores(self, k: int, images: Tensor) -> Scores:
+        """D may change what it is given, and a penalty may want it afterwards."""
+        return self.gradients.wide(self.batches.scores(k, images.clone() if self.terms.penalises_perturbed else images))
 
     def record(self) -> DiscriminatorStep:
         r, f = self.batches.sides([t.by_image() for t in self.scores])

@@ -6,7 +6,9 @@ What D takes beside the images comes as keywords, condition_real, condition_fake
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,6 +19,8 @@ from .processes import Over, Processes
 from .step_arguments import Penalty
 
 Discriminator = Callable[..., Any]
+
+_same_step: ContextVar[bool] = ContextVar("_same_step", default=False)
 
 
 class Addable:
@@ -102,6 +106,21 @@ def terms_of(penalty: Penalty | None) -> Sequence[Penalty]:
 def over(penalty: Penalty) -> Over:
     """A user's own callable counts as a mean over real and generated images alike."""
     return penalty.over if isinstance(penalty, Addable) else "both"
+
+
+@contextmanager
+def same_step() -> Iterator[None]:
+    """Inside, a penalty's call belongs to the step of its last one: a step takes it on clean images, and then on perturbed ones.
+    Whoever counts steps asks `in_the_same_step`, however deep in sums and contexts it is."""
+    token = _same_step.set(True)
+    try:
+        yield
+    finally:
+        _same_step.reset(token)
+
+
+def in_the_same_step() -> bool:
+    return _same_step.get()
 
 
 def with_images(penalties: Sequence[Penalty], processes: Processes | None) -> list[Penalty]:

@@ -24,7 +24,7 @@ class DiscriminatorStep(NamedTuple):
     loss: Tensor  #: lambda_clean * loss_clean + lambda_adv * loss_adv + penalty, 0-d like all losses
     loss_clean: Tensor  #: -(mean g1(r) + mean g2(f)) on the clean images
     loss_adv: Tensor  #: the same on the perturbed images; 0 where lambda_adv is 0
-    penalty: Tensor  #: 0 without one
+    penalty: Tensor  #: 0 without one; with penalty_on="both" the sum of its two terms
     real_logits: Tensor  #: [m], clean images; of maps the mean over an image's positions, summed over scales
     fake_logits: Tensor  #: [n], of the generated ones
     wasserstein: Tensor  #: mean r - mean f, 0-d

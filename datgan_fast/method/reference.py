@@ -16,7 +16,7 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -50,7 +50,7 @@ from .launchers import Backward, past_refusals, run_backward
 from .module_state import one_power_iteration, unchanged_state
 from .nothing import say_nothing, step_of_nothing
 from .objective import Objective
-from .penalty import applied, as_written, over, terms_of, with_images
+from .penalty import applied, as_written, over, same_step, terms_of, with_images
 from .processes import Processes, difference_of_means
 from .records import DiscriminatorStep
 from .reference_operations import (
@@ -246,18 +246,21 @@ def _part_of_loss(scores: ScoredSides, objective: str | Objective, processes: Pr
     return torch.stack(terms).sum()
 
 
-def _penalty(given: StepArguments, penalty: Penalty) -> Tensor:
-    """Of several processes this one's part: each term of a sum is a mean over images of its own."""
+def _penalty(given: StepArguments, terms: LossTerms, adv: Pair | None) -> Tensor:
+    """On the clean images, or on both. Of several processes this one's part: each term of a sum is a mean over images of its
+    own."""
     processes, beside = given.processes, given.calls.beside.given()
+    parts = with_images(terms_of(terms.penalty), processes)
 
-    def value(p: Penalty) -> Tensor:
-        return check_penalty(applied(as_written(p), given.network.call, given.x_real, given.x_fake, beside))
+    def value(p: Penalty, x: Pair) -> Tensor:
+        mean = check_penalty(applied(as_written(p), given.network.call, *x, beside))
+        return mean if processes is None else processes.part(over(p), mean)
 
-    if processes is None:
-        return value(penalty)
-    parts = with_images(terms_of(penalty), processes)
     with sides_may_lack(given):
-        values = [processes.part(over(p), value(p)) for p in parts]
+        values = [value(p, (given.x_real, given.x_fake)) for p in parts]
+        if terms.on_both and adv is not None:
+            with same_step():
+                values += [value(p, adv) for p in parts]
     return torch.stack(values).sum() if values else as_float(given.x_real).new_zeros(())
 
 
@@ -273,6 +276,7 @@ def discriminator_step(
     lambda_clean: float = 1.0,
     lambda_adv: float = 1.0,
     penalty: Penalty | None = None,
+    penalty_on: Literal["clean", "both"] = "clean",
     steps: int = 1,
     alpha: float | None = None,
     random_start: bool = False,
@@ -290,6 +294,8 @@ def discriminator_step(
     Spectral normalisation makes one power iteration, at the beginning; the attack leaves running statistics and the random
     state as it found them, so that the clean pass is the one the attack saw.
 
+    penalty_on: "both" adds penalty(D, x_real_adv, x_fake_adv) after the clean images' term.
+
     backward: called once, with the whole loss times grad_scale, in place of the loss's own `.backward()`.
 
     Example:
@@ -306,7 +312,7 @@ def discriminator_step(
         "discriminator_step", discriminator, x_real, x_fake, attack, steps, alpha, random_start, beside, group
     )
     check_trainable(given.network)
-    terms = checked_terms(lambda_clean, lambda_adv, penalty, grad_scale, backward)
+    terms = checked_terms(lambda_clean, lambda_adv, penalty, grad_scale, backward, penalty_on)
     with reduced_once(given.network):
         return discriminator_step_checked(given, terms)
 
@@ -319,6 +325,7 @@ def discriminator_step_checked(
     if given.empty:
         return step_of_nothing(given, terms)
     with past_refusals(launcher, given.network), one_power_iteration(module), torch.enable_grad():
+        adv: Pair | None = None
         if terms.lambda_adv:
             adv = _adversarial_batch(given)  # lines 6 to 8
         clean = given.x_real.detach().requires_grad_(), given.x_fake.detach().requires_grad_()
@@ -329,10 +336,11 @@ def discriminator_step_checked(
             t.retain_grad()
         loss_clean = _loss(scores, objective, processes)
         loss, loss_adv, penalty = (torch.zeros_like(loss_clean) for _ in range(3))
-        if terms.lambda_adv:
-            loss_adv = _loss(_of_both(sides, adv, lambda call, images: call(images)), objective, processes)
+        if adv is not None:
+            # D may change what it is given, which a penalty may want afterwards.
+            loss_adv = _loss(_of_both(sides, adv, lambda call, images: call(images.clone())), objective, processes)
         if terms.penalty is not None:
-            penalty = _penalty(given, terms.penalty)
+            penalty = _penalty(given, terms, adv)
         if terms.lambda_clean:
             loss = terms.lambda_clean * loss_clean
         loss = loss + terms.lambda_adv * loss_adv + penalty

@@ -8,7 +8,7 @@ way a step goes; passes.py goes the fast one. docs/exactness.md has the argument
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -42,6 +42,7 @@ def discriminator_step(
     lambda_clean: float = 1.0,
     lambda_adv: float = 1.0,
     penalty: Penalty | None = None,
+    penalty_on: Literal["clean", "both"] = "clean",
     fused: bool = True,
     steps: int = 1,
     alpha: float | None = None,
@@ -70,6 +71,9 @@ def discriminator_step(
         penalty: callable (discriminator, x_real, x_fake) -> 0-d tensor, added to the loss; see `datgan_fast.penalties`, of which
             r1, r2 and adversarial_lipschitz, also in a sum, join the clean pass where images are independent and have one logit.
             Of condition_real, condition_fake and scores it is given, as keywords, those that its signature takes.
+        penalty_on: "clean", or "both": penalty(D, x_real, x_fake) + penalty(D, x_real_adv, x_fake_adv), the perturbed ones
+            constants. The second term is a pass of its own, after the first, with its own random numbers. With lambda_adv 0
+            there are no perturbed images, and only the first is there. A `lazily` penalty counts such a step once.
         grad_scale: factor on every gradient (not on what is returned), for a loss scaler in float16.
         condition_real, condition_fake, scores: as in `adversarial_batch`.
         group: a torch.distributed process group that shares the batch: every process gives its own images and calls the step.
@@ -120,7 +124,7 @@ def discriminator_step(
         "discriminator_step", discriminator, x_real, x_fake, attack, steps, alpha, random_start, beside, group
     )
     check_trainable(given.network)
-    terms = checked_terms(lambda_clean, lambda_adv, penalty, grad_scale, backward)
+    terms = checked_terms(lambda_clean, lambda_adv, penalty, grad_scale, backward, penalty_on)
     with reduced_once(given.network):
         return _one_step(given, terms, fused)
 

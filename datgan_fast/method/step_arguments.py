@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 from .arguments import SIDES, Attack, check_attack, check_bound, check_float, number
 from .autograd_graph import Graph
 from .conditions import Beside, Calls, check_beside, check_both_conditions
-from .formulas import NORMS, Bound, default_alpha, named, norms_with_random_start, objective_of
+from .formulas import NORMS, Bound, check_choice, default_alpha, named, norms_with_random_start, objective_of
 from .launchers import Backward, Launcher
 from .module_state import Network
 from .objective import Objective
@@ -70,18 +70,26 @@ class StepArguments(NamedTuple):
 
 Targets = ScoredSides | list[Aims]  # of each scale
 
+PENALTY_ON = ("clean", "both")  # the images that a step's penalty is taken on
+
 Penalty = Callable[..., Tensor]  # (discriminator, x_real, x_fake) -> 0-d; perhaps with the keywords of `Beside`
 
 
 class LossTerms(NamedTuple):
-    """What a discriminator step minimises: lambda_clean * loss_clean + lambda_adv * loss_adv + penalty, and the factor on its
-    gradients."""
+    """What a discriminator step minimises: lambda_clean * loss_clean + lambda_adv * loss_adv + penalty, this on the clean images
+    or on both, and the factor on its gradients."""
 
     lambda_clean: float
     lambda_adv: float
     penalty: Penalty | None
     grad_scale: float | Tensor
     launcher: Launcher | None  # makes the backwards
+    on_both: bool  # whether the penalty is taken on the perturbed images too
+
+    @property
+    def penalises_perturbed(self) -> bool:
+        """Whether there are perturbed images, and a penalty on them."""
+        return self.on_both and self.penalty is not None and self.lambda_adv > 0
 
 
 def checked_terms(
@@ -90,9 +98,12 @@ def checked_terms(
     penalty: Penalty | None,
     grad_scale: float | Tensor,
     backward: Backward | None = None,
+    penalty_on: Literal["clean", "both"] = "clean",
 ) -> LossTerms:
+    check_choice("penalty_on", penalty_on, PENALTY_ON)
     weights = check_lambda("lambda_clean", lambda_clean), check_lambda("lambda_adv", lambda_adv)
-    return LossTerms(*weights, penalty, grad_scale, None if backward is None else Launcher(backward))
+    launcher = None if backward is None else Launcher(backward)
+    return LossTerms(*weights, penalty, grad_scale, launcher, penalty_on == "both")
 
 
 def checked(

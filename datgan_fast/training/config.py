@@ -21,6 +21,7 @@ from .option_values import flag
 Architecture = Literal["dcgan", "resnet", "mlp", "own"]
 Precision = Literal["fp32", "bf16", "fp16"]
 PenaltyPrecision = Literal["fp32", "bf16"]
+PenaltyOn = Literal["clean", "both"]
 CudaGraph = Literal["must", "may", "no"]
 BackendChoice = Literal["auto", "reference", "cpu", "cuda", "triton"]
 
@@ -50,6 +51,7 @@ class Config:
 
     # Lipschitz control
     penalty_weight: float
+    penalty_on: PenaltyOn
     clamp: float
     spectral_norm: bool
     r1: float

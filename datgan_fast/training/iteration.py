@@ -192,6 +192,7 @@ class Iteration:
                 lambda_clean=c.lambda_clean if c.dat else 1.0,
                 lambda_adv=c.lambda_adv if c.dat else 0.0,
                 penalty=self.penalty,
+                penalty_on=c.penalty_on,
                 fused=c.fused,
                 steps=c.steps_attack,
                 alpha=c.alpha,

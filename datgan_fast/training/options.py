@@ -28,9 +28,10 @@ from ..method.formulas import (
     ObjectiveName,
     default_alpha,
 )
+from ..method.step_arguments import PENALTY_ON
 from .augment import AugmentName
 from .baselines import BASELINES, BaselineName, OptimizerName
-from .config import Architecture, BackendChoice, Config, PenaltyPrecision, Precision, cuda_graph_of
+from .config import Architecture, BackendChoice, Config, PenaltyOn, PenaltyPrecision, Precision, cuda_graph_of
 from .devices import best_precision, resolve_device
 from .loggers import check_installed
 from .option_values import check_value, convert
@@ -47,6 +48,7 @@ GENERAL: dict[str, Any] = {
     "lambda_clean": 1.0,
     "lambda_adv": 1.0,
     "penalty_weight": 10.0,
+    "penalty_on": "clean",
     "clamp": 0.01,
     "spectral_norm": False,
     "r1": 0.0,
@@ -150,6 +152,11 @@ class Options:
     # Lipschitz control
     penalty_weight: float | None = _option(
         "method", "weight of the baseline's penalty; default: 10, for wgan-gp and wgan-lp on toy data 0.1", at_least=0
+    )
+    penalty_on: PenaltyOn | None = _option(
+        "method",
+        "images that the penalty is taken on, also --r1's and --r2's; both: the clean ones, and with DAT the perturbed ones too",
+        choices=PENALTY_ON,
     )
     clamp: float | None = _option("method", "wgan: weights are clamped to +- this", more_than=0)
     spectral_norm: bool | None = _option("method", "spectral normalisation in the discriminator")

@@ -13,6 +13,7 @@ import yaml
 from safetensors.torch import load_file
 
 from datgan_fast import TrainConfig, train
+from datgan_fast.training.option_values import flag
 from run_states import assert_same
 from train_runs import TINY, run_train
 
@@ -222,17 +223,20 @@ def test_resume_refuses_other_options(tmp_path, capsys):
 
 
 @pytest.mark.trains
-def test_resume_of_a_run_that_is_older_than_an_option(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("option", "was", "other"), [("penalty_precision", "fp32", "bf16"), ("penalty_on", "clean", "both")]
+)
+def test_resume_of_a_run_that_is_older_than_an_option(tmp_path, capsys, option, was, other):
     assert run_train(tmp_path, "--steps", "2") == 0
     (run,) = tmp_path.iterdir()
     config = yaml.safe_load((run / "config.yaml").read_text())
-    assert config.pop("penalty_precision") == "fp32"
+    assert config.pop(option) == was
     (run / "config.yaml").write_text(yaml.safe_dump(config))
-    assert run_train(tmp_path, "--steps", "3", "--penalty-precision", "fp32", "--resume") == 0
+    assert run_train(tmp_path, "--steps", "3", flag(option), was, "--resume") == 0
     assert (run / "checkpoints" / "step-000003.pt").exists()
     capsys.readouterr()
-    assert run_train(tmp_path, "--steps", "4", "--penalty-precision", "bf16", "--resume") == 2
-    assert "was started with fp32" in capsys.readouterr().err
+    assert run_train(tmp_path, "--steps", "4", flag(option), other, "--resume") == 2
+    assert f"was started with {was}" in capsys.readouterr().err
 
 
 @pytest.mark.trains

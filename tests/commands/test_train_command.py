@@ -40,6 +40,7 @@ BAD_VALUES = {
     "lambda_clean": ["-1", "nan"],
     "lambda_adv": ["-1", "one"],
     "penalty_weight": ["-1", "ten"],
+    "penalty_on": ["perturbed", ""],
     "clamp": ["0", "-0.01"],
     "r1": ["-1", "much"],
     "r2": ["-1", "much"],

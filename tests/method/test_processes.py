@@ -136,6 +136,7 @@ class Case:
         return how
 
 
+BOTH = {"penalty_on": "both"}
 CASES = [
     *(
         Case(how={"objective": o, "formulation": f, "norm": n})
@@ -163,6 +164,9 @@ CASES = [
     Case(penalty="gp", alike=True),
     *(Case(s, "linear", p, alike=True) for p in ("alp", "gp + alp") for s in ("unequal", "nothing")),
     *(Case(s, "linear", "alp") for s in ("no real", "no fake")),
+    *(Case(s, penalty=p, how=BOTH) for p in ("r1 + r2", "lazily r1") for s in ("unequal", "no real", "nothing")),
+    Case(penalty="r1 + own", how=BOTH),
+    *(Case(s, "linear", "alp", how=BOTH) for s in ("unequal", "no real")),
 ]  # fmt: skip
 IN = {  # cases by the number of processes
     2: range(len(CASES)),
@@ -233,7 +237,8 @@ def others(rank, count):
     found["float32"] = algorithm1.gradient_of(network)
     lazily, network = P.lazily(P.r1(), 2), judge("logit")
     for split in ("nothing", "unequal"):  # the second call is one of those between
-        dat.discriminator_step(network, *part(*Case(split).images(count), rank), eps=1.0, penalty=lazily, group=group)
+        x = part(*Case(split).images(count), rank)
+        dat.discriminator_step(network, *x, eps=1.0, penalty=lazily, penalty_on="both", group=group)
     found["lazily"] = lazily.calls
     return found
 
@@ -271,10 +276,13 @@ def expected():
 
 def one_process(case, x):
     network, how = case.build(), dict(case.how)
+    penalised = [x]
+    both = how.pop("penalty_on", "clean") == "both"
     want = scored_step(network, network, network, x, **how)
     penalty = torch.zeros((), dtype=torch.float64)
     if case.penalty:
-        penalty = PENALTIES[case.penalty][1](network, *x)
+        penalised += [want.adv] if both else []
+        penalty = sum(PENALTIES[case.penalty][1](network, *images) for images in penalised)
         penalty.backward()
     want.penalty, want.gradient = penalty.detach(), algorithm1.gradient_of(network)
     want.loss_adv = want.loss_adv * (how.get("lambda_adv", 1.0) > 0)

@@ -26,6 +26,7 @@ OPTIONS = [
     {"architecture": "resnet", "spectral_norm": True, "batch_norm": False},
     {"norm": "linf", "eps": 0.03, "steps_attack": 3, "random_start": True},
     {"formulation": "alg1", "r1": 1.0},
+    {"penalty_on": "both", "baseline": "wgan-alp", "r1": 1.0},
     {"r1": 1.0, "r2": 2.0, "batch_norm": False},
     {"precision": "bf16"},
     {"precision": "fp16"},
@@ -382,6 +383,35 @@ def test_copied_weights_give_autocasts_gradients(options, penalty_precision):
     # As near to float32 as autocast's, but for bfloat16's rounding of the sum of two gradients.
     assert (ours - expected).norm() < 1.1 * (theirs - expected).norm() + 4e-3 * expected.norm()
     assert (ours - expected).norm() < 0.1 * expected.norm()
+
+
+@pytest.mark.parametrize("options", [{"baseline": "wgan-gp"}, {"r1": 1e4, "r2": 1e3, "batch_norm": False}], ids=str)
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_penalty_on_clean_and_perturbed_images(options, fused):
+    """The step is given the option."""
+    options = options | {"fused": fused}
+    clean, both = (first_gradients(trainer(**options, penalty_on=on)) for on in ("clean", "both"))
+    made = trainer(**options)
+    seen = []
+
+    def twice(d, x_real, x_fake, **beside):
+        """What `both` is, of perturbed images that the step does not know of."""
+        seen.append(True)
+        c = made.iteration.config
+        x = dat.adversarial_batch(d, x_real, x_fake, eps=c.eps, objective=c.objective, formulation=c.formulation)
+        return penalty(d, x_real, x_fake) + penalty(d, *x)
+
+    penalty, made.iteration.penalty = made.iteration.penalty, twice
+    expected = first_gradients(made)
+    assert seen
+    assert (both - expected).norm() < 1e-4 * expected.norm()
+    assert (clean - expected).norm() > 1e-3 * expected.norm()
+
+
+@pytest.mark.parametrize("options", [{"baseline": "wgan-gp", "dat": False}, {"baseline": "dcgan"}], ids=str)
+def test_where_there_is_no_penalty_on_perturbed_images(options):
+    clean, both = (first_gradients(trainer(**options, penalty_on=on)) for on in ("clean", "both"))
+    assert torch.equal(clean, both)
 
 
 def test_every_update_begins_with_copies_of_the_newest_weights(monkeypatch):

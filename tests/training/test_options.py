@@ -10,8 +10,9 @@ import datgan_fast as dat
 from datgan_fast.errors import ConfigError
 from datgan_fast.method import formulas
 from datgan_fast.method.dispatch import BACKENDS
+from datgan_fast.method.step_arguments import PENALTY_ON
 from datgan_fast.training.baselines import BASELINES, BaselineName
-from datgan_fast.training.config import BackendChoice, Config
+from datgan_fast.training.config import BackendChoice, Config, PenaltyOn
 from datgan_fast.training.options import GENERAL, KINDS, Options
 
 TYPED, HAD = typing.get_type_hints(Options), typing.get_type_hints(Config)
@@ -38,6 +39,7 @@ def test_literals_are_the_built_in_rows():
         (formulas.FormulationName, formulas.FORMULATIONS),
         (formulas.NormName, formulas.NORMS),
         (BackendChoice, ("auto", *BACKENDS)),
+        (PenaltyOn, PENALTY_ON),
     ):
         assert typing.get_args(literal) == tuple(rows)
 
@@ -49,6 +51,12 @@ def test_a_configuration_survives_a_file(baseline, dataset):
     assert None not in vars(config).values()
     again = Options.from_mapping(yaml.safe_load(yaml.safe_dump(config.typed())), "config.yaml")
     assert again.resolved() == config == again.recorded()
+
+
+def test_a_record_that_is_older_than_an_option():
+    record = dat.TrainConfig(device="cpu", penalty_on="both").resolved().typed()
+    assert Options.from_mapping(record, "config.yaml").recorded().penalty_on == record.pop("penalty_on") == "both"
+    assert Options.from_mapping(record, "config.yaml").recorded().penalty_on == "clean"
 
 
 def test_a_record_of_another_machine_is_read_without_its_device():
