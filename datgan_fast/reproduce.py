@@ -1,7 +1,8 @@
 """The command reproduce: runs the paper's figures with and without DAT and reports what came out.
 
-Writes OUTDIR/runs (a run folder for each run), the figures as PNGs, report.md and report.html. Finished runs are not repeated and
-interrupted ones are continued, so that the same command can be given again at any time.
+Writes OUTDIR/runs (a run folder for each run), OUTDIR/results (a line for each finished one), the figures as PNGs, report.md and
+report.html. Finished runs are not repeated and interrupted ones are continued, so that the same command can be given again at any
+time; with OUTDIR/results alone it goes on elsewhere.
 """
 
 from __future__ import annotations
@@ -11,15 +12,13 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from .cli import Parser, a_path, command_parser, run_command, whole_number
 from .commands import spelled
 from .data.datasets import DATASETS, load_images
 from .errors import ConfigError, did_you_mean
 from .metrics import feature_network, inception
-from .paper import figure1, null_simulation, report, results
-from .paper.experiments import ATTACK, FIGURES, FULL, PAPER, QUICK, Experiment, experiments
+from .paper import null_simulation, records, report, report_verdicts
+from .paper.experiments import ATTACK, FIGURES, FULL, MEDIUM, PAPER, QUICK, SIZES, Experiment, Size, experiments
 from .paper.results import Result
 from .paper.runs import cores, remaining, run_all
 from .paper.verdicts import NOT_MEASURED
@@ -27,20 +26,8 @@ from .training.config import Config
 from .training.devices import resolve_device
 
 QUICK_DATASETS = ("digits", "ring")
+MOST_SEEDS = 1000
 JOBS_ON_A_GPU = 4  # one small network's iterations leave much of a GPU idle
-
-
-def attacks(found: list[Result]) -> dict[str, figure1.Measurement]:
-    """The finished runs of figure 1 by name, attacked by its protocol."""
-    measured = {}
-    attacked = [r for r in found if r.finished and r.experiment.figure == ATTACK]
-    for result in tqdm(attacked, desc="attacks", unit="run", disable=not sys.stderr.isatty()):
-        e = result.experiment
-        assert result.path is not None
-        device = e.config.device if e.config.device == "cpu" else resolve_device("auto")  # its GPU may not be here
-        subject = figure1.load_subject(result.path, label=e.variant, data_dir=e.config.data_dir, device=device)
-        measured[e.name] = figure1.measure(subject, figure1.Protocol())
-    return measured
 
 
 def build_parser() -> Parser:
@@ -48,15 +35,20 @@ def build_parser() -> Parser:
         "reproduce",
         "[options]",
         ["--quick", "--dataset cifar10 --download --figure 3,4 --seeds 5"],
-        "Writes OUTDIR/runs, the figures as PNGs, report.md and report.html. Finished runs are not repeated\n"
-        "and interrupted ones are continued, so that the same command can be given again at any time.",
+        "Writes OUTDIR/runs, OUTDIR/results, the figures as PNGs, report.md and report.html. Finished runs are\n"
+        "not repeated and interrupted ones are continued, so that the same command can be given again at any\n"
+        "time; with OUTDIR/results alone, a line for each finished run, it goes on elsewhere.",
     )
     parser.add_argument("--figure", default=",".join(PAPER), metavar="LIST", help=f"of {', '.join(FIGURES)}; "
-        "default: all but the sweep, which is a grid of DAT's options over the baselines")  # fmt: skip
+        "default: the paper's and alp; eq8 has other readings of Equation 8 beside a critic's penalty, sweep a grid of DAT's "
+        "options over the baselines")  # fmt: skip
     parser.add_argument(
         "--setting", metavar="NAME", help="only this one of the figures' settings, named as in the report"
     )
-    parser.add_argument("--quick", action="store_true", help="small networks and short runs, for a CPU")
+    parser.add_argument("--size", metavar="NAME", help=f"of the networks and how long they train: {', '.join(SIZES)}; "
+        f"default: full. medium: width 16, images of {MEDIUM.options['image_size']} pixels, {MEDIUM.updates} discriminator "
+        "updates, two of figure 3's settings")  # fmt: skip
+    parser.add_argument("--quick", action="store_true", help="small networks and short runs, for a CPU: --size quick")
     parser.add_argument("--report-only", action="store_true", help="report on the runs in --outdir and train nothing")
     parser.add_argument(
         "--null-simulation", metavar="N", help="swap plain and DAT at random in the runs in --outdir, N times, and print in "
@@ -64,7 +56,7 @@ def build_parser() -> Parser:
     )  # fmt: skip
     data = parser.add_argument_group("data")
     data.add_argument("--dataset", metavar="LIST", help=f"of {', '.join(DATASETS)}; default: "
-        f"{','.join(QUICK_DATASETS)} with --quick, else cifar10")  # fmt: skip
+        f"{','.join(QUICK_DATASETS)} with --quick, mnist with --size medium, else cifar10")  # fmt: skip
     data.add_argument(
         "--data-dir", type=a_path, default="data", metavar="DIR", help="folder of its files; default: data"
     )
@@ -72,11 +64,15 @@ def build_parser() -> Parser:
     data.add_argument("--image-size", metavar="N", help="side in pixels; default: the data set's")
     length = parser.add_argument_group("length")
     length.add_argument("--steps", metavar="N", help="generator steps of each run; default: as many as make "
-        f"{FULL.updates} discriminator updates; {QUICK.updates} with --quick, {QUICK.toy_updates} on toy data")  # fmt: skip
-    length.add_argument("--seeds", default="3", metavar="N", help="runs of each setting: seeds 0 to N-1; default: 3")
+        f"{FULL.updates} discriminator updates; {QUICK.updates} with --quick, {QUICK.toy_updates} on toy data; "
+        f"{MEDIUM.updates} with --size medium")  # fmt: skip
+    length.add_argument(
+        "--seeds", default="3", metavar="N|A-B", help="runs of each setting: seeds 0 to N-1, or A to B; default: 3"
+    )
     speed = parser.add_argument_group("speed")
     speed.add_argument("--jobs", metavar="N", help="runs at a time; default: as many as cores, "
         f"or {JOBS_ON_A_GPU} that share a GPU")  # fmt: skip
+    speed.add_argument("--threads", metavar="N", help="of each run; default: the cores' share")
     speed.add_argument("--device", metavar="NAME", default="auto", help="auto, cpu, cuda or cuda:i; default: auto")
     output = parser.add_argument_group("output")
     output.add_argument(
@@ -92,8 +88,7 @@ def reproduce(arguments: Any) -> int:
     outdir = Path(arguments.outdir)
     if arguments.null_simulation is not None:
         times = whole_number("--null-simulation", arguments.null_simulation, 1, 10**6)
-        found = _recorded(outdir, "--null-simulation")
-        print(null_simulation.simulate(report.measure(found, attacks(found)), times))
+        print(null_simulation.simulate(report.measure(_recorded(outdir, "--null-simulation")), times))
         return 0
     if arguments.report_only:
         _recorded(outdir, "--report-only")
@@ -104,20 +99,21 @@ def reproduce(arguments: Any) -> int:
     device = resolve_device(arguments.device)
     most = JOBS_ON_A_GPU if device.startswith("cuda") else min(cores(), 256)
     jobs = whole_number("--jobs", arguments.jobs or str(most), 1, 256)
+    threads = whole_number("--threads", arguments.threads or str(max(1, cores() // jobs)), 1, 1024)
     if arguments.inception_weights:
         inception.find_weights(arguments.inception_weights)
     every = _asked_for(arguments, device, outdir / "runs")
-    todo = remaining(every, outdir / "runs")
-    for dataset in dict.fromkeys(e.dataset for e in every):
-        _load_data_once(next(e.config for e in every if e.dataset == dataset))
+    todo = remaining(every, outdir)
+    for dataset in dict.fromkeys(e.dataset for e in todo):
+        _load_data_once(next(e.config for e in todo if e.dataset == dataset))
     _make(outdir / "runs")
     print(f"{outdir}: {len(every)} runs, {len(every) - len(todo)} of them finished, {jobs} at a time", flush=True)
-    failures = run_all(todo, outdir / "runs", min(jobs, len(todo))) if todo else {}
+    failures = run_all(todo, outdir, min(jobs, len(todo)), threads) if todo else {}
     return _report(outdir, failures)
 
 
 def _recorded(outdir: Path, option: str) -> list[Result]:
-    if found := results.read(outdir / "runs"):
+    if found := records.read(outdir):
         return found
     raise ConfigError(f"--outdir {outdir}: must hold runs of datgan_fast.reproduce for {option}")
 
@@ -125,13 +121,13 @@ def _recorded(outdir: Path, option: str) -> list[Result]:
 def _asked_for(arguments: Any, device: str, folder: Path) -> list[Experiment]:
     """The runs that the options name. Raises ConfigError."""
     figures = _chosen("--figure", arguments.figure, FIGURES)
-    default = ",".join(QUICK_DATASETS if arguments.quick else ("cifar10",))
+    size = _size(arguments)
+    default = {QUICK.name: ",".join(QUICK_DATASETS), MEDIUM.name: "mnist", FULL.name: "cifar10"}[size.name]
     datasets = _chosen("--dataset", arguments.dataset or default, DATASETS)
-    seeds = whole_number("--seeds", arguments.seeds, 1, 1000)
     steps = whole_number("--steps", arguments.steps, 1, 10**9) if arguments.steps is not None else None
     shared = {name: getattr(arguments, name) for name in ("data_dir", "download", "inception_weights", "image_size")}
     shared |= {"device": device, "outdir": str(folder)}
-    every = experiments(datasets, figures, range(seeds), QUICK if arguments.quick else FULL, shared, steps)
+    every = experiments(datasets, figures, _seeds(arguments.seeds), size, shared, steps)
     if not every:
         raise ConfigError(f"--figure {ATTACK}: attacks images, of which --dataset {','.join(datasets)} has none")
     if arguments.setting is None:
@@ -141,6 +137,27 @@ def _asked_for(arguments: Any, device: str, folder: Path) -> list[Experiment]:
         near = did_you_mean(arguments.setting, known)
         raise ConfigError(f"--setting {arguments.setting}: must be one of {'; '.join(known)}{near}")
     return [e for e in every if e.setting == arguments.setting]
+
+
+def _size(arguments: Any) -> Size:
+    if arguments.quick and arguments.size not in (None, QUICK.name):
+        raise ConfigError(f"--quick with --size {arguments.size}: is --size {QUICK.name}; leave one out")
+    (name,) = _chosen("--size", QUICK.name if arguments.quick else arguments.size or FULL.name, SIZES)
+    return SIZES[name]
+
+
+def _seeds(text: str) -> range:
+    """0 to N-1, or A to B."""
+    first, dash, last = text.partition("-")
+    if not dash:
+        return range(whole_number("--seeds", text, 1, MOST_SEEDS))
+    try:
+        seeds = range(int(first), int(last) + 1)
+    except ValueError:
+        raise ConfigError(f"--seeds {text}: must be a whole number, or two with a dash between: 3-14") from None
+    if not 1 <= len(seeds) <= MOST_SEEDS:
+        raise ConfigError(f"--seeds {text}: must be from 1 to {MOST_SEEDS} seeds, the lower one first: 3-14")
+    return seeds
 
 
 def _chosen(option: str, text: str, known: Collection[str]) -> list[str]:
@@ -172,13 +189,13 @@ def _make(folder: Path) -> None:
 
 
 def _report(outdir: Path, failures: dict[str, str]) -> int:
-    if found := results.read(outdir / "runs"):
-        verdicts = report.write(found, attacks(found), outdir)
+    if found := records.read(outdir):
+        verdicts = report.write(found, outdir)
         for dataset, of_dataset in verdicts.items():
             for v in of_dataset:
                 if v.verdict != NOT_MEASURED:
                     print(f"{dataset} {v.claim.name} {v.verdict:11s} {v.claim.text}: {v.ours}; {v.certainty}")
-        if missing := report.not_measured(verdicts):
+        if missing := report_verdicts.not_measured(verdicts):
             print(f"not measured: {'; '.join(missing)}")
         print(f"report: {outdir / 'report.html'}, {outdir / 'report.md'}")
     for name, reason in failures.items():

@@ -1,6 +1,7 @@
 """Small experiments, and results of runs that nobody made, for the tests of the reproduction."""
 
-from datgan_fast.paper.experiments import PLAIN, Size, experiments
+from datgan_fast.paper.experiments import PLAIN, Size, attacked, experiments
+from datgan_fast.paper.figure1 import PROTOCOLS
 from datgan_fast.paper.results import Result
 
 TINY = Size("tiny", 40, 80, 4, {"width": 4, "z_dim": 8, "batch_size": 8})
@@ -8,8 +9,11 @@ DIGITS = ["digits"]
 CPU = {"device": "cpu"}
 
 
-def made(figure, dat, plain, seeds=3, dataset="digits"):
-    """Results of a figure's runs: each of `dat` and `plain` is a function (seed, part of training done) -> record."""
+def made(figure, dat, plain, seeds=3, dataset="digits", attacks=None):
+    """Results of a figure's runs: each of `dat` and `plain` is a function (seed, part of training done) -> record.
+
+    attacks    a function (experiment, protocol's number) -> median steps and share of images that arrived, fake and real
+    """
     found = []
     for e in experiments([dataset], [figure], range(seeds), TINY, CPU):
         record = plain if e.variant == PLAIN else dat
@@ -20,7 +24,17 @@ def made(figure, dat, plain, seeds=3, dataset="digits"):
             for r in lines
         ]
         found.append(Result(e, lines, metrics))
+        if attacks and attacked(e):
+            found[-1].attacks.extend(
+                {"step": e.config.steps, "protocol": str(p), "images": 4, **_attack(*attacks(e, i))}
+                for i, p in enumerate(PROTOCOLS)
+            )
     return found
+
+
+def _attack(fake, real, fake_arrived=1.0, real_arrived=1.0):
+    of_fake = {"fake_median": fake, "fake_mean": fake, "fake_share_reached": fake_arrived}
+    return of_fake | {"real_median": real, "real_mean": real, "real_share_reached": real_arrived}
 
 
 def record(score=2.0, wasserstein=1.0, norm=1.0, added=0.0):

@@ -6,11 +6,14 @@ The paper states few hyper-parameters. What it leaves open is chosen here:
 
 - Networks, batch size, penalty weights, optimisers, learning rates, eps and the attack loss are the baselines' defaults
   (config.py), unless a setting says otherwise.
-- Figure 1 attacks the discriminator of the DCGAN baseline; points in the plane have no such figure.
+- Figure 1 attacks the discriminator of the DCGAN baseline, which is one of figure 3's settings: the same runs. Points in the
+  plane have no such figure.
 - Figure 3 varies learning rate, Adam's beta1 and n_dis, which the paper names without values: two values of each, the usual
   one and one that DCGAN is known to find harder.
 - Figures 5 and 7 have n_dis 5, figures 6 and 8 n_dis 1, as the paper has. WGAN-ALP, which the abstract names and the paper
   does not show, is run with both.
+- Eq. 8 adds the perturbed images' objective to the clean one's and does not say what becomes of a critic's penalty. DAT is that
+  sum with the penalty as it was; figure eq8 adds two other readings of it to the same settings.
 - Every run on a data set makes the same number of discriminator updates, the figures' horizontal axis: with n_dis 5 a fifth
   of the generator steps.
 - The score is the averaged generator's.
@@ -19,7 +22,7 @@ The paper states few hyper-parameters. What it leaves open is chosen here:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
@@ -31,16 +34,28 @@ from ..training.config import Config
 from ..training.options import Options
 
 PLAIN, DAT = "plain", "DAT"
+EQUAL, BOTH = "DAT, equal weight", "DAT, penalty on both"
 ATTACK, SWEEP = "1", "sweep"  # figures that are reported in their own way
+
+Variants = Mapping[str, Mapping[str, Any]]  # label -> its options
+PLAIN_AND_DAT: Variants = {PLAIN: {"dat": False}, DAT: {"dat": True}}
+# How Eq. 8 can be read beside a penalty: as 1 + 1; so that both objectives together weigh as much as the one of plain training;
+# or with all of a critic's loss, its penalty too, on the perturbed images.
+READINGS: Variants = {
+    **PLAIN_AND_DAT,
+    EQUAL: {"dat": True, "lambda_clean": 0.5, "lambda_adv": 0.5},
+    BOTH: {"dat": True, "penalty_on": "both"},
+}
 
 
 @dataclass(frozen=True)
 class Setting:
     """One panel of a figure: options that all its variants share, and the variants that are compared."""
 
+    figure: str  # whose panel it is, also where another figure shows it too
     name: str
-    options: dict[str, Any]
-    variants: dict[str, dict[str, Any]] = field(default_factory=lambda: {PLAIN: {"dat": False}, DAT: {"dat": True}})
+    options: Mapping[str, Any]
+    variants: Variants = field(default_factory=lambda: PLAIN_AND_DAT)
 
 
 @dataclass(frozen=True)
@@ -52,7 +67,7 @@ class Figure:
 def _figure_3() -> tuple[Setting, ...]:
     grid = product((2e-4, 1e-3), (0.5, 0.9), (1, 5))
     return tuple(
-        Setting(f"lr {lr:g}, beta1 {beta1:g}, n_dis {n_dis}", _options("dcgan", n_dis, lr=lr, beta1=beta1))
+        Setting("3", f"lr {lr:g}, beta1 {beta1:g}, n_dis {n_dis}", _options("dcgan", n_dis, lr=lr, beta1=beta1))
         for lr, beta1, n_dis in grid
     )
 
@@ -61,8 +76,8 @@ def _options(baseline: str, n_dis: int, **more: Any) -> dict[str, Any]:
     return {"baseline": baseline, "n_dis": n_dis, **more}
 
 
-def _critic(baseline: str, *n_dis: int) -> tuple[Setting, ...]:
-    return tuple(Setting(f"{baseline}, n_dis {n}", _options(baseline, n)) for n in n_dis)
+def _critic(figure: str, baseline: str, *n_dis: int) -> tuple[Setting, ...]:
+    return tuple(Setting(figure, f"{baseline}, n_dis {n}", _options(baseline, n)) for n in n_dis)
 
 
 def _sweep() -> tuple[Setting, ...]:
@@ -77,9 +92,9 @@ def _sweep() -> tuple[Setting, ...]:
         formulations = ("eq10", "batch_mean") if linear else ("eq10", "alg1", "batch_mean")
         # In narrow networks clamped weights leave a gradient of about a hundredth of the others'; it grows with the width.
         sizes = (10.0, 100.0, 1000.0) if baseline.clamps else (0.1, 1.0, 10.0)
-        settings.append(Setting(name, {"baseline": name}, _grid(formulations, sizes, (0.3, 1.0))))
+        settings.append(Setting(SWEEP, name, {"baseline": name}, _grid(formulations, sizes, (0.3, 1.0))))
     wide = {"baseline": "wgan", "width": 64}
-    return *settings, Setting("wgan, width 64", wide, _grid(("eq10",), (0.1, 1.0, 10.0, 100.0), (1.0,)))
+    return *settings, Setting(SWEEP, "wgan, width 64", wide, _grid(("eq10",), (0.1, 1.0, 10.0, 100.0), (1.0,)))
 
 
 def _grid(formulations: Sequence[str], sizes: Sequence[float], weights: Sequence[float]) -> dict[str, dict[str, Any]]:
@@ -92,18 +107,27 @@ def _grid(formulations: Sequence[str], sizes: Sequence[float], weights: Sequence
     return variants
 
 
+_OF_DCGAN = _figure_3()
+USUAL, HARDEST = _OF_DCGAN[0].name, _OF_DCGAN[-1].name
+_OF_CRITICS = {
+    "4": Figure("WGAN", _critic("4", "wgan", 5)),
+    "5": Figure("WGAN-GP, n_dis 5", _critic("5", "wgan-gp", 5)),
+    "6": Figure("WGAN-GP, n_dis 1", _critic("6", "wgan-gp", 1)),
+    "7": Figure("WGAN-LP, n_dis 5", _critic("7", "wgan-lp", 5)),
+    "8": Figure("WGAN-LP, n_dis 1", _critic("8", "wgan-lp", 1)),
+    "alp": Figure("WGAN-ALP", _critic("alp", "wgan-alp", 5, 1)),
+}
+_PENALISED = tuple(s for name, figure in _OF_CRITICS.items() if name != "4" for s in figure.settings)
+
 FIGURES = {
-    ATTACK: Figure("DCGAN under attack", (Setting("dcgan", {"baseline": "dcgan"}),)),
-    "3": Figure("DCGAN", _figure_3()),
-    "4": Figure("WGAN", _critic("wgan", 5)),
-    "5": Figure("WGAN-GP, n_dis 5", _critic("wgan-gp", 5)),
-    "6": Figure("WGAN-GP, n_dis 1", _critic("wgan-gp", 1)),
-    "7": Figure("WGAN-LP, n_dis 5", _critic("wgan-lp", 5)),
-    "8": Figure("WGAN-LP, n_dis 1", _critic("wgan-lp", 1)),
-    "alp": Figure("WGAN-ALP", _critic("wgan-alp", 5, 1)),
+    ATTACK: Figure("DCGAN under attack", _OF_DCGAN[:1]),
+    "3": Figure("DCGAN", _OF_DCGAN),
+    **_OF_CRITICS,
+    "eq8": Figure("Equation 8 beside a penalty", tuple(replace(s, variants=READINGS) for s in _PENALISED)),
     SWEEP: Figure("Sweep of DAT's options", _sweep()),
 }
-PAPER = tuple(name for name in FIGURES if name != SWEEP)
+PAPER = (ATTACK, "3", *_OF_CRITICS)
+SETTINGS = {s.name: s for figure in FIGURES.values() for s in figure.settings}  # with all variants that any figure has
 
 
 @dataclass(frozen=True)
@@ -114,20 +138,22 @@ class Size:
     updates: int  # of the discriminator
     toy_updates: int  # likewise, on toy data
     evaluations: int
-    options: dict[str, Any]
-    baseline_options: dict[str, dict[str, Any]] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    baseline_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    leaves_out: Container[str] = ()  # settings
 
 
-FULL = Size("full", 20_000, 20_000, 10, {})
 # A small network learns within so few updates only with larger learning rates than the papers'.
-QUICK = Size(
-    "quick",
-    600,
-    1500,
-    8,
-    {"width": 16, "batch_size": 32},
-    {name: {"lr": 2e-3} for name, baseline in BASELINES.items() if OBJECTIVES[baseline.objective].linear},
-)
+_NARROW = {"width": 16, "batch_size": 32}
+_FASTER = {name: {"lr": 2e-3} for name, baseline in BASELINES.items() if OBJECTIVES[baseline.objective].linear}
+
+FULL = Size("full", 20_000, 20_000, 10)
+MEDIUM = Size(
+    "medium", 3_000, 3_000, 8, {**_NARROW, "image_size": 32}, _FASTER,
+    leaves_out={"wgan-alp, n_dis 1", *(s.name for s in _OF_DCGAN)} - {USUAL, HARDEST},
+)  # fmt: skip
+QUICK = Size("quick", 600, 1500, 8, _NARROW, _FASTER)
+SIZES = {size.name: size for size in (QUICK, MEDIUM, FULL)}
 
 
 @dataclass(frozen=True)
@@ -165,12 +191,13 @@ def experiments(
 ) -> list[Experiment]:
     """The runs of these figures, seed by seed, so that an early look at the report has every setting.
 
-    options    TrainConfig's that all runs share, such as the device; an image size is for images only
+    options    TrainConfig's that all runs share, such as the device; None is the size's own; an image size is for images only
     steps      generator steps of every run, in place of size's number of discriminator updates
     """
-    return [
+    wanted = [(name, s) for name in figures for s in FIGURES[name].settings if s.name not in size.leaves_out]
+    found = [
         Experiment(
-            name,
+            setting.figure,
             setting.name,
             variant,
             seed,
@@ -178,14 +205,19 @@ def experiments(
         )
         for seed in seeds
         for dataset in datasets
-        for name in figures
+        for name, setting in wanted
         if not (name == ATTACK and DATASETS[dataset].points)
-        for setting in FIGURES[name].settings
         for variant, chosen in setting.variants.items()
     ]
+    return list({e.name: e for e in found}.values())  # figures share runs
 
 
-def _config(size: Size, steps: int | None, setting: dict[str, Any], run: dict[str, Any]) -> Config:
+def attacked(experiment: Experiment) -> bool:
+    """Whether it is one of figure 1's runs."""
+    return experiment.setting == USUAL and not experiment.config.points
+
+
+def _config(size: Size, steps: int | None, setting: Mapping[str, Any], run: Mapping[str, Any]) -> Config:
     """Resolved options of a run: the size's, the baseline's at that size, the setting's, the run's own; later ones win."""
     baseline = setting["baseline"]
     points = DATASETS[run["dataset"]].points
@@ -198,9 +230,10 @@ def _config(size: Size, steps: int | None, setting: dict[str, Any], run: dict[st
         "sample_every": steps,
         "save_every": max(1, steps // 2),
     }
+    run = {name: value for name, value in run.items() if value is not None}
     if points:  # their own defaults are small and quick already
         at_this_size: dict[str, Any] = {}
-        run = {**run, "image_size": None}
+        run.pop("image_size", None)
     else:
         at_this_size = {**size.options, **size.baseline_options.get(baseline, {})}
     options = Options(**{**at_this_size, **setting, **run, **recorded})

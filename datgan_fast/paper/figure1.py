@@ -25,6 +25,8 @@ from ..training.checkpoints import Checkpoint, find_generator, generate, in_turn
 from ..training.config import Config
 from .fooling import steps_to_fool
 
+ATTACKED = 128  # images of each kind, of a reproduction's runs
+SUMMARY = ("mean", "median", "share_reached", "distance", "clean_score")
 TARGETS = ("paired", "mean")
 BATCH_NORM = ("eval", "train")
 
@@ -46,6 +48,17 @@ class Protocol:
             f"{NORMS[self.rule].title}, size {self.step_size:g}, target {self.target}, BatchNorm {self.batch_norm}, "
             f"tolerance {self.tolerance:g}, at most {self.cap} steps"
         )
+
+    def difference(self, other: Protocol) -> str:
+        """What is not as in that one: "target mean"."""
+        changed = [f.name for f in dataclasses.fields(self) if getattr(self, f.name) != getattr(other, f.name)]
+        return ", ".join(f"{_TITLES.get(name, name)} {getattr(self, name)}" for name in changed)
+
+
+_TITLES = {"batch_norm": "BatchNorm", "rule": "step", "step_size": "step size"}
+CHOSEN = Protocol()
+# And the nearest ones: another answer to one of the questions that the paper leaves open.
+PROTOCOLS = (CHOSEN, dataclasses.replace(CHOSEN, target="mean"), dataclasses.replace(CHOSEN, batch_norm="train"))
 
 
 def all_protocols(base: Protocol) -> Iterator[Protocol]:
@@ -95,6 +108,12 @@ class Measurement(NamedTuple):
     protocol: Protocol
     fake: Attacked
     real: Attacked
+
+    def summary(self) -> dict[str, Any]:
+        """Flat: the protocol, and of each kind of images "fake_median" and so on."""
+        kinds = {"fake": self.fake.record(), "real": self.real.record()}
+        of_images = {f"{kind}_{name}": record[name] for kind, record in kinds.items() for name in SUMMARY}
+        return {"protocol": str(self.protocol), "images": len(self.subject.fake), **of_images}
 
     def record(self) -> dict[str, Any]:
         """{"label", "fake": {"mean", "median", "std", "share_reached", ...}, "real": {...}, and where it comes from}."""

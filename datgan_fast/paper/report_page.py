@@ -45,7 +45,16 @@ class Picture:
     caption: str
 
 
-Block = Heading | Paragraph | Code | Table | Picture
+@dataclass(frozen=True)
+class Links:
+    """To other pages of the report."""
+
+    kind: ClassVar = "links"
+    text: str
+    pages: Sequence[str]
+
+
+Block = Heading | Paragraph | Code | Table | Picture | Links
 
 
 def markdown(blocks: Sequence[Block]) -> str:
@@ -66,6 +75,8 @@ def markdown(blocks: Sequence[Block]) -> str:
                 return "\n".join([row(block.columns), row(["---"] * len(block.columns)), *map(row, block.rows)])
             case Picture():
                 return f"![{block.caption}]({block.path.name})\n\n{block.caption}"
+            case Links():
+                return f"{block.text}: {', '.join(f'[{page}]({page}.md)' for page in block.pages)}"
 
     return "\n\n".join(map(text, blocks)) + "\n"
 

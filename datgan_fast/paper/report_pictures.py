@@ -13,9 +13,12 @@ from PIL import Image
 from .. import files
 from .experiments import DAT, PLAIN
 from .results import Result, Series
+from .statistics import mean, measured
 from .sweep import Option
+from .verdicts import CANNOT_TELL, DOES_NOT, HOLDS, Verdict
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 COLOURS = {PLAIN: "#4477aa", DAT: "#cc3311"}  # told apart by colour-blind eyes too
@@ -49,9 +52,59 @@ def draw_curves(
     for axis in list(axes.flat)[len(panels) :]:
         axis.remove()
     axes[0, 0].legend(fontsize=8)
-    for axis in axes[-1]:
+    for axis in list(axes.flat)[max(0, len(panels) - 2) : len(panels)]:  # the last of each column
         axis.set_xlabel("discriminator updates", fontsize=8)
     _save_figure(figure, path)
+
+
+VERDICT_COLOURS = {HOLDS: "#2e7d32", DOES_NOT: "#b3261e", CANNOT_TELL: "#757575"}
+
+
+def draw_verdicts(rows: Sequence[tuple[str, Verdict]], path: Path) -> None:
+    """A line of its own axis for each (data set, verdict): every seed's mean over settings, all pairs' and its interval, and what
+    the claim says it is to be above or below."""
+    figure, axes = _panels(len(rows), 1, (9, 0.4 + 0.95 * len(rows)))
+    for axis, (dataset, v) in zip(axes.flat, rows, strict=True):
+        c, colour = v.claim, VERDICT_COLOURS[v.verdict]
+        seeds = np.nanmean(measured(c.differences), axis=0)
+        show = np.exp if c.logarithm else np.asarray
+        axis.scatter(show(seeds), np.zeros(len(seeds)), s=22, color=colour, alpha=0.45, linewidth=0)
+        axis.scatter(show([mean(c.differences)]), [0], s=70, marker="D", color=colour, zorder=3)
+        if np.isfinite(v.interval).all():
+            axis.plot(show(np.array(v.interval)), [0, 0], color=colour, linewidth=2)
+        bound = float(show(np.array(c.bound)))
+        axis.axvline(bound, color="black", linewidth=1)
+        _shade_the_claimed_side(axis, bound, c.above)
+        if c.logarithm:
+            axis.set_xscale("log")
+            _plain_ticks(axis)
+        axis.set_yticks([])
+        axis.tick_params(labelsize=7)
+        axis.set_title(f"{dataset}: {textwrap.shorten(c.text, 95)}", fontsize=8, loc="left", pad=3)
+        axis.set_title(v.verdict, fontsize=8, loc="right", color=colour, fontweight="bold", pad=3)
+        axis.set_xlabel("times with DAT" if c.logarithm else "with DAT, less plain", fontsize=7, labelpad=1)
+    _save_figure(figure, path)
+
+
+def _shade_the_claimed_side(axis: Axes, bound: float, above: bool) -> None:
+    low, high = axis.get_xlim()
+    low, high = min(low, bound), max(high, bound)
+    axis.axvspan(*((bound, high) if above else (low, bound)), color="#2e7d32", alpha=0.08, linewidth=0)
+    axis.set_xlim(low, high)
+
+
+def _plain_ticks(axis: Axes) -> None:
+    """A few round factors in place of powers of ten."""
+    from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
+
+    low, high = axis.get_xlim()
+    round_ones = [m * 10.0**e for e in range(-4, 5) for m in (1, 2, 5)]
+    inside = [x for x in round_ones if low <= x <= high]
+    if len(inside) < 2:  # too narrow for them
+        inside = [float(f"{x:.3g}") for x in np.geomspace(low, high, 4)[1:3]] + inside
+    axis.xaxis.set_major_locator(FixedLocator(sorted(inside)))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.xaxis.set_major_formatter(ScalarFormatter())
 
 
 def _with_unit(title: str, points: bool) -> str:

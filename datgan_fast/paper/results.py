@@ -1,33 +1,32 @@
-"""What the runs of a reproduction measured: their records as series over discriminator updates."""
+"""What the runs of a reproduction measured, as series over discriminator updates, and which of them belong together."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .. import files
-from ..data.datasets import DATASETS
-from ..errors import ConfigError
 from ..metrics.catalogue import best_first
-from ..training.run_folder import RunFolder
-from .experiments import DAT, FIGURES, PLAIN, Experiment
+from .experiments import DAT, FIGURES, PLAIN, Experiment, Setting
 
 Series = tuple[np.ndarray, np.ndarray]  # discriminator updates, values
+Lines = list[dict[str, Any]]  # each has its "step"
 
 
 @dataclass(frozen=True)
 class Result:
-    """A run and its records: stats.jsonl's and metrics.jsonl's lines. `path` is None for records made by hand."""
+    """A run and the lines that it wrote."""
 
     experiment: Experiment
-    stats: list[dict[str, Any]]
-    metrics: list[dict[str, Any]]
-    path: Path | None = None
+    stats: Lines
+    metrics: Lines
+    path: Path | None = None  # its folder, where that is here
+    attacks: Lines = field(default_factory=list)  # figure 1's, one for each of its protocols
+    theory: Lines = field(default_factory=list)
+    environment: dict[str, Any] = field(default_factory=dict)
 
     @property
     def finished(self) -> bool:
@@ -51,48 +50,20 @@ class Result:
         return updates, np.array([np.nan if value is None else value for _, value in found], dtype=float)
 
 
-def read(folder: Path) -> list[Result]:
-    """Every run in the folder that is one of the figures', finished or not, in the order of data sets and figures."""
-    results = []
-    for path in sorted(folder.glob("*/experiment.json")):
-        if not (path.parent / "config.yaml").is_file():
-            continue
-        experiment = Experiment(*place_of(path), config=RunFolder(path.parent).options("--outdir").recorded())
-        results.append(read_run(experiment, path.parent))
-    data_sets = list(DATASETS)
-    order = [(name, s.name, v) for name, figure in FIGURES.items() for s in figure.settings for v in s.variants]
-    known = [r for r in results if r.experiment.place in order]
-    return sorted(
-        known, key=lambda r: (data_sets.index(r.experiment.dataset), order.index(r.experiment.place), r.experiment.seed)
-    )
-
-
-def place_of(path: Path) -> tuple[str, str, str, int]:
-    """Figure, setting, variant and seed, as a run's experiment.json has them. Raises ConfigError."""
-    try:
-        place = json.loads(path.read_text(encoding="utf-8"))
-        return str(place["figure"]), str(place["setting"]), str(place["variant"]), int(place["seed"])
-    except (OSError, ValueError, RecursionError, LookupError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(
-            f"--outdir {path.parents[2]}: {path} cannot be read ({reason}); remove the run's folder to make it again"
-        ) from None
-
-
-def read_run(experiment: Experiment, path: Path) -> Result:
-    stats, metrics = (files.read_json_lines(path / name) for name in ("stats.jsonl", "metrics.jsonl"))
-    return Result(experiment, stats, metrics, path)
-
-
-def pairs(results: Iterable[Result]) -> list[tuple[Result, Result]]:
-    """(plain, DAT) of the same data set, figure, setting and seed, where both finished."""
-    by_variant: dict[str, dict[tuple[str, str, str, int], Result]] = {PLAIN: {}, DAT: {}}
+def pairs(results: Iterable[Result], variant: str = DAT) -> list[tuple[Result, Result]]:
+    """(plain, that variant) of the same data set, setting and seed, where both finished."""
+    by_variant: dict[str, dict[tuple[str, str, int], Result]] = {PLAIN: {}, variant: {}}
     for r in results:
         e = r.experiment
         if r.finished and e.variant in by_variant:
-            by_variant[e.variant][e.dataset, e.figure, e.setting, e.seed] = r
-    plain, dat = by_variant[PLAIN], by_variant[DAT]
-    return [(plain[key], dat[key]) for key in plain if key in dat]
+            by_variant[e.variant][e.dataset, e.setting, e.seed] = r
+    plain, other = by_variant[PLAIN], by_variant[variant]
+    return [(plain[key], other[key]) for key in plain if key in other]
+
+
+def in_order() -> list[Setting]:
+    """The figures' settings, each where it belongs."""
+    return [s for name, figure in FIGURES.items() for s in figure.settings if s.figure == name]
 
 
 def datasets(results: Iterable[Result]) -> list[str]:
@@ -103,7 +74,7 @@ def datasets(results: Iterable[Result]) -> list[str]:
 def settings(results: Iterable[Result]) -> list[str]:
     """Names of the settings among these results, in the order of their figures."""
     present = {r.experiment.setting for r in results}
-    return [s.name for figure in FIGURES.values() for s in figure.settings if s.name in present]
+    return [s.name for s in in_order() if s.name in present]
 
 
 def score_name(results: Iterable[Result]) -> str | None:

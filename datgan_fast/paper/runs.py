@@ -27,38 +27,55 @@ from ..training.config import Config
 from ..training.run_folder import RunFolder
 from ..training.stop_signals import StopSignals
 from ..training.trainer import Trainer, load_checkpoint
-from . import results
-from .experiments import Experiment
+from . import figure1, records
+from .experiments import Experiment, attacked
+from .records import PLACES, read_run
+from .results import Result, score_name
 
-_SAME_TRAINING = ("outdir", "data_dir", "download", "device")  # options that may differ when a run is gone on with
+_SAME_TRAINING = (*PLACES, "device")  # options that may differ when a run is gone on with
 
 # One run
 
 
-def remaining(todo: list[Experiment], folder: Path) -> list[Experiment]:
-    """The experiments whose runs are not finished. Raises ConfigError where a folder holds a run of other options."""
-    return [e for e in todo if not _finished(e, folder)]
+def remaining(todo: list[Experiment], outdir: Path) -> list[Experiment]:
+    """The experiments that have no record yet. Raises ConfigError where a record or a folder is of other options."""
+    recorded = records.recorded(outdir)
+    left = []
+    for e in todo:
+        run = RunFolder(outdir / "runs" / e.name)
+        if e.name in recorded:
+            _check_same(recorded[e.name].experiment.config, e, outdir)
+        else:
+            if (run.path / "config.yaml").is_file():
+                _check_same(run.options("--outdir").recorded(), e, outdir)
+            left.append(e)
+    return left
 
 
-def _finished(experiment: Experiment, folder: Path) -> bool:
-    run = RunFolder(folder / experiment.name)
-    if not (run.path / "config.yaml").is_file():
-        return False
-    was, now = run.options("--outdir").recorded(), experiment.config
+def _check_same(was: Config, experiment: Experiment, outdir: Path) -> None:
     for f in dataclasses.fields(Config):
-        a, b = getattr(was, f.name), getattr(now, f.name)
+        a, b = getattr(was, f.name), getattr(experiment.config, f.name)
         if a != b and f.name not in _SAME_TRAINING:
             raise ConfigError(
-                f"--outdir {folder.parent}: its run {experiment.name} has {f.name} {a} where this command asks for {b}; "
+                f"--outdir {outdir}: its run {experiment.name} has {f.name} {a} where this command asks for {b}; "
                 "use the same options to go on, or another folder"
             )
-    return results.read_run(experiment, run.path).finished
 
 
-def train(experiment: Experiment, folder: Path) -> None:
-    """Trains one experiment in its folder, from its newest checkpoint if it was interrupted."""
-    trainer = Trainer(experiment.config)
+def make(experiment: Experiment, folder: Path) -> None:
+    """Trains one experiment in its folder, from its newest checkpoint if it was interrupted, and attacks it if figure 1 does."""
     path = folder / experiment.name
+    if not read_run(experiment, path).finished:
+        train(experiment, path)
+    if attacked(experiment) and not (path / "attacks.jsonl").exists():
+        e = experiment.config
+        subject = figure1.load_subject(path, n=figure1.ATTACKED, data_dir=e.data_dir, device=e.device)
+        lines = [{"step": e.steps, **figure1.measure(subject, p).summary()} for p in figure1.PROTOCOLS]
+        files.write_text(path / "attacks.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def train(experiment: Experiment, path: Path) -> None:
+    trainer = Trainer(experiment.config)
     if (path / "config.yaml").is_file():
         run = RunFolder(path)
         if checkpoints := run.checkpoints():
@@ -77,19 +94,20 @@ def train(experiment: Experiment, folder: Path) -> None:
 # Several runs
 
 
-def run_all(todo: list[Experiment], folder: Path, jobs: int) -> dict[str, str]:
-    """Trains them in `jobs` processes; returns the runs that failed, by name, and why.
+def run_all(todo: list[Experiment], outdir: Path, jobs: int, threads: int) -> dict[str, str]:
+    """Makes them in `jobs` processes of so many threads, and records each; returns the runs that failed, by name, and why.
 
     Raises KeyboardInterrupt after Ctrl-C or SIGTERM, when every run in progress has saved a checkpoint.
     """
+    folder = outdir / "runs"
     failures: dict[str, str] = {}
     waiting = deque(todo)
     running: dict[Future[None], tuple[Experiment, float]] = {}
-    with StopSignals() as stop, _progress(len(todo)) as done, _processes(jobs, folder.parent / "workers.log") as pool:
+    with StopSignals() as stop, _progress(len(todo)) as done, _processes(jobs, threads, outdir / "workers.log") as pool:
         while running or (waiting and not stop.requested):
             while waiting and len(running) < jobs and not stop.requested:
                 experiment = waiting.popleft()
-                running[pool.submit(train, experiment, folder)] = experiment, time.perf_counter()
+                running[pool.submit(make, experiment, folder)] = experiment, time.perf_counter()
             for future in wait(running, timeout=0.5, return_when=FIRST_COMPLETED).done:
                 experiment, since = running.pop(future)
                 seconds = time.perf_counter() - since
@@ -99,7 +117,9 @@ def run_all(todo: list[Experiment], folder: Path, jobs: int) -> dict[str, str]:
                 if error:
                     said = failures[experiment.name] = str(error) or type(error).__name__
                 else:
-                    said = f"{_summary(experiment, folder)}{seconds:.0f} s"
+                    result = read_run(experiment, folder / experiment.name)
+                    records.append(outdir, result)
+                    said = f"{_summary(result)}{seconds:.0f} s"
                 done(f"{experiment.name}: {said}")
             if stop.requested:
                 _stop_processes()
@@ -120,10 +140,8 @@ def _error(future: Future[None], experiment: Experiment) -> BaseException | None
     return error
 
 
-def _processes(jobs: int, log: Path) -> ProcessPoolExecutor:
-    """With an equal share of the cores each."""
+def _processes(jobs: int, threads: int, log: Path) -> ProcessPoolExecutor:
     context = multiprocessing.get_context("spawn")  # a forked process cannot use CUDA
-    threads = max(1, cores() // jobs)
     return ProcessPoolExecutor(jobs, mp_context=context, initializer=_prepare_worker, initargs=(threads, str(log)))
 
 
@@ -137,9 +155,14 @@ def _prepare_worker(threads: int, log: str) -> None:
     """In a new process: its share of threads; what runs print goes to a file, where no two progress bars meet."""
     torch.set_num_threads(threads)
     sys.stdout = sys.stderr = open(log, "a", buffering=1, encoding="utf-8")  # noqa: SIM115  for the process's life
-    for number in (signal.SIGINT, signal.SIGTERM):  # between runs; while one trains, StopSignals listens
-        signal.signal(number, signal.SIG_IGN)
+    # Between runs; while one trains, StopSignals listens, but not to what is SIG_IGN, which it takes for nohup's wish.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _nothing)
     threading.Thread(target=_die_with_parent, daemon=True).start()
+
+
+def _nothing(number: int, frame: object) -> None:
+    """A signal's handler."""
 
 
 def _die_with_parent() -> None:
@@ -168,9 +191,8 @@ def _progress(total: int) -> Iterator[Any]:
         yield done
 
 
-def _summary(experiment: Experiment, folder: Path) -> str:
-    result = results.read_run(experiment, folder / experiment.name)
-    name = results.score_name([result])
+def _summary(result: Result) -> str:
+    name = score_name([result])
     return f"{name} {result.metric(name)[1][-1]:.4g}, " if name else ""
 
 

@@ -3,14 +3,18 @@
 import itertools
 import json
 import re
+import shutil
 import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
 from datgan_fast import reproduce
 from datgan_fast.errors import ConfigError
-from datgan_fast.paper import report, results, runs
-from datgan_fast.paper.experiments import DAT, FULL, PAPER, PLAIN, QUICK, experiments
+from datgan_fast.paper import figure1, records, report, runs
+from datgan_fast.paper.experiments import BOTH, DAT, EQUAL, FULL, MEDIUM, PAPER, PLAIN, QUICK, attacked, experiments
 from made_runs import CPU, DIGITS, TINY
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -18,8 +22,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def test_the_papers_figures_are_run_in_pairs():
     every = experiments(DIGITS, PAPER, range(3), FULL, CPU)
-    assert {e.figure for e in every} == {"1", "3", "4", "5", "6", "7", "8", "alp"}
+    assert {e.figure for e in every} == {"3", "4", "5", "6", "7", "8", "alp"}  # figure 1's are some of figure 3's
     assert len({e.name for e in every}) == len(every)
+    assert experiments(DIGITS, ["1"], range(3), FULL, CPU) == [e for e in every if attacked(e)]
     for e in every:
         assert e.config.steps * e.config.n_dis == FULL.updates
         assert e.config.seed == e.seed
@@ -37,6 +42,25 @@ def test_steps_are_generator_steps():
     assert {e.config.steps for e in experiments(DIGITS, PAPER, range(1), QUICK, CPU, steps=7)} == {7}
 
 
+def test_other_readings_of_equation_8_share_the_plain_runs():
+    papers, read_otherwise = (experiments(DIGITS, names, range(1), QUICK, CPU) for names in (PAPER, ["eq8"]))
+    penalised = [e for e in papers if e.config.baseline in ("wgan-gp", "wgan-lp", "wgan-alp")]
+    both = [e for e in read_otherwise if e.variant in (PLAIN, DAT)]
+    assert sorted(e.name for e in both) == sorted(e.name for e in penalised)
+    weights = {e.variant: (e.config.lambda_clean, e.config.lambda_adv, e.config.penalty_on) for e in read_otherwise}
+    assert weights[DAT], weights[EQUAL] == ((1.0, 1.0, "clean"), (0.5, 0.5, "clean"))
+    assert weights[BOTH] == (1.0, 1.0, "both")
+
+
+def test_the_medium_size():
+    every = experiments(["mnist"], PAPER, range(1), MEDIUM, {**CPU, "image_size": None})
+    assert {(e.config.image_size, e.config.width, e.config.steps * e.config.n_dis) for e in every} == {(32, 16, 3000)}
+    assert len({e.setting for e in every if e.figure == "3"}) == 2
+    assert any(map(attacked, every))
+    (size,) = {e.config.image_size for e in experiments(["mnist"], ["5"], range(1), MEDIUM, {**CPU, "image_size": 16})}
+    assert size == 16
+
+
 def one_run(steps=8):
     return next(e for e in experiments(DIGITS, ["4"], range(1), TINY, CPU, steps) if e.config.dat)
 
@@ -44,7 +68,7 @@ def one_run(steps=8):
 @pytest.mark.trains
 def test_an_interrupted_run_goes_on_exactly(tmp_path, monkeypatch):
     experiment = one_run()
-    runs.train(experiment, tmp_path / "whole")
+    runs.make(experiment, tmp_path / "whole" / "runs")
     step = runs.Trainer.train_step
     taken = []
 
@@ -56,14 +80,13 @@ def test_an_interrupted_run_goes_on_exactly(tmp_path, monkeypatch):
 
     monkeypatch.setattr(runs.Trainer, "train_step", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        runs.train(experiment, tmp_path / "parts")
+        runs.make(experiment, tmp_path / "parts" / "runs")
     assert runs.remaining([experiment], tmp_path / "parts") == [experiment]
-    runs.train(experiment, tmp_path / "parts")
+    runs.make(experiment, tmp_path / "parts" / "runs")
     assert taken == [1, 2, 3, 4, 5, 5, 6, 7, 8]  # a checkpoint is made half way
-    assert runs.remaining([experiment], tmp_path / "parts") == []
 
     def measured(folder):
-        run = results.read_run(experiment, tmp_path / folder / experiment.name)
+        run = records.read_run(experiment, tmp_path / folder / "runs" / experiment.name)
         speed = ("seconds", "images_per_second")
         return [{k: v for k, v in r.items() if k not in speed} for r in run.stats], run.metrics
 
@@ -72,9 +95,16 @@ def test_an_interrupted_run_goes_on_exactly(tmp_path, monkeypatch):
 
 @pytest.mark.trains
 def test_a_folder_of_other_options_is_refused(tmp_path):
-    runs.train(one_run(steps=2), tmp_path)
-    with pytest.raises(ConfigError, match=r"--outdir .* has steps 2 where this command asks for 3"):
+    run = one_run(steps=2)
+    runs.make(run, tmp_path / "runs")
+    refused = pytest.raises(ConfigError, match=r"--outdir .* has steps 2 where this command asks for 3")
+    with refused:
         runs.remaining([one_run(steps=3)], tmp_path)
+    records.append(tmp_path, records.read_run(run, tmp_path / "runs" / run.name))
+    shutil.rmtree(tmp_path / "runs")
+    with refused:
+        runs.remaining([one_run(steps=3)], tmp_path)
+    assert runs.remaining([run], tmp_path) == []
 
 
 # The command
@@ -99,6 +129,7 @@ def test_from_ctrl_c_to_the_report(tmp_path, monkeypatch, capsys):
     assert run(outdir) == 0
     said = capsys.readouterr().out
     assert "4 runs, 1 of them finished" in said
+    assert len((outdir / "results" / "digits.jsonl").read_text().splitlines()) == 4
     assert "3/3 digits-4-wgan-n_dis-5-dat-seed1: classifier_score" in said
     assert re.search(
         r"^digits C3 cannot tell WGAN has a better score .*; 2 seeds, corrected p 1, could be seen: none", said, re.M
@@ -117,17 +148,21 @@ def test_from_ctrl_c_to_the_report(tmp_path, monkeypatch, capsys):
             assert f">C{number}</td>" in page
         else:
             assert f"C{number}, " in apart
+    page += (outdir / "digits.html").read_text()
+    text += (outdir / "digits.md").read_text()
     sources = re.findall(r'(?:src|href)="([^"]{0,30})', page)
-    assert len(sources) == 2  # the figure and its samples
+    assert sources.pop(sources.index("digits.html"))
+    assert len(sources) == 3 + 2  # claims; the figure and its samples
     assert all(source.startswith("data:image/png;base64,") for source in sources)
     assert "http" not in page
     assert "url(" not in page
-    for picture in re.findall(r"\]\((.+?)\)", text):
+    for picture in re.findall(r"\]\((.+?\.png)\)", text):
         assert (outdir / picture).read_bytes().startswith(b"\x89PNG")
 
+    before = (outdir / "report.html").read_text()
     (outdir / "report.html").unlink()
     assert reproduce.main(["--report-only", "--outdir", str(outdir)]) == 0
-    assert (outdir / "report.html").read_text() == page
+    assert (outdir / "report.html").read_text() == before
 
     capsys.readouterr()
     assert reproduce.main(["--null-simulation", "3", "--outdir", str(outdir)]) == 0
@@ -155,9 +190,9 @@ def test_no_run_that_left_anything(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.trains
 def test_a_run_that_diverges_is_reported(tmp_path, monkeypatch, capsys):
-    def failed(todo, folder, jobs):
+    def failed(todo, outdir, jobs, threads):
         for e in todo[1:]:
-            runs.train(e, folder)
+            runs.make(e, outdir / "runs")
         return {todo[0].name: "training diverged"}
 
     monkeypatch.setattr(reproduce, "run_all", failed)
@@ -182,7 +217,13 @@ def test_a_run_that_diverges_is_reported(tmp_path, monkeypatch, capsys):
         (["--steps", "many"], "--steps many"),
         (["--seeds", "0"], "--seeds 0"),
         (["--seeds", "1.5"], "--seeds 1.5"),
+        (["--seeds", "5-3"], "--seeds 5-3"),
+        (["--seeds", "3-"], "--seeds 3-"),
+        (["--seeds", "-3"], "--seeds -3"),
+        (["--size", "huge"], "--size huge"),
+        (["--size", "medium"], "--size medium"),  # beside --quick
         (["--jobs", "0"], "--jobs 0"),
+        (["--threads", "0"], "--threads 0"),
         (["--device", "tpu"], "--device tpu"),
         (["--inception-weights", "nowhere.pth"], "--inception-weights nowhere.pth"),
         (["--report-only"], "--outdir"),
@@ -213,50 +254,72 @@ def test_an_outdir_that_is_a_file(tmp_path, capsys):
 @pytest.mark.trains
 def test_the_place_of_a_run_is_recorded(tmp_path):
     experiment = one_run(steps=1)
-    runs.train(experiment, tmp_path)
-    assert json.loads((tmp_path / experiment.name / "experiment.json").read_text()) == {
+    folder = tmp_path / "runs"
+    runs.make(experiment, folder)
+    assert json.loads((folder / experiment.name / "experiment.json").read_text()) == {
         "figure": "4", "setting": "wgan, n_dis 5", "variant": "DAT", "seed": 0
     }  # fmt: skip
-    (read,) = results.read(tmp_path)
+    (read,) = records.read(tmp_path)
     assert read.experiment == experiment
     assert read.finished
     for text in ("", "[]", "{}", '{"figure": "4", "setting": [], "variant": "DAT", "seed": "x"}', "[" * 100_000):
-        (tmp_path / experiment.name / "experiment.json").write_text(text)
+        (folder / experiment.name / "experiment.json").write_text(text)
         with pytest.raises(ConfigError, match=r"experiment\.json cannot be read"):
-            results.read(tmp_path)
+            records.read(tmp_path)
 
 
 @pytest.mark.trains
 def test_figure_1_is_attacked(tmp_path):
     todo = experiments(DIGITS, ["1"], range(2), TINY, {**CPU, "outdir": str(tmp_path)}, steps=2)
     for e in todo:
-        runs.train(e, tmp_path / "runs")
-    found = results.read(tmp_path / "runs")
-    attacks = reproduce.attacks(found)
-    assert list(attacks) == [e.name for e in sorted(todo, key=lambda e: (e.config.dat, e.seed))]
-    report.write(found, attacks, tmp_path)
-    rows = [[c.strip() for c in line.split("|")[1:-1]] for line in (tmp_path / "report.md").read_text().splitlines()]
-    for variant, paper in ((PLAIN, ("3.2", "3.88")), (DAT, ("37.36", "7.44"))):
-        measured = [attacks[e.name] for e in todo if e.variant == variant]
+        runs.make(e, tmp_path / "runs")
+        records.append(tmp_path, records.read_run(e, tmp_path / "runs" / e.name))
+    found = records.read(tmp_path)
+    report.write(found, tmp_path)
+    rows = [[c.strip() for c in line.split("|")[1:-1]] for line in (tmp_path / "digits.md").read_text().splitlines()]
+    for (variant, paper), p in itertools.product(
+        ((PLAIN, ("3.2", "3.88")), (DAT, ("37.36", "7.44"))), figure1.PROTOCOLS
+    ):
+        subjects = [
+            figure1.load_subject(tmp_path / "runs" / e.name, n=figure1.ATTACKED) for e in todo if e.variant == variant
+        ]
+        measured = [figure1.measure(subject, p) for subject in subjects]
         for kind, sides, printed in (
             ("generated", [m.fake for m in measured], paper[0]),
             ("real", [m.real for m in measured], paper[1]),
         ):
-            (row,) = [row for row in rows if row[:3] == [variant, "2", kind]]
-            mean = sum(side.steps.double().mean().item() for side in sides) / 2
-            assert float(row[3].split(" ")[0]) == pytest.approx(mean, rel=0.01)
+            (row,) = [row for row in rows if row[:4] == [str(p), variant, "2", kind]]
+            median = sum(side.steps.double().quantile(0.5).item() for side in sides) / 2
+            assert float(row[4].split(" ")[0]) == pytest.approx(median, rel=0.01)
             arrived = sum(side.reached.double().mean().item() for side in sides) / 2
             assert float(row[5].rstrip("%")) == pytest.approx(100 * arrived, abs=0.5)
-            assert row[6] == printed
+            assert row[7] == printed
     assert (tmp_path / "digits-figure-1.png").is_file()
 
     (tmp_path / "half").mkdir()
-    report.write([r for r in found if r.experiment.variant == PLAIN], attacks, tmp_path / "half")
-    assert "nan" not in (tmp_path / "half" / "report.md").read_text()
+    report.write([r for r in found if r.experiment.variant == PLAIN], tmp_path / "half")
+    assert "nan" not in (tmp_path / "half" / "digits.md").read_text()
+
+
+@pytest.mark.process
+def test_a_signal_ends_the_runs_in_progress(tmp_path):
+    """In the middle of one that would take many minutes; its worker must hear the signal, which a shell sends to the parent."""
+    options = ["--quick", "--dataset", "ring", "--figure", "4", "--seeds", "1", "--jobs", "1", "--threads", "1"]
+    command = [sys.executable, "-m", "datgan_fast.reproduce", *options, "--steps", "1000000", "--outdir", str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    trains = tmp_path / "workers.log"
+    while process.poll() is None and not (trains.exists() and "discriminator steps:" in trains.read_text()):
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(timeout=120) == 130
+    assert "stopping; the same command goes on from here" in process.stderr.read()
+    (checkpoint,) = tmp_path.glob("runs/*/checkpoints/*.pt")
+    assert 0 < int(checkpoint.stem.partition("-")[2]) < 1_000_000
 
 
 def test_points_have_no_figure_1():
-    assert {e.figure for e in experiments(["ring"], PAPER, range(1), TINY, CPU)} == set(PAPER) - {"1"}
+    assert not any(map(attacked, experiments(["ring"], PAPER, range(1), TINY, CPU)))
+    assert experiments(["ring"], ["1"], range(1), TINY, CPU) == []
 
 
 def test_toy_data_keeps_its_own_sizes():

@@ -1,0 +1,176 @@
+"""A report's first page: what was run, then each of the paper's claims with its verdicts, a picture of them and how they were
+reached, what was not measured, and how it was run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+
+from . import experiments
+from .report_page import Block, Heading, Links, Paragraph, Picture, Table
+from .report_pictures import draw_verdicts
+from .results import Result, datasets
+from .verdicts import CANNOT_TELL, DOES_NOT, ERRORS, HOLDS, NOT_MEASURED, Verdict, counted
+
+Verdicts = dict[str, list[Verdict]]  # of each data set, the claims' in their order
+
+TITLES = {
+    "C1": "Is a discriminator that was trained with DAT harder to fool?",
+    "C2": "DCGAN",
+    "C3": "WGAN",
+    "C4": "WGAN-GP",
+    "C5": "WGAN-LP",
+    "C6": "DAT as an adaptive gradient penalty",
+    "C7": "Convergence",
+    "Eq. 8": "Critics with a penalty, where Equation 8 is read otherwise",
+}
+
+
+def blocks(found: Sequence[Result], verdicts: Verdicts, behind: Sequence[str], outdir: Path) -> list[Block]:
+    """behind    the names of the pages behind this one"""
+    finished = [r for r in found if r.finished]
+    said: list[Block] = [
+        Heading("Direct adversarial training, reproduced", 1),
+        Paragraph(_what_was_run(found, finished)),
+        *([Links("Behind this page", behind)] if behind else []),
+    ]
+    if verdicts:
+        said += [Heading("Verdicts"), _summary(verdicts), Paragraph(_rule(verdicts))]
+    for number, rows in groupby(_rows(verdicts), lambda row: row[1].claim.name):
+        said += _claim(number, list(rows), outdir)
+    said += how_it_was_run(found)
+    if missing := not_measured(verdicts):
+        said.append(Paragraph(f"Not measured: {'; '.join(missing)}."))
+    return said
+
+
+def not_measured(verdicts: Verdicts) -> list[str]:
+    """The claims that have no verdict, each with its data sets."""
+    where: dict[tuple[str, str], list[str]] = {}
+    for dataset, of_dataset in verdicts.items():
+        for v in of_dataset:
+            if v.verdict == NOT_MEASURED:
+                where.setdefault((v.claim.name, v.claim.text), []).append(dataset)
+    return [f"{name}, {text} ({', '.join(found)})" for (name, text), found in where.items()]
+
+
+def _rows(verdicts: Verdicts) -> list[tuple[str, Verdict]]:
+    """(data set, verdict) of what was measured, a claim's data sets below each other."""
+    return [
+        (dataset, v)
+        for of_claim in zip(*verdicts.values(), strict=True)
+        for dataset, v in zip(verdicts, of_claim, strict=True)
+        if v.verdict != NOT_MEASURED
+    ]
+
+
+def _what_was_run(found: Sequence[Result], finished: Sequence[Result]) -> str:
+    configs = [r.experiment.config for r in found]
+    updates = [c.steps * c.n_dis for c in configs]
+    length = f"{min(updates)}" if min(updates) == max(updates) else f"{min(updates)} to {max(updates)}"
+    text = (
+        f"Li, Xia, Li (2020), Direct Adversarial Training for GANs: {counted(len(finished), 'run')} on "
+        f"{', '.join(datasets(found))}, {counted(len({r.experiment.seed for r in finished}), 'seed')}, {length} discriminator "
+        "updates each."
+    )
+    if max(updates) < experiments.FULL.updates:
+        text += f" These are shortened runs: at full length a run has {experiments.FULL.updates} updates."
+    if len(finished) < len(found):
+        missing = ", ".join(r.experiment.name for r in found if not r.finished)
+        text += f" Not finished, and left out: {missing}."
+    return text
+
+
+def _summary(verdicts: Verdicts) -> Table:
+    """A line a claim, a column a data set."""
+    rows = [
+        (
+            of_claim[0].claim.name,
+            of_claim[0].claim.text,
+            *("" if v.verdict == NOT_MEASURED else v.verdict for v in of_claim),
+        )
+        for of_claim in zip(*verdicts.values(), strict=True)
+        if any(v.verdict != NOT_MEASURED for v in of_claim)
+    ]
+    return Table(("", "claim", *verdicts), rows, prose=True)
+
+
+def _rule(verdicts: Verdicts) -> str:
+    return (
+        f"{HOLDS}: the mean over pairs (the same setting and seed, plain and with DAT) is on the claimed side, by a permutation "
+        "test that swaps plain and DAT in all of a seed's pairs together, and by a bootstrap interval (BCa) that resamples seeds "
+        f"and settings, both corrected for the {len(_rows(verdicts))} verdicts of this report (Holm) so that the chance of any "
+        f"false one is at most {ERRORS:.0%}; {DOES_NOT}: it is on the other side by both; {CANNOT_TELL}: otherwise. Intervals, "
+        "in brackets, are at the corrected level. Could be seen: the smallest effect that both would have told, with the same "
+        "spread; none where these seeds could not have been enough for any. Verdicts are of this report's runs: their data, "
+        "networks and lengths are stated behind this page and are not the paper's."
+    )
+
+
+def _claim(number: str, rows: Sequence[tuple[str, Verdict]], outdir: Path) -> list[Block]:
+    path = outdir / f"claim-{''.join(filter(str.isalnum, number)).lower()}.png"
+    draw_verdicts(rows, path)
+    columns = ("claim", "in the paper", "data", "seeds", "here", "corrected p", "could be seen", "verdict")
+    lines = []
+    said: tuple[str, ...] = ()
+    for dataset, v in rows:
+        head = (v.claim.text, v.claim.paper)
+        figures = (str(v.claim.seeds), v.ours, f"{v.corrected_p:.2g}", v.detectable, v.verdict)
+        lines.append((*("" if part in said else part for part in head), dataset, *figures))
+        said = head
+    measured_by = dict.fromkeys(v.claim.measured_by for _, v in rows)
+    return [
+        Heading(f"{number}: {TITLES[number]}"),
+        Picture(
+            path, f"{number}: every seed (mean over its settings), their mean and its interval at the corrected level"
+        ),
+        Table(columns, lines, prose=True),
+        Paragraph(f"Measured by: {'; '.join(measured_by)}."),
+    ]
+
+
+# How it was run
+
+_RECORDED = {
+    "started": str,
+    "platform": str,
+    "datgan_fast": str,
+    "torch": str,
+    "python": str,
+    "threads": int,
+    "gpu": list,
+}
+
+
+def how_it_was_run(found: Sequence[Result]) -> list[Block]:
+    known = [r.environment for r in found]
+    environments = [e for e in known if all(isinstance(e.get(key), kind) for key, kind in _RECORDED.items())]
+    said: list[Block] = [
+        Heading("How it was run"),
+        Paragraph("Choices that the paper leaves open: see datgan_fast/paper/experiments.py."),
+    ]
+    if not environments:
+        return said
+    days = sorted({e["started"].partition("T")[0] for e in environments})
+    versions = dict.fromkeys(
+        f"datgan-fast {e['datgan_fast']}{_commit(e)}, torch {e['torch']}, Python {e['python']}" for e in environments
+    )
+    platforms = dict.fromkeys(
+        f"{e['platform']}, {counted(e['threads'], 'thread')} a run, kernels {e.get('kernels')}" for e in environments
+    )
+    gpus = dict.fromkeys(str(gpu) for e in environments for gpu in e["gpu"])
+    seconds = sum(r.stats[-1].get("seconds") or 0.0 for r in found if r.stats)
+    rows = [
+        ("date", days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"),
+        ("device", ", ".join([*sorted({r.experiment.config.device for r in found}), *gpus])),
+        ("platform", "; ".join(platforms)),
+        ("versions", "; ".join(versions)),
+        ("training time", f"{seconds / 60:.1f} minutes in all runs together, without evaluations"),
+    ]
+    return [*said, Table(("", ""), rows)]
+
+
+def _commit(environment: dict[str, object]) -> str:
+    commit = environment.get("commit")
+    return f" ({str(commit)[:9]})" if commit else ""
