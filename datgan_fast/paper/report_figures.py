@@ -52,13 +52,20 @@ def _curves(name: str, found: Sequence[Result], outdir: Path) -> list[Block]:
         draw_curves(found, panels, quantities, path)
         band = ", band of one standard deviation" if len({r.experiment.seed for r in found}) > 1 else ""
         said.append(Picture(path, f"{caption}: mean over {seeds(found)}{band}"))
-    drawn = "points and the critics' contour lines" if found[0].experiment.config.points else "images"
     if len(chosen) <= 2:
-        for setting in chosen:
-            samples = outdir / f"{dataset}-samples-{_slug(setting)}.png"
-            if draw_samples([r for r in found if r.experiment.setting == setting], samples):
-                said.append(Picture(samples, f"{setting}: {drawn} of the averaged generators, plain left, DAT right"))
+        said += _samples(found, outdir)
     return [*said, final_values(found, "setting", lambda r: r.experiment.setting)]
+
+
+def _samples(found: Sequence[Result], outdir: Path) -> list[Block]:
+    """Of each setting, where the runs' folders are here."""
+    drawn = "points and the critics' contour lines" if found[0].experiment.config.points else "images"
+    said: list[Block] = []
+    for setting in settings(found):
+        path = outdir / f"{found[0].experiment.dataset}-samples-{_slug(setting)}.png"
+        if draw_samples([r for r in found if r.experiment.setting == setting], path):
+            said.append(Picture(path, f"{setting}: {drawn} of the averaged generators, plain left, DAT right"))
+    return said
 
 
 def _attacked(found: Sequence[Result], outdir: Path) -> list[Block]:

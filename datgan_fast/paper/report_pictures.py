@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -82,7 +83,7 @@ def draw_verdicts(rows: Sequence[tuple[str, Verdict]], path: Path) -> None:
         axis.tick_params(labelsize=7)
         axis.set_title(f"{dataset}: {textwrap.shorten(c.text, 95)}", fontsize=8, loc="left", pad=3)
         axis.set_title(v.verdict, fontsize=8, loc="right", color=colour, fontweight="bold", pad=3)
-        axis.set_xlabel("times with DAT" if c.logarithm else "with DAT, less plain", fontsize=7, labelpad=1)
+        axis.set_xlabel(re.sub(r"\{.*?\}", "...", c.effect), fontsize=7, labelpad=1)
     _save_figure(figure, path)
 
 

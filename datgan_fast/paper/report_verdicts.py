@@ -46,13 +46,16 @@ def blocks(found: Sequence[Result], verdicts: Verdicts, behind: Sequence[str], o
 
 
 def not_measured(verdicts: Verdicts) -> list[str]:
-    """The claims that have no verdict, each with its data sets."""
-    where: dict[tuple[str, str], list[str]] = {}
+    """What has no verdict, each with its data sets: "C1 (ring)" where nothing of C1 has one, else the claim."""
+    where: dict[str, list[str]] = {}
     for dataset, of_dataset in verdicts.items():
-        for v in of_dataset:
-            if v.verdict == NOT_MEASURED:
-                where.setdefault((v.claim.name, v.claim.text), []).append(dataset)
-    return [f"{name}, {text} ({', '.join(found)})" for (name, text), found in where.items()]
+        for number, of_number in groupby(of_dataset, lambda v: v.claim.name):
+            every = list(of_number)
+            missing = [v for v in every if v.verdict == NOT_MEASURED]
+            names = [number] if missing == every else [f"{number}, {v.claim.text}" for v in missing]
+            for name in names:
+                where.setdefault(name, []).append(dataset)
+    return [f"{name} ({', '.join(found)})" for name, found in where.items()]
 
 
 def _rows(verdicts: Verdicts) -> list[tuple[str, Verdict]]:

@@ -148,7 +148,7 @@ def _detectable(c: Claim, allowed: float) -> str:
     d, picked_of = c.decisive
     size = statistics.detectable(d, allowed / picked_of)
     if math.isinf(size):
-        least = picked_of * statistics.smallest_p(statistics.measured(d).shape[1])
+        least = min(1.0, picked_of * statistics.smallest_p(statistics.measured(d).shape[1]))
         return f"none: p of {counted(c.seeds, 'seed')} is {least:.2g} at least, {allowed:.2g} is needed"
     text = f"a factor of {math.exp(size):.3g}" if c.logarithm else f"{size:.2g}"
     if c.bound:

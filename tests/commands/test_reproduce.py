@@ -134,7 +134,7 @@ def test_from_ctrl_c_to_the_report(tmp_path, monkeypatch, capsys):
     assert re.search(
         r"^digits C3 cannot tell WGAN has a better score .*; 2 seeds, corrected p 1, could be seen: none", said, re.M
     )
-    assert re.search(r"^not measured: C1, .* \(digits\)$", said, re.M)
+    assert re.search(r"^not measured: C1 \(digits\); .* \(digits\)$", said, re.M)
     assert len(list(outdir.glob("runs/*/generator.safetensors"))) == 4
     assert finished[0].stat().st_mtime_ns == when
 
@@ -147,7 +147,7 @@ def test_from_ctrl_c_to_the_report(tmp_path, monkeypatch, capsys):
             assert f"| C{number} |" in table
             assert f">C{number}</td>" in page
         else:
-            assert f"C{number}, " in apart
+            assert f"C{number} (digits)" in apart
     page += (outdir / "digits.html").read_text()
     text += (outdir / "digits.md").read_text()
     sources = re.findall(r'(?:src|href)="([^"]{0,30})', page)
