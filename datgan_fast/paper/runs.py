@@ -29,6 +29,7 @@ from ..training.stop_signals import StopSignals
 from ..training.trainer import Trainer, load_checkpoint
 from . import results
 from .experiments import Experiment
+from .theory import Recorder
 
 _SAME_TRAINING = ("outdir", "data_dir", "download", "device")  # options that may differ when a run is gone on with
 
@@ -57,7 +58,8 @@ def _finished(experiment: Experiment, folder: Path) -> bool:
 
 def train(experiment: Experiment, folder: Path) -> None:
     """Trains one experiment in its folder, from its newest checkpoint if it was interrupted."""
-    trainer = Trainer(experiment.config)
+    recorder = Recorder()
+    trainer = recorder.trainer = Trainer(experiment.config, loggers=[recorder])
     path = folder / experiment.name
     if (path / "config.yaml").is_file():
         run = RunFolder(path)
