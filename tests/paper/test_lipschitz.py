@@ -128,6 +128,18 @@ def test_the_steepest_place_may_lie_downwards():
     assert local_slope(Hill(), images, radius=0.5) == pytest.approx(3.0 * 5.5)
 
 
+class Dome(nn.Module):
+    """D(x) = sin ||x||, steepest at 0; nothing in the ball around such an image is as steep."""
+
+    def forward(self, x):
+        return (x.flatten(1).square().sum(1) + 1e-12).sqrt().sin()
+
+
+def test_the_steepest_place_may_be_an_image():
+    images = torch.tensor([[[1e-3, 0.0]], [[1.0, 0.0]]], dtype=torch.float64)
+    assert local_slope(Dome(), images, radius=0.5) == pytest.approx(math.cos(1e-3), rel=1e-5)
+
+
 def test_a_linear_discriminators_slope_is_its_weights_length():
     network = nn.Sequential(nn.Flatten(), nn.Linear(4, 1, dtype=torch.float64))
     network.requires_grad_(False)[1].weight.copy_(torch.tensor([[1.0, -2.0, 2.0, 4.0]]))

@@ -97,7 +97,8 @@ def test_it_is_ahead_when_neither_side_has_moved_on():
     """s = 0 counts as ahead."""
     discriminator, (real, fake) = network(), batches()
     discriminator[-2].weight.zero_()
-    sides = added_by_dat(discriminator, real, fake, config(formulation="eq10"))
+    discriminator[-2].bias.zero_()
+    sides = added_by_dat(discriminator, real, fake, config(objective="hinge", formulation="eq10"))
     assert all(bool(side.ahead.all()) for side in sides)
 
 
@@ -263,6 +264,32 @@ def test_measuring_changes_nothing(options):
                 assert measure(trainer) == pytest.approx(found, nan_ok=True, rel=0, abs=0)
     plain, measured = ({**t.state(), "seconds": 0.0} for t in made)
     assert flat(plain) == flat(measured)
+
+
+def test_which_mode_the_discriminator_is_measured_in(monkeypatch):
+    """Training mode for what DAT adds, evaluation mode for its Lipschitz constant; RADIUS is one per element."""
+    seen = {}
+    added, bound, local = theory.added_by_dat, theory.lipschitz_bound, theory.local_slope
+
+    def of_added(discriminator, *others):
+        seen["added"] = discriminator.training
+        return added(discriminator, *others)
+
+    def of_bound(discriminator, image):
+        seen["bound"] = discriminator.training
+        return bound(discriminator, image)
+
+    def of_local(discriminator, images, condition, *, radius):
+        seen["local"], seen["radius"], seen["images"] = discriminator.training, radius, len(images)
+        return local(discriminator, images, condition, radius=radius)
+
+    for spy in (of_added, of_bound, of_local):
+        name = {"of_added": "added_by_dat", "of_bound": "lipschitz_bound", "of_local": "local_slope"}[spy.__name__]
+        monkeypatch.setattr(theory, name, spy)
+    trainer = dat.Trainer(dat.TrainConfig(dataset="digits", baseline="dcgan", **SMALL))
+    trainer.discriminator.eval()  # whatever it is in
+    measure(trainer)
+    assert seen == {"added": True, "bound": False, "local": False, "radius": pytest.approx(0.1 * 8), "images": 12}
 
 
 def test_points_are_measured_too():
