@@ -29,7 +29,7 @@ def draw_curves(
 ) -> None:
     """A grid of panels (setting, quantity), two a row: mean lines and their spread, plain and DAT."""
     rows = -(-len(panels) // 2)
-    figure, axes = _panels(rows, 2, (8, 2.6 * rows))
+    figure, axes = grid_of_panels(rows, 2, (8, 2.6 * rows))
     several = len({setting for setting, _ in panels}) > 1
     for axis, (setting, title) in zip(axes.flat, panels, strict=False):
         for variant, colour in COLOURS.items():
@@ -51,7 +51,7 @@ def draw_curves(
     axes[0, 0].legend(fontsize=8)
     for axis in axes[-1]:
         axis.set_xlabel("discriminator updates", fontsize=8)
-    _save_figure(figure, path)
+    save_figure(figure, path)
 
 
 def _with_unit(title: str, points: bool) -> str:
@@ -92,7 +92,7 @@ def draw_sweep(
     found: Mapping[str, Sequence[Option]], chosen: Mapping[str, Option], datasets: Sequence[str], path: Path
 ) -> None:
     """A heat map a baseline: its options' distances relative to plain training, on each data set it ran on and over all."""
-    figure, axes = _panels(-(-len(found) // 2), 2, (10, 3.6 * -(-len(found) // 2)))
+    figure, axes = grid_of_panels(-(-len(found) // 2), 2, (10, 3.6 * -(-len(found) // 2)))
     for axis, (baseline, options) in zip(axes.flat, found.items(), strict=False):
         ran_on = [name for name in datasets if any(name in o.log_ratios for o in options)]
         columns = [*ran_on, "all"] if len(ran_on) > 1 else ran_on
@@ -114,17 +114,17 @@ def draw_sweep(
                 label.set_fontweight("bold")
     for axis in list(axes.flat)[len(found) :]:
         axis.remove()
-    _save_figure(figure, path)
+    save_figure(figure, path)
 
 
-def _panels(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, np.ndarray]:
+def grid_of_panels(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, np.ndarray]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, dpi=90, layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def _save_figure(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = FigureCanvasAgg(figure)
