@@ -27,8 +27,8 @@ _SLOPES = {
     "lipschitz_bound": "upper bound of the constant",
 }
 _GENERATOR = {
-    "generator_movement": "movement per update (length of the weights' change)",
-    "generator_gradient": "gradient norm (loss per unit of weight)",
+    "generator_movement": "the generator's movement per update (length of the weights' change)",
+    "generator_gradient": "the generator's gradient norm (loss per unit of weight)",
 }
 
 
@@ -42,13 +42,20 @@ def draw_terms(runs: Runs, n_dis: int, path: Path) -> bool:
         return False
     figure, axes = grid_of_panels(1, 2, (8, 3))
     for axis, (sign, title) in zip(axes[0], _SIGNS.items(), strict=True):
-        for term, (label, colour, line) in _TERMS.items():
-            _line(axis, found, f"{term}_{sign}", n_dis, colour, label, line)
+        if _there_are(found, sign):
+            for term, (label, colour, line) in _TERMS.items():
+                _line(axis, found, f"{term}_{sign}", n_dis, colour, label, line)
+        else:
+            axis.text(0.5, 0.5, "there was no such image", ha="center", fontsize=8, transform=axis.transAxes)
+            axis.set(xticks=[], yticks=[])
         axis.set_title(title, fontsize=9)
         if _spreads(axis):
             axis.set_yscale("symlog", linthresh=_least(axis))
         _finish(axis, "added to the discriminator's loss")
-    axes[0, 0].legend(fontsize=8)
+    for axis in axes[0]:
+        if axis.get_lines():
+            axis.legend(fontsize=8)
+            break
     save_figure(figure, path)
     return True
 
@@ -111,6 +118,11 @@ def _line(
         axis.fill_between(updates, back(mean - spread), back(mean + spread), color=colour, alpha=0.2, linewidth=0)
 
 
+def _there_are(found: Sequence[Records], sign: str) -> bool:
+    """Whether any image had this sign: their squared gradients add up to more than nothing."""
+    return any((r.get(f"square_{sign}") or 0) > 0 for records in found for r in records)
+
+
 def _anything(found: Sequence[Records], names: Sequence[str]) -> bool:
     return any(r.get(name) is not None for records in found for r in records for name in names)
 
@@ -135,5 +147,5 @@ def _least(axis: Axes) -> float:
 def _finish(axis: Axes, label: str) -> None:
     axis.set_xlabel("discriminator updates", fontsize=8)
     axis.set_ylabel(label, fontsize=8)
-    axis.tick_params(labelsize=8)
+    axis.tick_params(which="both", labelsize=7)
     axis.grid(alpha=0.3)

@@ -38,6 +38,7 @@ class _OfSeeds(NamedTuple):
     form: str  # of a number: ".0%"
     told: str  # "{} of it"
     missing: str  # why it cannot be measured where no seed has a number
+    beside: str = ""  # what else there is to tell
 
 
 def statements(runs: Runs) -> list[Row]:
@@ -68,7 +69,7 @@ def _of_the_terms(dat: Sequence[Records]) -> list[Row]:
         _row(
             "Where s >= 0 DAT is a zero-centred gradient penalty",
             part.format("exact and penalty where s >= 0"),
-            _OfSeeds(ahead, above, ".0%", "{} is explained" + _correlations(dat, "ahead"), no_term),
+            _OfSeeds(ahead, above, ".0%", "{} is explained", no_term, _correlations(dat, "ahead")),
         ),
         _row(
             "Where s < 0 it acts the other way",
@@ -78,8 +79,9 @@ def _of_the_terms(dat: Sequence[Records]) -> list[Row]:
                 _over(dat, _lowered),
                 lambda x: x > USUALLY,
                 ".0%",
-                "the loss falls in {} of the evaluations" + _correlations(dat, "behind"),
+                "the loss falls in {} of the evaluations",
                 "no image had s < 0" if dat else no_term,
+                _correlations(dat, "behind"),
             ),
         ),
         _row(
@@ -224,4 +226,5 @@ def _row(statement: str, measured_by: str, of: _OfSeeds, geometric: bool = False
     mean = float(np.exp(np.log(known).mean()) if geometric else np.mean(known))
     least, middle, most = (format(number, of.form) for number in (known.min(), mean, known.max()))
     seeds = f" (from {least} to {most}); so in {so} of {known.size} seeds" if known.size > 1 else "; one seed"
-    return Row(statement, measured_by, of.told.format(middle) + seeds, SO if so >= ENOUGH * known.size else OTHERWISE)
+    outcome = of.told.format(middle) + seeds + of.beside
+    return Row(statement, measured_by, outcome, SO if so >= ENOUGH * known.size else OTHERWISE)

@@ -16,7 +16,8 @@ SLOPES = ("gradient_norm", "lipschitz_local", "lipschitz_bound")
 def run(times=1.0, **changes):
     names = [*(f"{t}_{sign}" for t in TERMS for sign in ("ahead", "behind")), *SLOPES]
     names += ["generator_movement", "generator_gradient"]
-    return [{"step": s, **{name: times * s for name in names}, **changes} for s in (10, 20, 40)]
+    squares = {"square_ahead": 1.0, "square_behind": 1.0}
+    return [{"step": s, **squares, **{name: times * s for name in names}, **changes} for s in (10, 20, 40)]
 
 
 @pytest.fixture
@@ -59,6 +60,13 @@ def test_one_seed_has_no_band_and_small_terms_are_seen(axes, tmp_path):
     wild[0]["exact_ahead"] = 1e5
     assert draw_terms({DAT: [wild]}, 1, tmp_path / "terms.png")
     assert not axes[0].collections and axes[0].get_yscale() == "symlog" and axes[1].get_yscale() == "linear"
+
+
+def test_where_no_image_had_a_sign_it_is_said(axes, tmp_path):
+    assert draw_terms({DAT: [run(square_ahead=0.0)]}, 1, tmp_path / "terms.png")
+    assert not axes[0].get_lines() and "no such image" in axes[0].texts[0].get_text()
+    assert len(axes[1].get_lines()) == 3 and not axes[1].texts
+    assert axes[1].get_legend() and not axes[0].get_legend()
 
 
 def test_without_dat_there_are_no_terms(tmp_path):
