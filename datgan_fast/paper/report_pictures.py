@@ -33,7 +33,7 @@ def draw_curves(
 ) -> None:
     """A grid of panels (setting, quantity), two a row: mean lines and their spread, plain and DAT."""
     rows = -(-len(panels) // 2)
-    figure, axes = _panels(rows, 2, (8, 2.6 * rows))
+    figure, axes = grid_of_panels(rows, 2, (8, 2.6 * rows))
     several = len({setting for setting, _ in panels}) > 1
     for axis, (setting, title) in zip(axes.flat, panels, strict=False):
         for variant, colour in COLOURS.items():
@@ -55,7 +55,7 @@ def draw_curves(
     axes[0, 0].legend(fontsize=8)
     for axis in list(axes.flat)[max(0, len(panels) - 2) : len(panels)]:  # the last of each column
         axis.set_xlabel("discriminator updates", fontsize=8)
-    _save_figure(figure, path)
+    save_figure(figure, path)
 
 
 VERDICT_COLOURS = {HOLDS: "#2e7d32", DOES_NOT: "#b3261e", CANNOT_TELL: "#757575"}
@@ -64,7 +64,7 @@ VERDICT_COLOURS = {HOLDS: "#2e7d32", DOES_NOT: "#b3261e", CANNOT_TELL: "#757575"
 def draw_verdicts(rows: Sequence[tuple[str, Verdict]], path: Path) -> None:
     """A line of its own axis for each (data set, verdict): every seed's mean over settings, all pairs' and its interval, and what
     the claim says it is to be above or below."""
-    figure, axes = _panels(len(rows), 1, (9, 0.4 + 0.95 * len(rows)))
+    figure, axes = panels(len(rows), 1, (9, 0.4 + 0.95 * len(rows)))
     for axis, (dataset, v) in zip(axes.flat, rows, strict=True):
         c, colour = v.claim, VERDICT_COLOURS[v.verdict]
         seeds = np.nanmean(measured(c.differences), axis=0)
@@ -84,7 +84,7 @@ def draw_verdicts(rows: Sequence[tuple[str, Verdict]], path: Path) -> None:
         axis.set_title(f"{dataset}: {textwrap.shorten(c.text, 95)}", fontsize=8, loc="left", pad=3)
         axis.set_title(v.verdict, fontsize=8, loc="right", color=colour, fontweight="bold", pad=3)
         axis.set_xlabel(re.sub(r"\{.*?\}", "...", c.effect), fontsize=7, labelpad=1)
-    _save_figure(figure, path)
+    save_figure(figure, path)
 
 
 def _shade_the_claimed_side(axis: Axes, bound: float, above: bool) -> None:
@@ -146,7 +146,7 @@ def draw_sweep(
     found: Mapping[str, Sequence[Option]], chosen: Mapping[str, Option], datasets: Sequence[str], path: Path
 ) -> None:
     """A heat map a baseline: its options' distances relative to plain training, on each data set it ran on and over all."""
-    figure, axes = _panels(-(-len(found) // 2), 2, (10, 3.6 * -(-len(found) // 2)))
+    figure, axes = grid_of_panels(-(-len(found) // 2), 2, (10, 3.6 * -(-len(found) // 2)))
     for axis, (baseline, options) in zip(axes.flat, found.items(), strict=False):
         ran_on = [name for name in datasets if any(name in o.log_ratios for o in options)]
         columns = [*ran_on, "all"] if len(ran_on) > 1 else ran_on
@@ -168,17 +168,17 @@ def draw_sweep(
                 label.set_fontweight("bold")
     for axis in list(axes.flat)[len(found) :]:
         axis.remove()
-    _save_figure(figure, path)
+    save_figure(figure, path)
 
 
-def _panels(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, np.ndarray]:
+def grid_of_panels(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, np.ndarray]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, dpi=90, layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def _save_figure(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = FigureCanvasAgg(figure)

@@ -31,6 +31,7 @@ from . import figure1, records
 from .experiments import Experiment, attacked
 from .records import PLACES, read_run
 from .results import Result, score_name
+from .theory import Recorder
 
 _SAME_TRAINING = (*PLACES, "device")  # options that may differ when a run is gone on with
 
@@ -75,7 +76,8 @@ def make(experiment: Experiment, folder: Path) -> None:
 
 
 def train(experiment: Experiment, path: Path) -> None:
-    trainer = Trainer(experiment.config)
+    recorder = Recorder()
+    trainer = recorder.trainer = Trainer(experiment.config, loggers=[recorder])
     if (path / "config.yaml").is_file():
         run = RunFolder(path)
         if checkpoints := run.checkpoints():

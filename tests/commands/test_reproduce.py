@@ -88,7 +88,8 @@ def test_an_interrupted_run_goes_on_exactly(tmp_path, monkeypatch):
     def measured(folder):
         run = records.read_run(experiment, tmp_path / folder / "runs" / experiment.name)
         speed = ("seconds", "images_per_second")
-        return [{k: v for k, v in r.items() if k not in speed} for r in run.stats], run.metrics
+        stats = [{k: v for k, v in r.items() if k not in speed} for r in run.stats]
+        return stats, run.metrics, (run.path / "theory.jsonl").read_text()
 
     assert measured("whole") == measured("parts")
 
