@@ -64,7 +64,7 @@ VERDICT_COLOURS = {HOLDS: "#2e7d32", DOES_NOT: "#b3261e", CANNOT_TELL: "#757575"
 def draw_verdicts(rows: Sequence[tuple[str, Verdict]], path: Path) -> None:
     """A line of its own axis for each (data set, verdict): every seed's mean over settings, all pairs' and its interval, and what
     the claim says it is to be above or below."""
-    figure, axes = panels(len(rows), 1, (9, 0.4 + 0.95 * len(rows)))
+    figure, axes = grid_of_panels(len(rows), 1, (9, 0.4 + 0.95 * len(rows)))
     for axis, (dataset, v) in zip(axes.flat, rows, strict=True):
         c, colour = v.claim, VERDICT_COLOURS[v.verdict]
         seeds = np.nanmean(measured(c.differences), axis=0)
