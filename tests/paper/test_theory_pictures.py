@@ -100,6 +100,8 @@ def test_movement_with_and_without_dat(axes, tmp_path):
     assert [axis.get_yscale() for axis in axes] == ["log"] * 2
     assert "weights' change" in axes[0].get_ylabel() and "loss per unit of weight" in axes[1].get_ylabel()
     assert list(lines(axes[0])[DAT].get_xdata()) == [20, 40, 80]
+    np.testing.assert_allclose(lines(axes[0])[PLAIN].get_ydata(), [10, 20, 40])
+    np.testing.assert_allclose(lines(axes[0])[DAT].get_ydata(), [5, 10, 20])
     assert not axes[0].collections
 
 

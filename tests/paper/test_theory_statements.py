@@ -76,6 +76,26 @@ def test_what_is_otherwise(text, changes):
     assert "so in 0 of 2 seeds" in named(rows, text).outcome
 
 
+@pytest.mark.parametrize(("part", "judged_as"), [(0.79, OTHERWISE), (0.81, SO)])
+def test_how_much_must_be_explained(part, judged_as):
+    row = named(
+        judged([run(first_order_ahead=part, first_order_behind=-part, exact_ahead=1.0, exact_behind=-1.0)]),
+        "first-order",
+    )
+    assert row.judged == judged_as and row.outcome == f"{part:.0%} of what DAT adds is explained; one seed"
+
+
+def test_the_share_is_that_of_both_sides_from_the_least_seed_to_the_most():
+    dat = [run(share_ahead_real=0.9, share_ahead_fake=0.2), run(share_ahead_real=0.7, share_ahead_fake=0.6)]
+    expected = "60% of the images (from 55% to 65%); so in 2 of 2 seeds"
+    assert named(judged(dat), "usual case").outcome == expected
+
+
+def test_a_weight_that_hardly_varies_follows_nothing():
+    row = named(judged([run(penalty_ahead=lambda s: (2.0 + 0.01 * s) * 4 / s)]), "adaptive")
+    assert row.judged.startswith(NOT_MEASURABLE)
+
+
 def test_four_of_five_seeds_are_enough_and_three_are_not():
     good, bad = run(**DAT_LOWERS), run(**{**DAT_LOWERS, "gradient_norm": 2.5})
     assert named(judged([good] * 4 + [bad]), "slope at images").judged == SO
