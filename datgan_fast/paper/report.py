@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .. import files
-from . import claims, report_figures, report_sweep, report_verdicts
+from . import claims, report_figures, report_sweep, report_theory, report_verdicts
 from .experiments import SWEEP
 from .report_page import Block, markdown, page
 from .report_verdicts import Verdicts
@@ -23,10 +23,12 @@ def write(found: Sequence[Result], outdir: Path) -> Verdicts:
     """Judges the claims and writes all pages and their pictures into outdir; returns the verdicts."""
     verdicts = judge(measure(found))
     finished = [r for r in found if r.finished]
+    of_paper = [r for r in finished if r.experiment.figure != SWEEP]
     behind: dict[str, list[Block]] = {}
     for dataset in verdicts:
-        of_dataset = [r for r in finished if r.experiment.dataset == dataset and r.experiment.figure != SWEEP]
-        behind[dataset] = report_figures.blocks(of_dataset, outdir)
+        behind[dataset] = report_figures.blocks([r for r in of_paper if r.experiment.dataset == dataset], outdir)
+    if of_theory := report_theory.blocks(of_paper, outdir):
+        behind["theory"] = of_theory
     if of_sweep := [r for r in finished if r.experiment.figure == SWEEP]:
         behind[SWEEP] = report_sweep.blocks(of_sweep, outdir)
     _write("report", report_verdicts.blocks(found, verdicts, list(behind), outdir), outdir)

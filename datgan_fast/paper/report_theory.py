@@ -1,0 +1,77 @@
+"""The page of the theory: each of the paper's statements beside what was measured, for every setting, and pictures of a few."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from .experiments import PLAIN, USUAL
+from .report_page import Block, Heading, Paragraph, Picture, Table
+from .results import Result, datasets, pairs, settings
+from .theory_pictures import draw_movement, draw_slopes, draw_terms
+from .theory_records import Runs
+from .theory_statements import ENOUGH, OTHERWISE, SO, statements
+from .verdicts import counted
+
+DRAWN = (USUAL, "wgan, n_dis 5", "wgan-gp, n_dis 5")  # a discriminator of each kind
+_IN_SHORT = {SO: "so", OTHERWISE: "otherwise"}
+
+
+def blocks(found: Sequence[Result], outdir: Path) -> list[Block]:
+    """Of finished runs of the paper's figures; none where nothing of the theory was recorded."""
+    measured = [(p, d) for p, d in pairs(found) if p.theory and d.theory]
+    if not measured:
+        return []
+    said: list[Block] = [
+        Heading("The paper's theory, measured", 1),
+        Paragraph(
+            "To first order in eps, perturbing an image adds eps s |g' h'| ||grad D||^2 to its part of the loss: a zero-centred "
+            "gradient penalty where s >= 0, that is where D is ahead, and its opposite where s < 0 (Equations 11 to 15); "
+            f"Equation 16 bounds the generator's movement by D's slope. {SO.capitalize()}: in at least {ENOUGH:.0%} of the seeds, each by "
+            "the rule in the tables below. These are descriptions of the runs that were made and not tests."
+        ),
+    ]
+    for dataset in datasets(p for p, _ in measured):
+        of_dataset = [pair for pair in measured if pair[0].experiment.dataset == dataset]
+        said += [Heading(f"On {dataset}"), _at_a_glance(of_dataset)]
+        for setting in settings(p for p, _ in of_dataset):
+            if setting in DRAWN:
+                said += _setting([pair for pair in of_dataset if pair[0].experiment.setting == setting], outdir)
+    return said
+
+
+def _runs(paired: Sequence[tuple[Result, Result]]) -> Runs:
+    return {PLAIN: [p.theory for p, _ in paired], paired[0][1].experiment.variant: [d.theory for _, d in paired]}
+
+
+def _at_a_glance(paired: Sequence[tuple[Result, Result]]) -> Table:
+    """A row for each statement, a column for each setting."""
+    columns = settings(p for p, _ in paired)
+    of_settings = {
+        setting: statements(_runs([pair for pair in paired if pair[0].experiment.setting == setting]))
+        for setting in columns
+    }
+    rows = [
+        (of_statement[0].statement, *(_IN_SHORT.get(row.judged, "-") for row in of_statement))
+        for of_statement in zip(*of_settings.values(), strict=True)
+    ]
+    return Table(("statement", *columns), rows, prose=True)
+
+
+def _setting(paired: Sequence[tuple[Result, Result]], outdir: Path) -> list[Block]:
+    e, runs = paired[0][0].experiment, _runs(paired)
+    seeds = counted(len(paired), "seed")
+    band = ", band of one standard deviation" if len(paired) > 1 else ""
+    said: list[Block] = [Heading(f"{e.dataset}: {e.setting} ({seeds})", 3)]
+    stem = f"{e.dataset}-theory-{DRAWN.index(e.setting) + 1}"
+    terms, slopes, movement = (outdir / f"{stem}-{what}.png" for what in ("terms", "slopes", "movement"))
+    if draw_terms(runs, e.config.n_dis, terms):
+        said.append(
+            Picture(terms, f"What DAT adds to the loss, its first order and the penalty: mean over {seeds}{band}")
+        )
+    if draw_slopes(runs, e.config.n_dis, e.config.points, slopes):
+        said.append(Picture(slopes, f"How steep the discriminator is: mean over {seeds}{band}"))
+    if draw_movement(runs, e.config.n_dis, movement):
+        said.append(Picture(movement, f"How far an update moves the generator: mean over {seeds}{band}"))
+    rows = [(row.statement, row.measured_by, row.outcome, row.judged) for row in statements(runs)]
+    return [*said, Table(("statement", "measured by", "what came out", "judged"), rows, prose=True)]
