@@ -80,30 +80,38 @@ def _critic(figure: str, baseline: str, *n_dis: int) -> tuple[Setting, ...]:
     return tuple(Setting(figure, f"{baseline}, n_dis {n}", _options(baseline, n)) for n in n_dis)
 
 
+Weights = tuple[float, float]  # lambda_clean, lambda_adv
+
+
 def _sweep() -> tuple[Setting, ...]:
-    """For each baseline DAT's eps, lambda_adv and attack loss: what the defaults were chosen from, at the quick size.
+    """For each baseline DAT's eps, attack loss and weights: what the defaults were chosen from, at the quick size.
 
     The last setting is for images: other data sets' networks and the full size have a width of their own.
     """
     settings = []
     for name, baseline in BASELINES.items():
-        # For a linear objective, Wasserstein's, alg1 is eq10.
-        linear = OBJECTIVES[baseline.objective].linear
-        formulations = ("eq10", "batch_mean") if linear else ("eq10", "alg1", "batch_mean")
+        formulations: tuple[str, ...] = ("eq10", "alg1", "batch_mean")
+        weights: tuple[Weights, ...] = ((1.0, 0.3), (1.0, 1.0))
+        if OBJECTIVES[baseline.objective].linear:  # alg1 is eq10 then
+            formulations = ("eq10", "batch_mean")
+        if baseline.penalty:  # a first sweep found no difference between formulations
+            formulations, weights = ("eq10",), ((1.0, 0.3), (1.0, 1.0), (0.5, 0.5))
         # In narrow networks clamped weights leave a gradient of about a hundredth of the others'; it grows with the width.
         sizes = (10.0, 100.0, 1000.0) if baseline.clamps else (0.1, 1.0, 10.0)
-        settings.append(Setting(SWEEP, name, {"baseline": name}, _grid(formulations, sizes, (0.3, 1.0))))
+        settings.append(Setting(SWEEP, name, {"baseline": name}, _grid(formulations, sizes, weights)))
     wide = {"baseline": "wgan", "width": 64}
-    return *settings, Setting(SWEEP, "wgan, width 64", wide, _grid(("eq10",), (0.1, 1.0, 10.0, 100.0), (1.0,)))
+    return *settings, Setting(SWEEP, "wgan, width 64", wide, _grid(("eq10",), (0.1, 1.0, 10.0, 100.0), ((1.0, 1.0),)))
 
 
-def _grid(formulations: Sequence[str], sizes: Sequence[float], weights: Sequence[float]) -> dict[str, dict[str, Any]]:
+def _grid(formulations: Sequence[str], sizes: Sequence[float], weights: Sequence[Weights]) -> Variants:
     """Plain training and every combination."""
     variants: dict[str, dict[str, Any]] = {PLAIN: {"dat": False}}
-    for formulation, eps, lambda_adv in product(formulations, sizes, weights):
+    for formulation, eps, (lambda_clean, lambda_adv) in product(formulations, sizes, weights):
         times = " x batch" if formulation == "batch_mean" else ""
-        label = f"{formulation}, eps {eps:g}{times}, lambda_adv {lambda_adv:g}"
-        variants[label] = {"dat": True, "formulation": formulation, "eps": eps, "lambda_adv": lambda_adv}
+        of_clean = "" if lambda_clean == 1 else f"lambda_clean {lambda_clean:g}, "
+        label = f"{formulation}, eps {eps:g}{times}, {of_clean}lambda_adv {lambda_adv:g}"
+        chosen = {"formulation": formulation, "eps": eps, "lambda_clean": lambda_clean, "lambda_adv": lambda_adv}
+        variants[label] = {"dat": True, **chosen}
     return variants
 
 

@@ -25,10 +25,10 @@ def blocks(found: Sequence[Result], outdir: Path) -> list[Block]:
     said: list[Block] = [
         Heading("The paper's theory, measured", 1),
         Paragraph(
-            "To first order in eps, perturbing an image adds eps s |g' h'| ||grad D||^2 to its part of the loss: a zero-centred "
-            "gradient penalty where s >= 0, that is where D is ahead, and its opposite where s < 0 (Equations 11 to 15); "
-            f"Equation 16 bounds the generator's movement by D's slope. {SO.capitalize()}: in at least {ENOUGH:.0%} of the seeds, each by "
-            "the rule in the tables below. These are descriptions of the runs that were made and not tests."
+            "To first order in eps, perturbing an image adds eps s |g' h'| ||grad D||^2 to its part of the loss: a "
+            "zero-centred gradient penalty where s >= 0, that is where D is ahead, and its opposite where s < 0 (Equations 11 "
+            f"to 15); Equation 16 bounds the generator's movement by D's slope. {SO.capitalize()}: in at least {ENOUGH:.0%} of "
+            "the seeds, each by the rule in the tables below. These are descriptions of the runs that were made and not tests."
         ),
     ]
     for dataset in datasets(p for p, _ in measured):

@@ -4,7 +4,7 @@ A run's distance is the Frechet distance of classifier features (images) or the 
 over the last quarter of training. An option's value is the logarithm of distance with DAT / distance of the plain run of the
 same seed, which has no unit, so that data sets can be averaged. Of the options of a baseline the one-standard-error rule
 (Breiman et al., 1984, Classification and Regression Trees, section 3.4.3) chooses the simplest of those that cannot well be
-told from the best: the text's formulation, equal weights, and the perturbation that is closest to plain training.
+told from the best: the text's formulation and weights, and the perturbation that is closest to plain training.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ EXPLANATION = (
     "Each option's distance to the real data, divided by that of plain training with the same seed: the Frechet distance of "
     "classifier features (or the FID, where it was measured), for points the exact Wasserstein distance, mean over the last "
     "quarter of training. Of the options whose geometric mean over all runs is within one standard error of the lowest, the "
-    "chosen one is the first by: eq10 before alg1 before batch_mean, lambda_adv 1 before 0.3, a smaller eps before a larger "
-    "one. Options with which some runs did not finish are not chosen. The lowest of many is lower than it would be again."
+    "chosen one is the first by: eq10 before alg1 before batch_mean, weights of 1 and 1 as in Eq. 8 before others, a smaller "
+    "eps before a larger one. Options with which some runs did not finish are not chosen. The lowest of many is lower than it "
+    "would be again."
 )
 
 
@@ -36,6 +37,7 @@ class Option:
     variant: str
     formulation: str
     eps: float
+    lambda_clean: float
     lambda_adv: float
     log_ratios: dict[str, list[float]]  # data set -> its seeds'
 
@@ -81,7 +83,7 @@ def options(found: Sequence[Result]) -> dict[str, list[Option]]:
                 ratios.setdefault(r.experiment.dataset, []).append(math.log(ratio))
         config = runs[0].experiment.config
         if ratios:
-            option = Option(variant, config.formulation, config.eps, config.lambda_adv, ratios)
+            option = Option(variant, config.formulation, config.eps, config.lambda_clean, config.lambda_adv, ratios)
             by_baseline.setdefault(baseline, []).append(option)
     return by_baseline
 
@@ -109,4 +111,4 @@ def choose(of_baseline: Sequence[Option]) -> Option:
     bound = lowest.log_overall + lowest.standard_error
     near = [o for o in of_baseline if o.runs == lowest.runs and o.log_overall <= bound]
     formulations = ("eq10", "alg1", "batch_mean")
-    return min(near, key=lambda o: (formulations.index(o.formulation), -o.lambda_adv, o.eps))
+    return min(near, key=lambda o: (formulations.index(o.formulation), -o.lambda_clean, -o.lambda_adv, o.eps))

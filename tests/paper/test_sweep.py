@@ -20,11 +20,14 @@ def test_the_sweep_covers_every_baseline():
     assert {c.formulation for c in of_dcgan} == {"eq10", "alg1", "batch_mean"}
     assert len({c.eps for c in of_dcgan if c.formulation == "eq10"}) >= 3
     assert len({c.lambda_adv for c in of_dcgan}) >= 2
+    for name in ("wgan-gp", "wgan-lp", "wgan-alp"):  # whose penalty the total weight is a weight against
+        of_critic = {(c.lambda_clean, c.lambda_adv) for c in configs if c.baseline == name and c.dat}
+        assert of_critic == {(1.0, 0.3), (1.0, 1.0), (0.5, 0.5)}
 
 
 def test_a_batch_means_eps_is_multiplied_by_the_batch_size():
     for e in experiments(["digits", "ring"], ["sweep"], range(1), TINY, CPU):
-        if found := re.fullmatch(r"(\w+), eps (\d+|0\.1)( x batch)?, lambda_adv .*", e.variant):
+        if found := re.fullmatch(r"(\w+), eps (\d+|0\.1)( x batch)?, lambda_.*", e.variant):
             formulation, eps, times = found.groups()
             assert bool(times) == (formulation == "batch_mean") == (e.config.formulation == "batch_mean")
             assert e.config.eps == pytest.approx(float(eps) * (e.config.batch_size if times else 1))
@@ -32,11 +35,11 @@ def test_a_batch_means_eps_is_multiplied_by_the_batch_size():
             assert not e.config.dat
 
 
-def swept(distances, datasets=("digits", "mnist")):
-    """Results of dcgan's sweep: `distances` is a function (variant, data set, seed) -> distance of all evaluations."""
+def swept(distances, datasets=("digits", "mnist"), baseline="dcgan"):
+    """Results of a baseline's sweep: `distances` is a function (variant, data set, seed) -> distance of all evaluations."""
     found = []
     for dataset, e in itertools.product(datasets, experiments(DIGITS, ["sweep"], range(3), TINY, CPU)):
-        if e.setting == "dcgan":
+        if e.setting == baseline:
             e = dataclasses.replace(e, config=dataclasses.replace(e.config, dataset=dataset))
             line = {"step": e.config.steps, "wasserstein": 1.0, "input_grad_norm": 1.0, "loss_clean": 1, "loss_adv": 1}
             value = distances(e.variant, dataset, e.seed)
@@ -96,6 +99,21 @@ def test_the_simplest_option_within_a_standard_error_is_chosen(noise, chosen):
 def test_simpler_is_first_the_formulation_then_equal_weights_then_a_small_eps(near, chosen):
     found = swept(lambda variant, *_: 0.5 if variant in near else 1.0)
     assert sweep.choose(sweep.options(found)["dcgan"]).variant == chosen
+
+
+@pytest.mark.parametrize(
+    ("near", "chosen"),
+    [
+        (
+            ("eq10, eps 0.1, lambda_clean 0.5, lambda_adv 0.5", "eq10, eps 10, lambda_adv 1"),
+            "eq10, eps 10, lambda_adv 1",
+        ),
+        (("eq10, eps 0.1, lambda_clean 0.5, lambda_adv 0.5",), "eq10, eps 0.1, lambda_clean 0.5, lambda_adv 0.5"),
+    ],
+)
+def test_the_papers_weights_come_before_equal_total_weight(near, chosen):
+    found = swept(lambda variant, *_: 0.5 if variant in near else 1.0, baseline="wgan-gp")
+    assert sweep.choose(sweep.options(found)["wgan-gp"]).variant == chosen
 
 
 def test_an_option_that_diverges_with_a_seed_is_not_chosen():
