@@ -302,20 +302,72 @@ def test_figure_1_is_attacked(tmp_path):
     assert "nan" not in (tmp_path / "half" / "digits.md").read_text()
 
 
+def begun(outdir, said, *options):
+    """A reproduction in a process of its own, whose worker has said this."""
+    small = ["--quick", "--dataset", "ring", "--figure", "4", "--seeds", "1", "--jobs", "1", "--threads", "1"]
+    command = [sys.executable, "-m", "datgan_fast.reproduce", *small, *options, "--outdir", str(outdir)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    log = outdir / "workers.log"
+    while process.poll() is None and not (log.exists() and said in log.read_text()):
+        time.sleep(0.05)
+    return process
+
+
 @pytest.mark.process
 def test_a_signal_ends_the_runs_in_progress(tmp_path):
     """In the middle of one that would take many minutes; its worker must hear the signal, which a shell sends to the parent."""
-    options = ["--quick", "--dataset", "ring", "--figure", "4", "--seeds", "1", "--jobs", "1", "--threads", "1"]
-    command = [sys.executable, "-m", "datgan_fast.reproduce", *options, "--steps", "1000000", "--outdir", str(tmp_path)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    trains = tmp_path / "workers.log"
-    while process.poll() is None and not (trains.exists() and "discriminator steps:" in trains.read_text()):
-        time.sleep(0.05)
+    process = begun(tmp_path, "discriminator steps:", "--steps", "1000000")
     process.terminate()
     assert process.wait(timeout=120) == 130
     assert "stopping; the same command goes on from here" in process.stderr.read()
     (checkpoint,) = tmp_path.glob("runs/*/checkpoints/*.pt")
     assert 0 < int(checkpoint.stem.partition("-")[2]) < 1_000_000
+
+
+@pytest.mark.process
+def test_a_killed_reproduction_goes_on(tmp_path, monkeypatch, capsys):
+    """Killed in its second run, after that has a checkpoint: the first is not repeated and the second goes on from there."""
+    process = begun(tmp_path, "step 100/200", "--steps", "200")
+    while process.poll() is None and not (tmp_path / "results" / "ring.jsonl").exists():
+        time.sleep(0.05)
+    second = tmp_path / "runs" / "ring-4-wgan-n_dis-5-dat-seed0"
+    while process.poll() is None and not list(second.glob("checkpoints/*.pt")):
+        time.sleep(0.05)
+    process.kill()
+    process.wait(timeout=120)
+    process.stderr.close()
+    taken = []
+    step = runs.Trainer.train_step
+    monkeypatch.setattr(runs.Trainer, "train_step", lambda trainer: taken.append(trainer.step) or step(trainer))
+    monkeypatch.setattr(reproduce, "run_all", in_this_process)
+    small = ["--quick", "--dataset", "ring", "--figure", "4", "--seeds", "1", "--steps", "200"]
+    assert reproduce.main([*small, "--outdir", str(tmp_path)]) == 0
+    assert "2 runs, 1 of them finished" in capsys.readouterr().out
+    assert taken == list(range(taken[0], 200)) and taken[0] > 0
+    assert len(records.recorded(tmp_path)) == 2
+
+
+def in_this_process(todo, outdir, jobs, threads):
+    for e in todo:
+        runs.make(e, outdir / "runs")
+        records.append(outdir, records.read_run(e, outdir / "runs" / e.name))
+    return {}
+
+
+@pytest.mark.trains
+def test_results_alone_go_on_elsewhere(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(reproduce, "run_all", in_this_process)
+    assert run(tmp_path / "here", "--seeds", "1") == 0
+    shutil.copytree(tmp_path / "here" / "results", tmp_path / "there" / "results")
+    assert reproduce.main(["--report-only", "--outdir", str(tmp_path / "there")]) == 0
+    of_both = [(tmp_path / where / "report.md").read_text() for where in ("here", "there")]
+    assert of_both[0] == of_both[1]
+    capsys.readouterr()
+    assert run(tmp_path / "there", "--seeds", "0-1") == 0
+    assert "4 runs, 2 of them finished" in capsys.readouterr().out
+    made = [path.name for path in (tmp_path / "there" / "runs").iterdir()]
+    assert sorted(made) == ["digits-4-wgan-n_dis-5-dat-seed1", "digits-4-wgan-n_dis-5-plain-seed1"]
+    assert {r.experiment.seed for r in records.read(tmp_path / "there")} == {0, 1}
 
 
 def test_points_have_no_figure_1():
