@@ -56,6 +56,7 @@ class Config:
     spectral_norm: bool
     r1: float
     r2: float
+    r1_approximate: float
 
     # data
     dataset: str

@@ -329,11 +329,13 @@ class Iteration:
         c = self.config
         low, high = c.range
         penalty = BASELINES[c.baseline].penalty
-        chosen = [penalty(c.penalty_weight, low, high)] if penalty else []
+        chosen = [penalty(c.penalty_weight, low, high)] if penalty and c.penalty_weight else []
         if c.r1:
             chosen.append(penalties.r1(c.r1))
         if c.r2:
             chosen.append(penalties.r2(c.r2))
+        if c.r1_approximate:
+            chosen.append(penalties.r1_approximate(c.r1_approximate))
         total: Addable | None = penalties.total(*chosen)
         if total is None:
             return None

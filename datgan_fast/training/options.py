@@ -53,6 +53,7 @@ GENERAL: dict[str, Any] = {
     "spectral_norm": False,
     "r1": 0.0,
     "r2": 0.0,
+    "r1_approximate": 0.0,
     "dataset": "digits",
     "data_dir": "data",
     "download": False,
@@ -162,6 +163,9 @@ class Options:
     spectral_norm: bool | None = _option("method", "spectral normalisation in the discriminator")
     r1: float | None = _option("method", "gamma of the zero-centred penalty on real images; 0: none", at_least=0)
     r2: float | None = _option("method", "gamma of the zero-centred penalty on generated images; 0: none", at_least=0)
+    r1_approximate: float | None = _option(
+        "method", "gamma of R1 along one random direction, which needs no second derivative; 0: none", at_least=0
+    )
 
     # data
     dataset: str | None = _option(

@@ -44,6 +44,7 @@ BAD_VALUES = {
     "clamp": ["0", "-0.01"],
     "r1": ["-1", "much"],
     "r2": ["-1", "much"],
+    "r1_approximate": ["-1", "much"],
     "dataset": ["imagenet"],
     "background": ["purplish", "1,2", "1,2,x", ""],
     "n_images": ["-1", "x", "999999"],

@@ -28,6 +28,7 @@ OPTIONS = [
     {"formulation": "alg1", "r1": 1.0},
     {"penalty_on": "both", "baseline": "wgan-alp", "r1": 1.0},
     {"r1": 1.0, "r2": 2.0, "batch_norm": False},
+    {"r1_approximate": 1.0, "baseline": "wgan-lp"},
     {"precision": "bf16"},
     {"precision": "fp16"},
     {"precision": "fp16", "baseline": "wgan"},

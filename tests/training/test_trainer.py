@@ -63,6 +63,7 @@ def test_fused_follows_the_reference(baseline, use_dat):
         {"r1": 1.0},
         {"r1": 1.0, "batch_norm": False},
         {"r1": 1.0, "r2": 2.0, "batch_norm": False},
+        {"r1_approximate": 1.0, "batch_norm": False},
         {"baseline": "wgan-gp", "r1": 1.0},
         {"baseline": "wgan", "spectral_norm": True},
         {"norm": "l2", "eps": 0.5},
