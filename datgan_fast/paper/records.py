@@ -2,8 +2,8 @@
 
 The folder can be carried elsewhere without the runs' own folders, and a reproduction goes on from it: a run that has a line is
 not made again. Files that nobody appends to any more may be compressed to .jsonl.xz, which are read too. Numbers are kept to
-five digits. A line has the run's place and options, but for those that say where things are; its log, evaluations and other
-measurements as columns over steps; and on what it ran.
+five digits, the theory's to four. A line has the run's place and options, but for those that say where things are; of its log,
+evaluations and other measurements what a report shows, as columns over steps; and on what it ran.
 """
 
 from __future__ import annotations
@@ -30,6 +30,13 @@ PLACES = (
     "init_from",
     "loggers",
 )  # options that say where things are
+_OF_LOG = (
+    "step",
+    "wasserstein",
+    "input_grad_norm",
+    "loss_clean",
+    "loss_adv",
+)  # what reports show; the folder has the rest
 _OF_ENVIRONMENT = ("started", "datgan_fast", "commit", "torch", "python", "platform", "threads", "gpu", "kernels")
 
 # Records
@@ -42,10 +49,11 @@ def line_of(result: Result) -> str:
         {
             **{name: getattr(e, name) for name in ("figure", "setting", "variant", "seed")},
             "config": config,
-            "stats": _columns(result.stats),
+            "stats": _columns([{name: line.get(name) for name in _OF_LOG} for line in result.stats]),
+            "seconds": _short(result.stats[-1].get("seconds")),
             "metrics": {name: _columns(lines) for name, lines in _by_metric(result.metrics).items()},
             "attacks": _columns(result.attacks),
-            "theory": _columns(result.theory),
+            "theory": _columns(result.theory, digits=4),
             "environment": _environment(result),
         }
     )
@@ -103,9 +111,11 @@ def _result(line: str, where: str, folder: Path) -> Result | None:
         figure, setting, variant = (str(found[name]) for name in ("figure", "setting", "variant"))
         experiment = Experiment(figure, setting, variant, int(found["seed"]), config)
         path = folder / experiment.name
+        stats = _rows(found["stats"])
+        stats[-1]["seconds"] = found["seconds"]
         return Result(
             experiment,
-            _rows(found["stats"]),
+            stats,
             [{**row, "metric": name} for name, columns in found["metrics"].items() for row in _rows(columns)],
             path if path.is_dir() else None,
             _rows(found["attacks"]),
@@ -125,9 +135,9 @@ def _by_metric(lines: Lines) -> dict[str, Lines]:
     return found
 
 
-def _columns(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """name -> its values, or the one that all lines have."""
-    columns = {name: [_short(line.get(name)) for line in lines] for name in _names(lines)}
+def _columns(lines: Sequence[Mapping[str, Any]], digits: int = 5) -> dict[str, Any]:
+    """name -> its values, or the text that all lines have."""
+    columns = {name: [_short(line.get(name), digits) for line in lines] for name in _names(lines)}
     return {n: v[0] if isinstance(v[0], str) and len(set(v)) == 1 else v for n, v in columns.items()}
 
 
@@ -135,8 +145,8 @@ def _names(lines: Iterable[Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(name for line in lines for name in line))
 
 
-def _short(value: Any) -> Any:
-    return float(f"{value:.5g}") if isinstance(value, float) else value
+def _short(value: Any, digits: int = 5) -> Any:
+    return float(f"{value:.{digits}g}") if isinstance(value, float) else value
 
 
 def _rows(columns: Mapping[str, Any]) -> Lines:

@@ -69,7 +69,7 @@ def draw_verdicts(rows: Sequence[tuple[str, Verdict]], path: Path) -> None:
         c, colour = v.claim, VERDICT_COLOURS[v.verdict]
         seeds = np.nanmean(measured(c.differences), axis=0)
         show = np.exp if c.logarithm else np.asarray
-        axis.scatter(show(seeds), np.zeros(len(seeds)), s=22, color=colour, alpha=0.45, linewidth=0)
+        axis.scatter(show(seeds), np.zeros(len(seeds)), s=30, color=colour, alpha=0.45, linewidth=0)
         axis.scatter(show([mean(c.differences)]), [0], s=70, marker="D", color=colour, zorder=3)
         if np.isfinite(v.interval).all():
             axis.plot(show(np.array(v.interval)), [0, 0], color=colour, linewidth=2)
@@ -81,7 +81,7 @@ def draw_verdicts(rows: Sequence[tuple[str, Verdict]], path: Path) -> None:
             _plain_ticks(axis)
         axis.set_yticks([])
         axis.tick_params(labelsize=7)
-        axis.set_title(f"{dataset}: {textwrap.shorten(c.text, 95)}", fontsize=8, loc="left", pad=3)
+        axis.set_title(f"{dataset}: {textwrap.shorten(c.text, 125)}", fontsize=7, loc="left", pad=3)
         axis.set_title(v.verdict, fontsize=8, loc="right", color=colour, fontweight="bold", pad=3)
         axis.set_xlabel(re.sub(r"\{.*?\}", "...", c.effect), fontsize=7, labelpad=1)
     save_figure(figure, path)

@@ -26,7 +26,7 @@ def kept(outdir, found):
 def test_what_is_kept_comes_back(tmp_path):
     wanted = some()
     wanted[0].stats[2]["wasserstein"] = None  # what a record has where a number was not finite
-    wanted[1].stats[0]["seconds"] = 12.345678
+    wanted[1].stats[-1]["seconds"] = 12.345678
     wanted[1].theory.extend({"step": s, "norm": 0.1 * s} for s in (10, 20))
     wanted[0].environment.update(torch="2.13.0", command=["python", "/home/somebody/x.py"], threads=1)
     read = {r.experiment.name: r for r in kept(tmp_path, wanted)}
@@ -40,7 +40,7 @@ def test_what_is_kept_comes_back(tmp_path):
     first, second = (read[r.experiment.name] for r in wanted[:2])
     assert first.stats[2]["wasserstein"] is None
     assert math.isnan(first.statistic("wasserstein")[1][2])
-    assert second.stats[0]["seconds"] == 12.346
+    assert second.stats[-1]["seconds"] == 12.346
     assert second.theory == wanted[1].theory
     assert first.environment["torch"] == "2.13.0"
     assert "somebody" not in (tmp_path / "results" / "digits.jsonl").read_text()
