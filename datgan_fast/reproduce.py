@@ -40,8 +40,8 @@ def build_parser() -> Parser:
         "time; with OUTDIR/results alone, a line for each finished run, it goes on elsewhere.",
     )
     parser.add_argument("--figure", default=",".join(PAPER), metavar="LIST", help=f"of {', '.join(FIGURES)}; "
-        "default: the paper's and alp; eq8 has other readings of Equation 8 beside a critic's penalty, sweep a grid of DAT's "
-        "options over the baselines")  # fmt: skip
+        "default: the paper's and alp. eq8 has other readings of Equation 8 beside a critic's penalty, sweep a grid of DAT's "
+        "options over the baselines, rivals other regularisers beside DAT and rivals-sweep their weights")  # fmt: skip
     parser.add_argument(
         "--setting", metavar="NAME", help="only this one of the figures' settings, named as in the report"
     )

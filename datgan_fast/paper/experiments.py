@@ -32,10 +32,11 @@ from ..method.formulas import OBJECTIVES
 from ..training.baselines import BASELINES
 from ..training.config import Config
 from ..training.options import Options
+from . import rivals
 
 PLAIN, DAT = "plain", "DAT"
 EQUAL, BOTH = "DAT, equal weight", "DAT, penalty on both"
-ATTACK, SWEEP = "1", "sweep"  # figures that are reported in their own way
+ATTACK, SWEEP, RIVALS = "1", "sweep", "rivals"  # figures that are reported in their own way
 
 Variants = Mapping[str, Mapping[str, Any]]  # label -> its options
 PLAIN_AND_DAT: Variants = {PLAIN: {"dat": False}, DAT: {"dat": True}}
@@ -127,12 +128,26 @@ _OF_CRITICS = {
 }
 _PENALISED = tuple(s for name, figure in _OF_CRITICS.items() if name != "4" for s in figure.settings)
 
+
+def _rivals(chosen: bool) -> tuple[Setting, ...]:
+    """DAT beside other regularisers, with the chosen weights or with all that are tried."""
+    settings = []
+    for network, options in rivals.NETWORKS.items():
+        tried = rivals.tried(network)
+        labels = rivals.CHOSEN[network] if chosen else tried
+        variants = {PLAIN: {"dat": False}, **{label: tried[label] for label in labels}}
+        settings.append(Setting(RIVALS, network, options, variants))
+    return tuple(settings)
+
+
 FIGURES = {
     ATTACK: Figure("DCGAN under attack", _OF_DCGAN[:1]),
     "3": Figure("DCGAN", _OF_DCGAN),
     **_OF_CRITICS,
     "eq8": Figure("Equation 8 beside a penalty", tuple(replace(s, variants=READINGS) for s in _PENALISED)),
     SWEEP: Figure("Sweep of DAT's options", _sweep()),
+    RIVALS: Figure("DAT beside its rivals", _rivals(chosen=True)),
+    "rivals-sweep": Figure("Weights of DAT and its rivals", _rivals(chosen=False)),
 }
 PAPER = (ATTACK, "3", *_OF_CRITICS)
 SETTINGS = {s.name: s for figure in FIGURES.values() for s in figure.settings}  # with all variants that any figure has

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .. import files
-from . import claims, report_figures, report_sweep, report_theory, report_verdicts
-from .experiments import SWEEP
+from . import claims, report_figures, report_rivals, report_sweep, report_theory, report_verdicts
+from .experiments import RIVALS, SWEEP
 from .report_page import Block, markdown, page
 from .report_verdicts import Verdicts
 from .results import Result, datasets
@@ -22,25 +22,34 @@ from .verdicts import Claim, judge
 def write(found: Sequence[Result], outdir: Path) -> Verdicts:
     """Judges the claims and writes all pages and their pictures into outdir; returns the verdicts."""
     verdicts = judge(measure(found))
-    finished = [r for r in found if r.finished]
-    of_paper = [r for r in finished if r.experiment.figure != SWEEP]
-    behind: dict[str, list[Block]] = {}
-    for dataset in verdicts:
-        behind[dataset] = report_figures.blocks([r for r in of_paper if r.experiment.dataset == dataset], outdir)
-    if of_theory := report_theory.blocks(of_paper, outdir):
-        behind["theory"] = of_theory
-    if of_sweep := [r for r in finished if r.experiment.figure == SWEEP]:
-        behind[SWEEP] = report_sweep.blocks(of_sweep, outdir)
-    _write("report", report_verdicts.blocks(found, verdicts, list(behind), outdir), outdir)
+    behind = _behind([r for r in found if r.finished], outdir)
     for name, blocks in behind.items():
         _write(name, blocks, outdir)
+    _write("report", report_verdicts.blocks(found, verdicts, list(behind), outdir), outdir)
     return verdicts
+
+
+def _behind(finished: Sequence[Result], outdir: Path) -> dict[str, list[Block]]:
+    """The pages behind the first one, those that have something."""
+    of_paper = [r for r in finished if _is_of_paper(r)]
+    pages = {
+        name: report_figures.blocks([r for r in of_paper if r.experiment.dataset == name], outdir)
+        for name in datasets(of_paper)
+    }
+    pages["theory"] = report_theory.blocks(of_paper, outdir)
+    for figure, blocks in ((SWEEP, report_sweep.blocks), (RIVALS, report_rivals.blocks)):
+        pages[figure] = blocks([r for r in finished if r.experiment.figure == figure], outdir)
+    return {name: found for name, found in pages.items() if found}
 
 
 def measure(found: Sequence[Result]) -> dict[str, list[Claim]]:
     """Each data set's claims, from the finished runs of the paper's figures."""
-    of_paper = [r for r in found if r.finished and r.experiment.figure != SWEEP]
+    of_paper = [r for r in found if r.finished and _is_of_paper(r)]
     return {name: claims.measure([r for r in of_paper if r.experiment.dataset == name]) for name in datasets(of_paper)}
+
+
+def _is_of_paper(r: Result) -> bool:
+    return r.experiment.figure not in (SWEEP, RIVALS)
 
 
 def _write(name: str, blocks: Sequence[Block], outdir: Path) -> None:

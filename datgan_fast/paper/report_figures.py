@@ -10,7 +10,7 @@ import numpy as np
 
 from ..metrics.catalogue import METRICS
 from . import claims, figure1, figure1_picture
-from .experiments import ATTACK, FIGURES, SWEEP, Figure, attacked
+from .experiments import ATTACK, FIGURES, Figure, attacked
 from .report_page import Block, Heading, Paragraph, Picture, Table
 from .report_pictures import draw_curves, draw_samples
 from .results import Result, Series, score_name, settings
@@ -25,7 +25,7 @@ def blocks(runs: Sequence[Result], outdir: Path) -> list[Block]:
         if name == ATTACK:
             if of_attack := [r for r in runs if attacked(r.experiment) and r.attacks]:
                 said += [Heading(_title(name, figure)), Paragraph(options(of_attack)), *_attacked(of_attack, outdir)]
-        elif name != SWEEP and of_figure:
+        elif of_figure:
             said += [Heading(_title(name, figure)), Paragraph(options(of_figure)), *_curves(name, of_figure, outdir)]
     return said
 

@@ -171,6 +171,30 @@ def draw_sweep(
     save_figure(figure, path)
 
 
+RIVALS = ("#222222", "#cc3311", "#4477aa", "#66ccee", "#228833", "#aa3377")  # plain, DAT, and the others
+
+
+def draw_rivals(found: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray, float]]], path: Path) -> None:
+    """Of each training its runs' (updates, distances, seconds an update): geometric means by updates and by time."""
+    figure, axes = grid_of_panels(1, 2, (9, 3.4))
+    for colour, (label, runs) in zip(RIVALS, found.items(), strict=False):
+        finite = [run for run in runs if len(run[0]) and (run[1] > 0).all()]
+        if not finite:
+            continue
+        updates, _, seconds = finite[0]
+        mean = np.exp(np.mean([np.log(distances) for _, distances, _ in finite], axis=0))
+        for axis, x in zip(axes.flat, (updates, updates * seconds), strict=True):
+            axis.plot(x, mean, color=colour, label=label, linewidth=1.4)
+    for axis, spent in zip(axes.flat, ("discriminator updates", "training time (seconds)"), strict=True):
+        axis.set_xlabel(spent, fontsize=8)
+        axis.set_ylabel("distance to the real data", fontsize=8)
+        axis.set_yscale("log")
+        axis.tick_params(which="both", labelsize=7)
+        axis.grid(alpha=0.3)
+    axes[0, 0].legend(fontsize=7)
+    save_figure(figure, path)
+
+
 def grid_of_panels(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, np.ndarray]:
     from matplotlib.figure import Figure
 

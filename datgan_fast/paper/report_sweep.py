@@ -14,6 +14,8 @@ from .results import Result, datasets
 
 
 def blocks(found: Sequence[Result], outdir: Path) -> list[Block]:
+    if not found:
+        return []
     said: list[Block] = [Heading(FIGURES[SWEEP].title, 1), Paragraph(sweep.EXPLANATION)]
     # Points have distances of their own, and other sizes of perturbation suit them.
     for kind, toy in (("images", False), ("points", True)):

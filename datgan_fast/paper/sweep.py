@@ -10,8 +10,9 @@ told from the best: the text's formulation and weights, and the perturbation tha
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -94,9 +95,14 @@ def _pair(r: Result) -> tuple[str, str, int]:
 
 def distance(r: Result) -> float:
     """A run's distance to the real data; NaN if it measured none."""
-    measured = {m["metric"] for m in r.metrics}
-    name = next((m.name for m in best_first() if m.distance and m.name in measured), None)
+    name = distance_name(r)
     return final(r.metric(name)) if name else math.nan
+
+
+def distance_name(r: Result) -> str | None:
+    """The best distance that the run measured."""
+    measured = {m["metric"] for m in r.metrics}
+    return next((m.name for m in best_first() if m.distance and m.name in measured), None)
 
 
 def best(of_baseline: Sequence[Option]) -> Option:
@@ -107,8 +113,12 @@ def best(of_baseline: Sequence[Option]) -> Option:
 
 def choose(of_baseline: Sequence[Option]) -> Option:
     """By the one-standard-error rule; EXPLANATION says what counts as simpler."""
-    lowest = best(of_baseline)
-    bound = lowest.log_overall + lowest.standard_error
-    near = [o for o in of_baseline if o.runs == lowest.runs and o.log_overall <= bound]
     formulations = ("eq10", "alg1", "batch_mean")
-    return min(near, key=lambda o: (formulations.index(o.formulation), -o.lambda_clean, -o.lambda_adv, o.eps))
+    return simplest(of_baseline, lambda o: (formulations.index(o.formulation), -o.lambda_clean, -o.lambda_adv, o.eps))
+
+
+def simplest(tried: Sequence[Option], order: Callable[[Option], Any]) -> Option:
+    """The first in this order of those within one standard error of the lowest."""
+    lowest = best(tried)
+    bound = lowest.log_overall + lowest.standard_error
+    return min((o for o in tried if o.runs == lowest.runs and o.log_overall <= bound), key=order)
