@@ -107,7 +107,7 @@ def _attack_steps(side: str, protocol: str, how: str, paired: Pairs) -> Claim:
 
     return Claim(
         "C1",
-        f"Fooling the discriminator with {images} images takes several times as many attack steps with DAT{how}",
+        f"Fooling D with {images} images takes several times as many attack steps with DAT{how}",
         f"{PAPER_STEPS[PLAIN, side]} steps become {PAPER_STEPS[DAT, side]} (DCGAN, MNIST, mean)",
         "log of DAT / plain of the median number of steps; several-fold is read as twice or more: against log 2",
         "{:.3g} times with DAT",

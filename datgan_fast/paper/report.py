@@ -22,7 +22,8 @@ from .verdicts import Claim, judge
 def write(found: Sequence[Result], outdir: Path) -> Verdicts:
     """Judges the claims and writes all pages and their pictures into outdir; returns the verdicts."""
     verdicts = judge(measure(found))
-    behind = _behind([r for r in found if r.finished], outdir)
+    behind = {"details": report_verdicts.details(verdicts), **_behind([r for r in found if r.finished], outdir)}
+    behind = {name: blocks for name, blocks in behind.items() if blocks}
     for name, blocks in behind.items():
         _write(name, blocks, outdir)
     _write("report", report_verdicts.blocks(found, verdicts, list(behind), outdir), outdir)
@@ -30,7 +31,7 @@ def write(found: Sequence[Result], outdir: Path) -> Verdicts:
 
 
 def _behind(finished: Sequence[Result], outdir: Path) -> dict[str, list[Block]]:
-    """The pages behind the first one, those that have something."""
+    """The pages of what was measured."""
     of_paper = [r for r in finished if _is_of_paper(r)]
     pages = {
         name: report_figures.blocks([r for r in of_paper if r.experiment.dataset == name], outdir)
@@ -39,7 +40,7 @@ def _behind(finished: Sequence[Result], outdir: Path) -> dict[str, list[Block]]:
     pages["theory"] = report_theory.blocks(of_paper, outdir)
     for figure, blocks in ((SWEEP, report_sweep.blocks), (RIVALS, report_rivals.blocks)):
         pages[figure] = blocks([r for r in finished if r.experiment.figure == figure], outdir)
-    return {name: found for name, found in pages.items() if found}
+    return pages
 
 
 def measure(found: Sequence[Result]) -> dict[str, list[Claim]]:

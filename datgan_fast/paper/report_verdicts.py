@@ -1,5 +1,5 @@
-"""A report's first page: what was run, then each of the paper's claims with its verdicts, a picture of them and how they were
-reached, what was not measured, and how it was run."""
+"""A report's first page, to be read in minutes: what was run, a table of all verdicts, a picture for each of the paper's claims,
+what was not measured, and how it was run. `details` is the page behind it: the same verdicts with all that stands behind them."""
 
 from __future__ import annotations
 
@@ -36,9 +36,12 @@ def blocks(found: Sequence[Result], verdicts: Verdicts, behind: Sequence[str], o
         *([Links("Behind this page", behind)] if behind else []),
     ]
     if verdicts:
-        said += [Heading("Verdicts"), _summary(verdicts), Paragraph(_rule(verdicts))]
+        said += [Heading("Verdicts"), _table(verdicts), Paragraph(_rule(verdicts))]
     for number, rows in groupby(_rows(verdicts), lambda row: row[1].claim.name):
-        said += _claim(number, list(rows), outdir)
+        path = outdir / f"claim-{''.join(filter(str.isalnum, number)).lower()}.png"
+        draw_verdicts(list(rows), path)
+        caption = "every seed (mean over its settings), their mean and its interval; the shaded side is the claimed one"
+        said += [Heading(f"{number}: {TITLES[number]}"), Picture(path, f"{number}: {caption}")]
     said += how_it_was_run(found)
     if missing := not_measured(verdicts):
         said.append(Paragraph(f"Not measured: {'; '.join(missing)}."))
@@ -85,18 +88,47 @@ def _what_was_run(found: Sequence[Result], finished: Sequence[Result]) -> str:
     return text
 
 
-def _summary(verdicts: Verdicts) -> Table:
-    """A line a claim, a column a data set."""
-    rows = [
-        (
-            of_claim[0].claim.name,
-            of_claim[0].claim.text,
-            *("" if v.verdict == NOT_MEASURED else v.verdict for v in of_claim),
-        )
-        for of_claim in zip(*verdicts.values(), strict=True)
-        if any(v.verdict != NOT_MEASURED for v in of_claim)
+def _table(verdicts: Verdicts) -> Table:
+    """No verdict without its seeds, effect, corrected p, and what could have been seen."""
+    lines = []
+    for (dataset, v), name in _named_once(verdicts):
+        seen = v.detectable.partition(":")[0]
+        lines.append((*name, dataset, str(v.claim.seeds), v.effect, f"{v.corrected_p:.2g}", seen, v.verdict))
+    columns = ("", "claim", "data", "seeds", "here", "corrected p", "could be seen", "verdict")
+    return Table(columns, lines, prose=True)
+
+
+def _named_once(verdicts: Verdicts) -> list[tuple[tuple[str, Verdict], tuple[str, str]]]:
+    """The rows, each with its claim's number and text where these are not those of the row above."""
+    rows = _rows(verdicts)
+    above = [None, *(v.claim.text for _, v in rows)]
+    return [
+        (row, ("", "") if row[1].claim.text == last else (row[1].claim.name, row[1].claim.text))
+        for row, last in zip(rows, above, strict=False)
     ]
-    return Table(("", "claim", *verdicts), rows, prose=True)
+
+
+def details(verdicts: Verdicts) -> list[Block]:
+    """Of each claim what the paper has, how it was measured, and everything of its verdicts."""
+    if not verdicts:
+        return []
+    said: list[Block] = [Heading("The verdicts in detail", 1), Paragraph(_rule(verdicts))]
+    for number, of_number in groupby(_named_once(verdicts), lambda row: row[0][1].claim.name):
+        lines = []
+        measured_by: dict[str, None] = {}
+        for (dataset, v), (_, text) in of_number:
+            measured_by[v.claim.measured_by] = None
+            paper = v.claim.paper if text else ""
+            lines.append(
+                (text, paper, dataset, str(v.claim.seeds), v.ours, f"{v.corrected_p:.2g}", v.detectable, v.verdict)
+            )
+        columns = ("claim", "in the paper", "data", "seeds", "here", "corrected p", "could be seen", "verdict")
+        said += [
+            Heading(f"{number}: {TITLES[number]}"),
+            Table(columns, lines, prose=True),
+            Paragraph(f"Measured by: {'; '.join(measured_by)}."),
+        ]
+    return said
 
 
 def _rule(verdicts: Verdicts) -> str:
@@ -109,28 +141,6 @@ def _rule(verdicts: Verdicts) -> str:
         "spread; none where these seeds could not have been enough for any. Verdicts are of this report's runs: their data, "
         "networks and lengths are stated behind this page and are not the paper's."
     )
-
-
-def _claim(number: str, rows: Sequence[tuple[str, Verdict]], outdir: Path) -> list[Block]:
-    path = outdir / f"claim-{''.join(filter(str.isalnum, number)).lower()}.png"
-    draw_verdicts(rows, path)
-    columns = ("claim", "in the paper", "data", "seeds", "here", "corrected p", "could be seen", "verdict")
-    lines = []
-    said: tuple[str, ...] = ()
-    for dataset, v in rows:
-        head = (v.claim.text, v.claim.paper)
-        figures = (str(v.claim.seeds), v.ours, f"{v.corrected_p:.2g}", v.detectable, v.verdict)
-        lines.append((*("" if part in said else part for part in head), dataset, *figures))
-        said = head
-    measured_by = dict.fromkeys(v.claim.measured_by for _, v in rows)
-    return [
-        Heading(f"{number}: {TITLES[number]}"),
-        Picture(
-            path, f"{number}: every seed (mean over its settings), their mean and its interval at the corrected level"
-        ),
-        Table(columns, lines, prose=True),
-        Paragraph(f"Measured by: {'; '.join(measured_by)}."),
-    ]
 
 
 # How it was run

@@ -83,18 +83,23 @@ class Verdict:
     detectable: str  # the effect that could have been seen
 
     @property
+    def effect(self) -> str:
+        """The mean in words, and its interval."""
+        low, high = (f"{math.exp(x) if self.claim.logarithm else x:.3g}" for x in self.interval)
+        return self.claim.told(statistics.mean(self.claim.differences)) + (
+            f" ({low} to {high})" if math.isfinite(self.interval[0]) else ""
+        )
+
+    @property
     def ours(self) -> str:
         """Effect, interval, interquartile mean, and the share of pairs that are as claimed."""
         c = self.claim
         if self.verdict == NOT_MEASURED:
             return NOT_MEASURED
-        low, high, inner = (
-            f"{math.exp(x) if c.logarithm else x:.3g}"
-            for x in (*self.interval, statistics.interquartile_mean(c.differences))
-        )
+        inner = statistics.interquartile_mean(c.differences)
         parts = [
-            c.told(statistics.mean(c.differences)) + (f" ({low} to {high})" if math.isfinite(self.interval[0]) else ""),
-            f"interquartile mean {inner}",
+            self.effect,
+            f"interquartile mean {math.exp(inner) if c.logarithm else inner:.3g}",
             f"as claimed in {statistics.probability_of_improvement(c.towards):.0%} of "
             f"{counted(int(np.isfinite(c.towards).sum()), 'pair')}",
         ]

@@ -201,8 +201,8 @@ def test_differences_keep_their_settings_and_seeds():
     np.testing.assert_array_equal(of.differences, [[0, 9, 18], [0, math.nan, 18]])
 
 
-def table(folder):
-    text = (folder / "report.md").read_text()
+def table(folder, page="report"):
+    text = (folder / f"{page}.md").read_text()
     return text, [[c.strip() for c in entry.split("|")[1:-1]] for entry in text.splitlines()]
 
 
@@ -212,16 +212,15 @@ def test_data_sets_are_judged_apart_and_corrected_together(tmp_path):
     report.write([*for_it, *against_it], tmp_path)
     text, rows = table(tmp_path)
     claim = "WGAN has a better score with DAT"
-    assert ["C3", claim, HOLDS, DOES_NOT] in rows  # the summary
-    (at,) = [i for i, row in enumerate(rows) if row[:1] == [claim]]
-    assert (*rows[at][2:4], rows[at][7]) == ("digits", "12", HOLDS)
+    (at,) = [i for i, row in enumerate(rows) if row[1:2] == [claim]]
+    assert (*rows[at][:4], rows[at][7]) == ("C3", claim, "digits", "12", HOLDS)
     assert (*rows[at + 1][:4], rows[at + 1][7]) == ("", "", "ring", "12", DOES_NOT)
     # Three claims on each are measured: an estimate that stands still has no unrest, and D is never ahead of its median.
     assert [float(rows[i][5]) for i in (at, at + 1)] == [pytest.approx(6 * 2**-11, rel=0.02)] * 2
     assert "for the 6 verdicts" in text
     for picture in re.findall(r"\]\((claim-\w+\.png)\)", text):
         assert (tmp_path / picture).is_file()
-    assert "[digits](digits.md), [ring](ring.md)" in text
+    assert "[details](details.md), [digits](digits.md), [ring](ring.md)" in text
     for name in ("digits", "ring"):
         assert f"({name}-figure-4-1.png)" in (tmp_path / f"{name}.md").read_text()
         assert f'<a href="{name}.html">' in (tmp_path / "report.html").read_text()
@@ -229,12 +228,16 @@ def test_data_sets_are_judged_apart_and_corrected_together(tmp_path):
 
 def test_no_verdict_without_its_seeds_p_and_what_could_be_seen(tmp_path):
     report.write(made("4", lambda s, d: record(score=3 + d), lambda s, d: record(score=2), 3), tmp_path)
-    text, rows = table(tmp_path)
-    of_claims = [row for row in rows if len(row) == 8 and row[2] == "digits"]
-    assert len(of_claims) == 3
-    for row in of_claims:
-        assert row[3] == "3" and float(row[5]) >= 0.75 and row[7] == CANNOT_TELL
-        assert row[6] == "none: p of 3 seeds is 0.25 at least, 0.017 is needed"  # 0.05 of three claims
+    least = "none: p of 3 seeds is 0.25 at least, 0.017 is needed"  # 0.05 of three claims
+    for page, seen in (("report", "none"), ("details", least)):
+        text, rows = table(tmp_path, page)
+        of_claims = [row for row in rows if len(row) == 8 and row[2] == "digits"]
+        assert len(of_claims) == 3
+        for row in of_claims:
+            assert row[3] == "3" and float(row[5]) >= 0.75 and row[7] == CANNOT_TELL
+            assert row[4] and row[6] == seen
+    assert "as claimed in 100% of 3 pairs" in text and "interquartile mean 1" in text
+    text, _ = table(tmp_path)
     assert NOT_MEASURED not in text
     missing = text.splitlines()[-1].removeprefix("Not measured: ").rstrip(".").split("; ")
     assert missing[:2] == ["C1 (digits)", "C2 (digits)"]
