@@ -96,14 +96,11 @@ def _shade_the_claimed_side(axis: Axes, bound: float, above: bool) -> None:
 
 def _plain_ticks(axis: Axes) -> None:
     """A few round factors in place of powers of ten."""
-    from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, ScalarFormatter
 
     low, high = axis.get_xlim()
-    round_ones = [m * 10.0**e for e in range(-4, 5) for m in (1, 2, 5)]
-    inside = [x for x in round_ones if low <= x <= high]
-    if len(inside) < 2:  # too narrow for them
-        inside = [float(f"{x:.3g}") for x in np.geomspace(low, high, 4)[1:3]] + inside
-    axis.xaxis.set_major_locator(FixedLocator(sorted(inside)))
+    wide = high > 4 * low
+    axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)) if wide else MaxNLocator(6, steps=[1, 2, 5, 10]))
     axis.xaxis.set_minor_locator(NullLocator())
     axis.xaxis.set_major_formatter(ScalarFormatter())
 

@@ -82,9 +82,9 @@ def _what_was_run(found: Sequence[Result], finished: Sequence[Result]) -> str:
     )
     if max(updates) < experiments.FULL.updates:
         text += f" These are shortened runs: at full length a run has {experiments.FULL.updates} updates."
-    if len(finished) < len(found):
-        missing = ", ".join(r.experiment.name for r in found if not r.finished)
-        text += f" Not finished, and left out: {missing}."
+    if missing := [r.experiment.name for r in found if not r.finished]:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        text += f" Not finished, and left out: {', '.join(missing[:3])}{more}."
     return text
 
 
