@@ -7,6 +7,7 @@ time; with OUTDIR/results alone it goes on elsewhere.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Collection
 from pathlib import Path
@@ -148,16 +149,15 @@ def _size(arguments: Any) -> Size:
 
 def _seeds(text: str) -> range:
     """0 to N-1, or A to B."""
-    first, dash, last = text.partition("-")
-    if not dash:
+    if "-" not in text:
         return range(whole_number("--seeds", text, 1, MOST_SEEDS))
-    try:
-        seeds = range(int(first), int(last) + 1)
-    except ValueError:
-        raise ConfigError(f"--seeds {text}: must be a whole number, or two with a dash between: 3-14") from None
-    if not 1 <= len(seeds) <= MOST_SEEDS:
+    found = re.fullmatch(r"([0-9]{1,9})-([0-9]{1,9})", text)
+    if found is None:
+        raise ConfigError(f"--seeds {text}: must be a whole number, or two with a dash between: 3-14")
+    first, last = int(found[1]), int(found[2])
+    if not 1 <= last - first + 1 <= MOST_SEEDS:
         raise ConfigError(f"--seeds {text}: must be from 1 to {MOST_SEEDS} seeds, the lower one first: 3-14")
-    return seeds
+    return range(first, last + 1)
 
 
 def _chosen(option: str, text: str, known: Collection[str]) -> list[str]:

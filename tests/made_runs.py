@@ -1,7 +1,7 @@
 """Small experiments, and results of runs that nobody made, for the tests of the reproduction."""
 
 from datgan_fast.paper.experiments import PLAIN, Size, attacked, experiments
-from datgan_fast.paper.figure1 import PROTOCOLS
+from datgan_fast.paper.figure1 import PROTOCOLS, summary_names
 from datgan_fast.paper.results import Result
 
 TINY = Size("tiny", 40, 80, 4, {"width": 4, "z_dim": 8, "batch_size": 8})
@@ -33,8 +33,9 @@ def made(figure, dat, plain, seeds=3, dataset="digits", attacks=None):
 
 
 def _attack(fake, real, fake_arrived=1.0, real_arrived=1.0):
-    of_fake = {"fake_median": fake, "fake_mean": fake, "fake_share_reached": fake_arrived}
-    return of_fake | {"real_median": real, "real_mean": real, "real_share_reached": real_arrived}
+    line = {name: 1.0 for name in summary_names()}
+    line |= {"fake_median": fake, "fake_mean": fake, "fake_share_reached": fake_arrived}
+    return line | {"real_median": real, "real_mean": real, "real_share_reached": real_arrived}
 
 
 def record(score=2.0, wasserstein=1.0, norm=1.0, added=0.0):

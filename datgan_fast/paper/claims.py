@@ -17,7 +17,7 @@ from ..training.baselines import BASELINES
 from .experiments import BOTH, DAT, EQUAL, PAPER, PLAIN, attacked
 from .figure1 import PROTOCOLS
 from .results import Result, Series, pairs, score_name
-from .verdicts import Claim
+from .verdicts import Claim, Differences
 
 PAPER_STEPS = {(PLAIN, "fake"): "3.2", (PLAIN, "real"): "3.88", (DAT, "fake"): "37.36", (DAT, "real"): "7.44"}
 
@@ -73,14 +73,14 @@ def _by_kind(paired: Pairs) -> dict[str, Pairs]:
     return kinds
 
 
-def _differences(paired: Pairs, difference: Callable[[Result, Result], float]) -> np.ndarray:
-    """Of (plain, DAT): [settings, seeds], NaN where there is no such pair."""
+def _differences(paired: Pairs, difference: Callable[[Result, Result], float]) -> Differences:
+    """Of (plain, DAT)."""
     settings = list(dict.fromkeys(p.experiment.place[:2] for p, _ in paired))
     seeds = sorted({p.experiment.seed for p, _ in paired})
     d = np.full((len(settings), len(seeds)), np.nan)
     for plain, dat in paired:
         d[settings.index(plain.experiment.place[:2]), seeds.index(plain.experiment.seed)] = difference(plain, dat)
-    return d
+    return Differences(d, tuple(seeds))
 
 
 def _attacks(paired: Pairs) -> list[Claim]:
@@ -94,8 +94,9 @@ def _attacks(paired: Pairs) -> list[Claim]:
     return [*steps, _arrivals(str(chosen), paired)]
 
 
-def _attacked(result: Result, protocol: str, what: str) -> float:
-    return next((line[what] for line in result.attacks if line["protocol"] == protocol), math.nan)
+def _attack_number(result: Result, protocol: str, what: str) -> float:
+    found = next((line[what] for line in result.attacks if line["protocol"] == protocol), None)
+    return math.nan if found is None else float(found)
 
 
 def _attack_steps(side: str, protocol: str, how: str, paired: Pairs) -> Claim:
@@ -103,7 +104,7 @@ def _attack_steps(side: str, protocol: str, how: str, paired: Pairs) -> Claim:
 
     def difference(plain: Result, dat: Result) -> float:
         # A pair that needed no steps at all says nothing.
-        return _log_ratio(*(_attacked(r, protocol, f"{side}_median") for r in (dat, plain)))
+        return _log_ratio(*(_attack_number(r, protocol, f"{side}_median") for r in (dat, plain)))
 
     return Claim(
         "C1",
@@ -120,7 +121,9 @@ def _attack_steps(side: str, protocol: str, how: str, paired: Pairs) -> Claim:
 
 def _arrivals(protocol: str, paired: Pairs) -> Claim:
     def share(r: Result) -> float:
-        return (_attacked(r, protocol, "fake_share_reached") + _attacked(r, protocol, "real_share_reached")) / 2
+        return (
+            _attack_number(r, protocol, "fake_share_reached") + _attack_number(r, protocol, "real_share_reached")
+        ) / 2
 
     return Claim(
         "C1",

@@ -125,6 +125,11 @@ class Measurement(NamedTuple):
         }
 
 
+def summary_names() -> list[str]:
+    """Of the numbers in a measurement's summary."""
+    return [f"{kind}_{name}" for kind in ("fake", "real") for name in SUMMARY]
+
+
 def load_subject(
     source: Path,
     *,

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import stats
 
-from .verdicts import CANNOT_TELL, DOES_NOT, HOLDS, Claim, decide
+from .verdicts import CANNOT_TELL, DOES_NOT, HOLDS, Claim, Differences, decide
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,17 @@ def simulate(claims: Mapping[str, Sequence[Claim]], times: int) -> Rates:
     for _ in range(times):
         family: list[Claim] = []
         for of_dataset in recorded.values():
-            # The same for all claims of a data set, whose figures have the same seeds: what hangs together does so here.
-            signs = draw.choice((1.0, -1.0), max((c.differences.shape[1] for c in of_dataset), default=0))
-            family += [replace(c, differences=c.differences * signs[: c.differences.shape[1]]) for c in of_dataset]
+            # A seed's is the same for all claims of a data set: what hangs together does so here.
+            seeds = sorted({seed for c in of_dataset for seed in c.of_pairs.seeds})
+            signs = dict(zip(seeds, draw.choice((1.0, -1.0), len(seeds)), strict=True))
+            family += [_swapped(c, signs) for c in of_dataset]
         wrong.append([_any_false(family, rule) for rule in (decide, former_rule)])
     return Rates(times, *np.mean(wrong, axis=0).tolist())
+
+
+def _swapped(c: Claim, signs: Mapping[int, float]) -> Claim:
+    own = np.array([signs[seed] for seed in c.of_pairs.seeds])
+    return replace(c, of_pairs=Differences(c.differences * own, c.of_pairs.seeds))
 
 
 def _any_false(family: Sequence[Claim], rule: Callable[[Sequence[Claim]], list[str]]) -> bool:

@@ -1,15 +1,16 @@
 """What a report needs of each finished run, as a line: OUTDIR/results/DATASET.jsonl, appended to when a run ends.
 
-The folder can be carried elsewhere without the runs' own folders, and a reproduction goes on from it: a run that has a line is
-not made again. Files that nobody appends to any more may be compressed to .jsonl.xz, which are read too. Numbers are kept to
-five digits, the theory's to four. A line has the run's place and options, but for those that say where things are; of its log,
-evaluations and other measurements what a report shows, as columns over steps; and on what it ran.
+The folder can be carried elsewhere without the runs' own folders, and a reproduction goes on from it on a device of the same
+kind: a run that has a line is not made again. Files that nobody appends to any more may be compressed to .jsonl.xz, which are
+read too. Numbers are kept to five digits, the theory's to four. A line has the run's place and options, but for those that say
+where things are; of its log, evaluations and other measurements what a report shows, as columns over steps; and on what it ran.
 """
 
 from __future__ import annotations
 
 import json
 import lzma
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from ..data.datasets import DATASETS
 from ..errors import ConfigError
 from ..training.options import Options
 from ..training.run_folder import RunFolder
+from . import figure1
 from .experiments import SETTINGS, Experiment
 from .results import Lines, Result, in_order
 
@@ -67,41 +69,45 @@ def _environment(result: Result) -> dict[str, Any]:
 def append(outdir: Path, result: Result) -> None:
     path = outdir / "results" / f"{result.experiment.dataset}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    _end_last_line(path)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(line_of(result) + "\n")
+    # At once, so that of several processes none comes between.
+    with path.open("ab", buffering=0) as file:
+        file.write((_end_of_half_a_line(path) + line_of(result) + "\n").encode())
 
 
-def _end_last_line(path: Path) -> None:
-    """A process that was killed may have left half a line, which must not swallow the next one."""
-    if path.exists() and path.stat().st_size:
-        with path.open("rb+") as file:
-            file.seek(-1, 2)
-            if file.read(1) != b"\n":
-                file.write(b"\n")
+def _end_of_half_a_line(path: Path) -> str:
+    """A process that was killed may have left one, which must not swallow the next line."""
+    with path.open("rb") as file:
+        if not file.seek(0, 2):
+            return ""
+        file.seek(-1, 2)
+        return "" if file.read(1) == b"\n" else "\n"
 
 
 def recorded(outdir: Path) -> dict[str, Result]:
-    """By the runs' names. Raises ConfigError for a line that is whole and yet no record."""
+    """By the runs' names. Raises ConfigError for a line that is JSON and yet no record; one that is none is left out with a
+    warning, unless it is what a crash left of a last one."""
     found: dict[str, Result] = {}
     for path in sorted((outdir / "results").glob("*.jsonl*")):
-        for number, line in enumerate(_lines(path, outdir), 1):
+        *lines, last = _text(path, outdir).split("\n")
+        for number, line in enumerate([*lines, last], 1):
             result = _result(line, f"--outdir {outdir}: {path}, line {number}", outdir / "runs")
             if result is not None:
                 found[result.experiment.name] = result
+            elif line and number <= len(lines):
+                warnings.warn(f"{path}: left out what is no record in line {number}.", stacklevel=2)
     return found
 
 
-def _lines(path: Path, outdir: Path) -> list[str]:
+def _text(path: Path, outdir: Path) -> str:
     try:
         data = path.read_bytes()
-        return (lzma.decompress(data) if path.suffix == ".xz" else data).decode("utf-8").splitlines()
+        return (lzma.decompress(data) if path.suffix == ".xz" else data).decode("utf-8")
     except (OSError, lzma.LZMAError, UnicodeDecodeError) as error:
         raise ConfigError(f"--outdir {outdir}: {path} cannot be read ({' '.join(str(error).split())})") from None
 
 
 def _result(line: str, where: str, folder: Path) -> Result | None:
-    """None for half a line."""
+    """None for what is no JSON."""
     try:
         found = json.loads(line)
     except (ValueError, RecursionError):
@@ -113,7 +119,7 @@ def _result(line: str, where: str, folder: Path) -> Result | None:
         path = folder / experiment.name
         stats = _rows(found["stats"])
         stats[-1]["seconds"] = found["seconds"]
-        return Result(
+        result = Result(
             experiment,
             stats,
             [{**row, "metric": name} for name, columns in found["metrics"].items() for row in _rows(columns)],
@@ -122,10 +128,28 @@ def _result(line: str, where: str, folder: Path) -> Result | None:
             _rows(found["theory"]),
             dict(found["environment"]),
         )
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        _check(result)
+        return result
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise ConfigError(
             f"{where}: is no record of a run ({type(error).__name__}: {error}); remove the line"
         ) from None
+
+
+_TEXTS = ("metric", "protocol")
+_NEEDED = {"metrics": (*_TEXTS, "value"), "attacks": ("protocol", "images", *figure1.summary_names())}
+
+
+def _check(result: Result) -> None:
+    """Raises LookupError or TypeError for lines that are not what the others of their kind are."""
+    for name in ("stats", "metrics", "attacks", "theory"):
+        for line in getattr(result, name):
+            if missing := [key for key in ("step", *_NEEDED.get(name, ())) if key not in line]:
+                raise LookupError(f"a line of {name} without {missing[0]}")
+            for key, value in line.items():
+                kinds = str if key in _TEXTS else int if key == "step" else (int, float, type(None))
+                if not isinstance(value, kinds) or isinstance(value, bool):
+                    raise TypeError(f"{key} of {name} is {value!s:.40}")
 
 
 def _by_metric(lines: Lines) -> dict[str, Lines]:
@@ -188,8 +212,15 @@ def place_of(path: Path) -> tuple[str, str, str, int]:
 
 
 def read_run(experiment: Experiment, path: Path) -> Result:
-    """From its folder."""
+    """From its folder. Raises ConfigError."""
     stats, metrics, attacks, theory = (
         files.read_json_lines(path / f"{name}.jsonl") for name in ("stats", "metrics", "attacks", "theory")
     )
-    return Result(experiment, stats, metrics, path, attacks, theory, RunFolder(path).environment())
+    result = Result(experiment, stats, metrics, path, attacks, theory, RunFolder(path).environment())
+    try:
+        _check(result)
+    except (LookupError, TypeError) as error:
+        raise ConfigError(
+            f"--outdir {path.parents[1]}: {path} is damaged ({error}); remove it to make it again"
+        ) from None
+    return result

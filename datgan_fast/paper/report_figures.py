@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from ..errors import ConfigError, DataError
 from ..metrics.catalogue import METRICS
 from . import claims, figure1, figure1_picture
 from .experiments import ATTACK, FIGURES, Figure, attacked
@@ -24,7 +26,7 @@ def blocks(runs: Sequence[Result], outdir: Path) -> list[Block]:
         of_figure = [r for r in runs if r.experiment.figure == name]
         if name == ATTACK:
             if of_attack := [r for r in runs if attacked(r.experiment) and r.attacks]:
-                said += [Heading(_title(name, figure)), Paragraph(options(of_attack)), *_attacked(of_attack, outdir)]
+                said += [Heading(_title(name, figure)), Paragraph(options(of_attack)), *_figure_1(of_attack, outdir)]
         elif of_figure:
             said += [Heading(_title(name, figure)), Paragraph(options(of_figure)), *_curves(name, of_figure, outdir)]
     return said
@@ -68,7 +70,7 @@ def _samples(found: Sequence[Result], outdir: Path) -> list[Block]:
     return said
 
 
-def _attacked(found: Sequence[Result], outdir: Path) -> list[Block]:
+def _figure_1(found: Sequence[Result], outdir: Path) -> list[Block]:
     """The first seed's images, where its folders are here, and every seed's steps."""
     said: list[Block] = []
     path = outdir / f"{found[0].experiment.dataset}-figure-{ATTACK}.png"
@@ -90,7 +92,7 @@ def _attacked(found: Sequence[Result], outdir: Path) -> list[Block]:
                 a for r in found if r.experiment.variant == variant for a in r.attacks if a["protocol"] == protocol
             ]
             for side, kind in SIDES.items():
-                values = (of([line[f"{side}_{name}"] for line in lines]) for name, of in measures.items() if lines)
+                values = (of([_number(line[f"{side}_{name}"]) for line in lines]) for name, of in measures.items())
                 paper = claims.PAPER_STEPS.get((variant, side), "")
                 rows.append((protocol, variant, str(len(lines)), kind, *values, paper))
     columns = ("protocol", "training", "runs", "images", "median steps", "arrived", "mean", "paper's mean, MNIST")
@@ -108,16 +110,22 @@ def _attacked(found: Sequence[Result], outdir: Path) -> list[Block]:
 SIDES = {"fake": "generated", "real": "real"}
 
 
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
 def _first_seed(found: Sequence[Result]) -> list[figure1.Measurement]:
-    """Attacked again, for the images."""
-    of_seed = [r for r in found if r.experiment.seed == found[0].experiment.seed]
-    if not all(r.path and list((r.path / "checkpoints").glob("*.pt")) for r in of_seed):
-        return []
+    """Attacked again, for the images; none where the folders or the data are not here."""
     measured = []
-    for r in of_seed:
-        assert r.path is not None
-        where = r.experiment.config.data_dir
-        subject = figure1.load_subject(r.path, label=r.experiment.variant, data_dir=where, n=figure1.ATTACKED)
+    for r in found:
+        if r.experiment.seed != found[0].experiment.seed:
+            continue
+        if r.path is None:
+            return []
+        try:
+            subject = figure1.load_subject(r.path, label=r.experiment.variant, n=figure1.ATTACKED)
+        except (ConfigError, DataError):
+            return []
         measured.append(figure1.measure(subject, figure1.CHOSEN))
     return measured
 

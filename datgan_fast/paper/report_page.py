@@ -25,12 +25,6 @@ class Paragraph:
 
 
 @dataclass(frozen=True)
-class Code:
-    kind: ClassVar = "code"
-    text: str
-
-
-@dataclass(frozen=True)
 class Table:
     kind: ClassVar = "table"
     columns: Sequence[str]
@@ -54,7 +48,7 @@ class Links:
     pages: Sequence[str]
 
 
-Block = Heading | Paragraph | Code | Table | Picture | Links
+Block = Heading | Paragraph | Table | Picture | Links
 
 
 def markdown(blocks: Sequence[Block]) -> str:
@@ -69,8 +63,6 @@ def markdown(blocks: Sequence[Block]) -> str:
                 return "#" * block.level + " " + block.text
             case Paragraph():
                 return block.text
-            case Code():
-                return f"```sh\n{block.text}\n```"
             case Table():
                 return "\n".join([row(block.columns), row(["---"] * len(block.columns)), *map(row, block.rows)])
             case Picture():

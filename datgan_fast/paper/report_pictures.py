@@ -69,6 +69,7 @@ def draw_verdicts(rows: Sequence[tuple[str, Verdict]], path: Path) -> None:
         c, colour = v.claim, VERDICT_COLOURS[v.verdict]
         seeds = np.nanmean(measured(c.differences), axis=0)
         show = np.exp if c.logarithm else np.asarray
+        axis.set_xscale("log" if c.logarithm else "linear")
         axis.scatter(show(seeds), np.zeros(len(seeds)), s=30, color=colour, alpha=0.45, linewidth=0)
         axis.scatter(show([mean(c.differences)]), [0], s=70, marker="D", color=colour, zorder=3)
         if np.isfinite(v.interval).all():
@@ -77,7 +78,6 @@ def draw_verdicts(rows: Sequence[tuple[str, Verdict]], path: Path) -> None:
         axis.axvline(bound, color="black", linewidth=1)
         _shade_the_claimed_side(axis, bound, c.above)
         if c.logarithm:
-            axis.set_xscale("log")
             _plain_ticks(axis)
         axis.set_yticks([])
         axis.tick_params(labelsize=7)
@@ -115,10 +115,11 @@ def _with_unit(title: str, points: bool) -> str:
 
 
 def over_seeds(series: Sequence[Series]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(updates, mean, standard deviation) over the seeds' series, which stand at the same updates."""
-    values = np.stack([s[1] for s in series])
+    """(updates, mean, standard deviation) over the seeds' series, at the updates that all of them have."""
+    updates = sorted(set.intersection(*(set(s[0].tolist()) for s in series)))
+    values = np.stack([s[1][np.isin(s[0], updates)] for s in series])
     spread = values.std(0, ddof=1) if len(series) > 1 else np.zeros(values.shape[1])
-    return series[0][0], values.mean(0), spread
+    return np.array(updates), values.mean(0), spread
 
 
 def draw_samples(found: Sequence[Result], path: Path) -> bool:
@@ -168,20 +169,22 @@ def draw_sweep(
     save_figure(figure, path)
 
 
-RIVALS = ("#222222", "#cc3311", "#4477aa", "#66ccee", "#228833", "#aa3377")  # plain, DAT, and the others
+RIVALS = {
+    "plain": "#222222", "DAT": "#cc3311", "R1": "#4477aa", "approximate R1": "#66ccee", "gradient penalty": "#228833",
+    "spectral norm": "#aa3377",
+}  # fmt: skip
 
 
 def draw_rivals(found: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray, float]]], path: Path) -> None:
     """Of each training its runs' (updates, distances, seconds an update): geometric means by updates and by time."""
     figure, axes = grid_of_panels(1, 2, (9, 3.4))
-    for colour, (label, runs) in zip(RIVALS, found.items(), strict=False):
-        finite = [run for run in runs if len(run[0]) and (run[1] > 0).all()]
+    for label, runs in found.items():
+        finite = [(at, np.log(d)) for at, d, _ in runs if len(at) and (d > 0).all()]
         if not finite:
             continue
-        updates, _, seconds = finite[0]
-        mean = np.exp(np.mean([np.log(distances) for _, distances, _ in finite], axis=0))
-        for axis, x in zip(axes.flat, (updates, updates * seconds), strict=True):
-            axis.plot(x, mean, color=colour, label=label, linewidth=1.4)
+        updates, mean, _ = over_seeds(finite)
+        for axis, x in zip(axes.flat, (updates, updates * runs[0][2]), strict=True):
+            axis.plot(x, np.exp(mean), color=RIVALS[label.partition(",")[0]], label=label, linewidth=1.4)
     for axis, spent in zip(axes.flat, ("discriminator updates", "training time (seconds)"), strict=True):
         axis.set_xlabel(spent, fontsize=8)
         axis.set_ylabel("distance to the real data", fontsize=8)

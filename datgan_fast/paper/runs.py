@@ -33,53 +33,62 @@ from .records import PLACES, read_run
 from .results import Result, score_name
 from .theory import Recorder
 
-_SAME_TRAINING = (*PLACES, "device")  # options that may differ when a run is gone on with
+_SAME_TRAINING = (*PLACES, "device", "seed")  # options that may differ among the runs of a setting
 
 # One run
 
 
 def remaining(todo: list[Experiment], outdir: Path) -> list[Experiment]:
-    """The experiments that have no record yet. Raises ConfigError where a record or a folder is of other options."""
+    """The experiments that have no record yet. Raises ConfigError where runs of these settings have other options."""
     recorded = records.recorded(outdir)
+    like = {(r.experiment.dataset, r.experiment.place): r.experiment for r in recorded.values()}
     left = []
     for e in todo:
         run = RunFolder(outdir / "runs" / e.name)
-        if e.name in recorded:
-            _check_same(recorded[e.name].experiment.config, e, outdir)
-        else:
+        if other := like.get((e.dataset, e.place)):
+            _check_same(other.name, other.config, e, outdir)
+        if e.name not in recorded:
             if (run.path / "config.yaml").is_file():
-                _check_same(run.options("--outdir").recorded(), e, outdir)
+                _check_same(e.name, run.options("--outdir").recorded(), e, outdir)
             left.append(e)
     return left
 
 
-def _check_same(was: Config, experiment: Experiment, outdir: Path) -> None:
+def _check_same(name: str, was: Config, experiment: Experiment, outdir: Path) -> None:
     for f in dataclasses.fields(Config):
         a, b = getattr(was, f.name), getattr(experiment.config, f.name)
         if a != b and f.name not in _SAME_TRAINING:
             raise ConfigError(
-                f"--outdir {outdir}: its run {experiment.name} has {f.name} {a} where this command asks for {b}; "
+                f"--outdir {outdir}: its run {name} has {f.name} {a} where this command asks for {b}; "
                 "use the same options to go on, or another folder"
             )
 
 
 def make(experiment: Experiment, folder: Path) -> None:
-    """Trains one experiment in its folder, from its newest checkpoint if it was interrupted, and attacks it if figure 1 does."""
+    """Trains one experiment in its folder, from its newest checkpoint if it was interrupted, and attacks it if figure 1 does.
+
+    Raises ConfigError where the folder cannot be made whole.
+    """
     path = folder / experiment.name
-    if not read_run(experiment, path).finished:
-        train(experiment, path)
-    if attacked(experiment) and not (path / "attacks.jsonl").exists():
-        e = experiment.config
-        subject = figure1.load_subject(path, n=figure1.ATTACKED, data_dir=e.data_dir, device=e.device)
-        lines = [{"step": e.steps, **figure1.measure(subject, p).summary()} for p in figure1.PROTOCOLS]
+    train(experiment, path)
+    if attacked(experiment):
+        c = experiment.config
+        subject = figure1.load_subject(path, n=figure1.ATTACKED, data_dir=c.data_dir, device=c.device)
+        lines = [{"step": c.steps, **figure1.measure(subject, p).summary()} for p in figure1.PROTOCOLS]
         files.write_text(path / "attacks.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    if not read_run(experiment, path).finished:
+        raise ConfigError(
+            f"{path / 'stats.jsonl'} lacks the last step's line; remove the run's folder to make it again"
+        )
 
 
 def train(experiment: Experiment, path: Path) -> None:
+    """To its end, its last evaluation included."""
     recorder = Recorder()
     trainer = recorder.trainer = Trainer(experiment.config, loggers=[recorder])
     if (path / "config.yaml").is_file():
         run = RunFolder(path)
+        run.hold()  # before anything of it is taken back
         if checkpoints := run.checkpoints():
             trainer.load_state(load_checkpoint(checkpoints[-1], "--outdir"))
         run.rewind(trainer.step)
@@ -113,9 +122,10 @@ def run_all(todo: list[Experiment], outdir: Path, jobs: int, threads: int) -> di
             for future in wait(running, timeout=0.5, return_when=FIRST_COMPLETED).done:
                 experiment, since = running.pop(future)
                 seconds = time.perf_counter() - since
-                error = _error(future, experiment)
-                if stop.requested and isinstance(error, TrainingStopped):
+                error = future.exception()
+                if stop.requested and isinstance(error, (TrainingStopped, BrokenProcessPool)):
                     continue
+                _check_alive(error, experiment)
                 if error:
                     said = failures[experiment.name] = str(error) or type(error).__name__
                 else:
@@ -131,15 +141,13 @@ def run_all(todo: list[Experiment], outdir: Path, jobs: int, threads: int) -> di
     return failures
 
 
-def _error(future: Future[None], experiment: Experiment) -> BaseException | None:
-    """What the run raised. Raises TrainingStopped if its process died, which takes the others with it."""
-    error = future.exception()
+def _check_alive(error: BaseException | None, experiment: Experiment) -> None:
+    """Raises TrainingStopped if the run's process died, which takes the others with it."""
     if isinstance(error, BrokenProcessPool):
         raise TrainingStopped(
             f"a process died while it trained {experiment.name}, perhaps for want of memory; "
             "use a smaller --jobs; the same command goes on from here"
         )
-    return error
 
 
 def _processes(jobs: int, threads: int, log: Path) -> ProcessPoolExecutor:
@@ -194,8 +202,10 @@ def _progress(total: int) -> Iterator[Any]:
 
 
 def _summary(result: Result) -> str:
+    missing = {m["step"] for m in result.metrics} - {t["step"] for t in result.theory}
+    unmeasured = f"the theory is not measured at {len(missing)} evaluations, see workers.log, " if missing else ""
     name = score_name([result])
-    return f"{name} {result.metric(name)[1][-1]:.4g}, " if name else ""
+    return (f"{name} {result.metric(name)[1][-1]:.4g}, " if name else "") + unmeasured
 
 
 def cores() -> int:

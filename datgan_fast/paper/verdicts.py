@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,6 +20,13 @@ from . import statistics
 
 HOLDS, DOES_NOT, CANNOT_TELL, NOT_MEASURED = "holds", "does not", "cannot tell", "not measured"
 ERRORS = 0.05  # the chance of any false verdict in a report
+
+
+class Differences(NamedTuple):
+    """Of DAT and plain training."""
+
+    values: np.ndarray  # float64 [settings, seeds], NaN where there is no pair
+    seeds: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -30,11 +38,15 @@ class Claim:
     paper: str
     measured_by: str
     effect: str  # the mean in words: "{:.3g} times with DAT"
-    differences: np.ndarray  # float64 [settings, seeds], NaN where there is no pair
+    of_pairs: Differences
     above: bool  # whether the mean is claimed to be above the bound or below it
     bound: float = 0.0
     logarithm: bool = False  # of a ratio, which is what is told
     every_setting: bool = False  # claimed of each setting rather than of their mean
+
+    @property
+    def differences(self) -> np.ndarray:
+        return self.of_pairs.values
 
     @cached_property
     def towards(self) -> np.ndarray:

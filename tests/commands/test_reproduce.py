@@ -12,9 +12,10 @@ import time
 import pytest
 
 from datgan_fast import reproduce
-from datgan_fast.errors import ConfigError
+from datgan_fast.errors import ConfigError, DataError
 from datgan_fast.paper import figure1, records, report, runs
 from datgan_fast.paper.experiments import BOTH, DAT, EQUAL, FULL, MEDIUM, PAPER, PLAIN, QUICK, attacked, experiments
+from datgan_fast.paper.results import Result
 from made_runs import CPU, DIGITS, TINY
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -48,7 +49,7 @@ def test_other_readings_of_equation_8_share_the_plain_runs():
     both = [e for e in read_otherwise if e.variant in (PLAIN, DAT)]
     assert sorted(e.name for e in both) == sorted(e.name for e in penalised)
     weights = {e.variant: (e.config.lambda_clean, e.config.lambda_adv, e.config.penalty_on) for e in read_otherwise}
-    assert weights[DAT], weights[EQUAL] == ((1.0, 1.0, "clean"), (0.5, 0.5, "clean"))
+    assert (weights[DAT], weights[EQUAL]) == ((1.0, 1.0, "clean"), (0.5, 0.5, "clean"))
     assert weights[BOTH] == (1.0, 1.0, "both")
 
 
@@ -92,6 +93,60 @@ def test_an_interrupted_run_goes_on_exactly(tmp_path, monkeypatch):
         return stats, run.metrics, (run.path / "theory.jsonl").read_text()
 
     assert measured("whole") == measured("parts")
+
+
+@pytest.mark.trains
+def test_a_run_that_was_ended_in_its_last_evaluation_makes_up_for_it(tmp_path, monkeypatch):
+    experiment = one_run(steps=4)
+    folder = tmp_path / "runs"
+    evaluate = runs.Trainer.evaluate
+
+    def interrupted(trainer):
+        if trainer.step == 4:
+            raise KeyboardInterrupt
+        return evaluate(trainer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs.Trainer, "evaluate", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            runs.make(experiment, folder)
+    runs.make(experiment, folder)
+    run = records.read_run(experiment, folder / experiment.name)
+    assert max(m["step"] for m in run.metrics) == max(t["step"] for t in run.theory) == 4
+
+
+@pytest.mark.trains
+def test_a_run_that_lost_its_last_line_is_no_record(tmp_path):
+    experiment = one_run(steps=4)
+    runs.make(experiment, tmp_path / "runs")
+    path = tmp_path / "runs" / experiment.name / "stats.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(ConfigError, match=r"stats\.jsonl lacks the last step's line"):
+        runs.make(experiment, tmp_path / "runs")
+
+
+@pytest.mark.trains
+def test_a_run_of_another_process_is_left_as_it_is(tmp_path):
+    experiment = one_run(steps=4)
+    runs.make(experiment, tmp_path / "runs")
+    path = tmp_path / "runs" / experiment.name
+    (path / "checkpoints" / "step-000004.pt").rename(tmp_path / "newest.pt")  # it would go back to an older one
+    before = (path / "stats.jsonl").read_text()
+    lock = runs.RunFolder(path)
+    lock.hold()
+    with pytest.raises(ConfigError, match="is training this run"):
+        runs.make(experiment, tmp_path / "runs")
+    assert (path / "stats.jsonl").read_text() == before
+    lock.close()
+
+
+def test_runs_of_a_setting_have_the_same_options(tmp_path):
+    first, second = (experiments(DIGITS, ["4"], [seed], TINY, CPU, steps)[0] for seed, steps in ((0, 40), (1, 100)))
+    records.append(tmp_path, Result(first, [{"step": 40}], []))
+    with pytest.raises(ConfigError, match=r"seed0 has steps 40 where this command asks for 100"):
+        runs.remaining([second], tmp_path)
+    same = experiments(DIGITS, ["4"], [1], TINY, {**CPU, "data_dir": "elsewhere"}, 40)[:1]
+    assert runs.remaining(same, tmp_path) == same
 
 
 @pytest.mark.trains
@@ -221,6 +276,7 @@ def test_a_run_that_diverges_is_reported(tmp_path, monkeypatch, capsys):
         (["--seeds", "1.5"], "--seeds 1.5"),
         (["--seeds", "5-3"], "--seeds 5-3"),
         (["--seeds", "3-"], "--seeds 3-"),
+        (["--seeds", "0-99999999999999999999999"], "--seeds 0-99999999999999999999999"),
         (["--seeds", "-3"], "--seeds -3"),
         (["--size", "huge"], "--size huge"),
         (["--size", "medium"], "--size medium"),  # beside --quick
@@ -271,7 +327,10 @@ def test_the_place_of_a_run_is_recorded(tmp_path):
 
 
 @pytest.mark.trains
-def test_figure_1_is_attacked(tmp_path):
+def test_figure_1_is_attacked(tmp_path, monkeypatch):
+    def lost(*_, **__):
+        raise DataError("there is no such data")
+
     todo = experiments(DIGITS, ["1"], range(2), TINY, {**CPU, "outdir": str(tmp_path)}, steps=2)
     for e in todo:
         runs.make(e, tmp_path / "runs")
@@ -298,6 +357,11 @@ def test_figure_1_is_attacked(tmp_path):
             assert row[7] == printed
     assert (tmp_path / "digits-figure-1.png").is_file()
 
+    monkeypatch.setattr(figure1, "load_subject", lost)
+    (tmp_path / "digits-figure-1.png").unlink()
+    report.write(found, tmp_path)
+    assert "digits-figure-1.png" not in (tmp_path / "digits.md").read_text()
+
     (tmp_path / "half").mkdir()
     report.write([r for r in found if r.experiment.variant == PLAIN], tmp_path / "half")
     assert "nan" not in (tmp_path / "half" / "digits.md").read_text()
@@ -309,9 +373,15 @@ def begun(outdir, said, *options):
     command = [sys.executable, "-m", "datgan_fast.reproduce", *small, *options, "--outdir", str(outdir)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     log = outdir / "workers.log"
-    while process.poll() is None and not (log.exists() and said in log.read_text()):
-        time.sleep(0.05)
+    wait_for(lambda: process.poll() is not None or (log.exists() and said in log.read_text()))
     return process
+
+
+def wait_for(there, seconds=300):
+    since = time.monotonic()
+    while not there():
+        assert time.monotonic() - since < seconds
+        time.sleep(0.05)
 
 
 @pytest.mark.process
@@ -328,24 +398,33 @@ def test_a_signal_ends_the_runs_in_progress(tmp_path):
 @pytest.mark.process
 def test_a_killed_reproduction_goes_on(tmp_path, monkeypatch, capsys):
     """Killed in its second run, after that has a checkpoint: the first is not repeated and the second goes on from there."""
-    process = begun(tmp_path, "step 100/200", "--steps", "200")
-    while process.poll() is None and not (tmp_path / "results" / "ring.jsonl").exists():
-        time.sleep(0.05)
+    options = ["--steps", "3000", "--dataset", "ring"]  # half of which it still has to make
+    process = begun(tmp_path, "step 75/", *options)
     second = tmp_path / "runs" / "ring-4-wgan-n_dis-5-dat-seed0"
-    while process.poll() is None and not list(second.glob("checkpoints/*.pt")):
-        time.sleep(0.05)
+    wait_for(lambda: process.poll() is not None or list(second.glob("checkpoints/*.pt")))
     process.kill()
     process.wait(timeout=120)
     process.stderr.close()
+    wait_for(lambda: free(second))  # its worker ends when it misses its parent
     taken = []
     step = runs.Trainer.train_step
     monkeypatch.setattr(runs.Trainer, "train_step", lambda trainer: taken.append(trainer.step) or step(trainer))
     monkeypatch.setattr(reproduce, "run_all", in_this_process)
-    small = ["--quick", "--dataset", "ring", "--figure", "4", "--seeds", "1", "--steps", "200"]
+    small = ["--quick", "--figure", "4", "--seeds", "1", *options]
     assert reproduce.main([*small, "--outdir", str(tmp_path)]) == 0
     assert "2 runs, 1 of them finished" in capsys.readouterr().out
-    assert taken == list(range(taken[0], 200)) and taken[0] > 0
+    assert taken == list(range(taken[0], 3000)) and taken[0] > 0
     assert len(records.recorded(tmp_path)) == 2
+
+
+def free(run):
+    lock = runs.RunFolder(run)
+    try:
+        lock.hold()
+    except ConfigError:
+        return False
+    lock.close()
+    return True
 
 
 def in_this_process(todo, outdir, jobs, threads):

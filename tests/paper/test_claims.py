@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from datgan_fast.paper import claims, report, results
+from datgan_fast.paper import claims, report, report_pictures, results
 from datgan_fast.paper.experiments import BOTH, DAT, EQUAL, FIGURES, PLAIN
 from datgan_fast.paper.verdicts import CANNOT_TELL, DOES_NOT, HOLDS, NOT_MEASURED, judge
 from made_runs import made, record
@@ -199,6 +199,7 @@ def test_differences_keep_their_settings_and_seeds():
     found = [r for r in found if (r.experiment.setting, r.experiment.seed) != ("wgan-alp, n_dis 1", 1)]
     of = claims._score("C3", "better", "", results.pairs(found))
     np.testing.assert_array_equal(of.differences, [[0, 9, 18], [0, math.nan, 18]])
+    assert of.of_pairs.seeds == (0, 1, 2)
 
 
 def table(folder, page="report"):
@@ -278,3 +279,29 @@ def test_unfinished_runs_are_left_out():
     del found[-1].stats[-1]
     assert len(results.pairs(found)) == 2
     assert line(found, "C3", "score").claim.seeds == 2
+
+
+@pytest.mark.parametrize("factor", [1.5, 30.0])
+def test_ratios_stand_on_logarithmic_axes(tmp_path, monkeypatch, factor):
+    """Whatever they span, and with the side that the claim says shaded."""
+    figures = []
+    monkeypatch.setattr(report_pictures, "save_figure", lambda figure, path: figures.append(figure))
+    spread = (1 / factor, 1.0, factor)
+    found = made("4", lambda s, d: record(norm=spread[s % 3], wasserstein=d), lambda s, d: record(wasserstein=d), SEEDS)
+    verdicts = judge({"digits": claims.measure(found)})["digits"]
+    report_pictures.draw_verdicts([("digits", v) for v in verdicts if v.verdict != NOT_MEASURED], tmp_path / "x.png")
+    (figure,) = figures
+    (axis,) = [a for a in figure.axes if "gradient norm" in a.get_title(loc="left")]
+    assert axis.get_xscale() == "log"
+    low, high = axis.get_xlim()
+    assert 0 < low <= 1 / factor and factor <= high < 3 * factor
+    assert sum(low <= tick <= high for tick in axis.get_xticks()) >= 2
+
+
+def test_curves_of_runs_that_lack_a_line(tmp_path):
+    """They are drawn where all have something."""
+    found = made("4", lambda s, d: record(), lambda s, d: record(), 3)
+    del found[1].stats[3]
+    del found[1].metrics[2]
+    report.write(found, tmp_path)
+    assert (tmp_path / "digits-figure-4-1.png").is_file()

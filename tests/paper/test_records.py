@@ -60,7 +60,8 @@ def test_half_a_line_is_no_record_and_swallows_none(tmp_path):
     path.write_text(path.read_text() + records.line_of(second)[:1000])  # killed while it wrote
     assert list(records.recorded(tmp_path)) == [first.experiment.name]
     records.append(tmp_path, second)
-    assert list(records.recorded(tmp_path)) == [first.experiment.name, second.experiment.name]
+    with pytest.warns(UserWarning, match="no record in line 2"):
+        assert list(records.recorded(tmp_path)) == [first.experiment.name, second.experiment.name]
 
 
 def test_files_may_be_compressed_and_several(tmp_path):
@@ -73,12 +74,45 @@ def test_files_may_be_compressed_and_several(tmp_path):
     assert len(kept(tmp_path, found[4:])) == len(found)
 
 
+def test_a_damaged_line_among_others_is_said(tmp_path):
+    _, second = kept(tmp_path, some()[:2])
+    path = tmp_path / "results" / "digits.jsonl"
+    one, other = path.read_text().splitlines()
+    path.write_text(one[:500] + "\n" + other + "\n")
+    with pytest.warns(UserWarning, match=r"digits\.jsonl: left out what is no record in line 1\."):
+        assert list(records.recorded(tmp_path)) == [second.experiment.name]
+
+
 @pytest.mark.parametrize("text", ["{}", '"text"', '{"config": 1}', "null"])
 def test_a_line_that_is_whole_and_no_record(tmp_path, text):
     kept(tmp_path, some()[:1])
     path = tmp_path / "results" / "digits.jsonl"
     path.write_text(path.read_text() + text + "\n")
     with pytest.raises(ConfigError, match=r"digits\.jsonl, line 2"):
+        records.recorded(tmp_path)
+
+
+DAMAGE = {
+    "a seed without end": lambda line: line | {"seed": math.inf},
+    "a setting of another kind": lambda line: line | {"config": {"steps": "many"}},
+    "no log": lambda line: line | {"stats": {}},
+    "a text in the log": lambda line: line | {"stats": line["stats"] | {"wasserstein": ["x"] * 8}},
+    "a list in the log": lambda line: line | {"stats": line["stats"] | {"wasserstein": [[1]] * 8}},
+    "a step and a half": lambda line: line | {"stats": line["stats"] | {"step": [1.5] * 8}},
+    "a short column": lambda line: line | {"stats": line["stats"] | {"wasserstein": [1.0]}},
+    "a metric without values": lambda line: line | {"metrics": {"classifier_score": {"step": [1]}}},
+    "an attack without a protocol": lambda line: line | {"attacks": {"step": [1], "fake_median": [1.0]}},
+    "a theory of texts": lambda line: line | {"theory": {"step": [1], "gradient_norm": ["x"]}},
+    "no environment": lambda line: line | {"environment": 3},
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_damage_inside_a_line_is_a_sentence(tmp_path, damage):
+    line = damage(json.loads(records.line_of(some()[0])))
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "digits.jsonl").write_text(json.dumps(line) + "\n")
+    with pytest.raises(ConfigError, match=r"digits\.jsonl, line 1.*(remove the line|steps many)"):
         records.recorded(tmp_path)
 
 

@@ -135,7 +135,7 @@ def test_the_sweeps_report(tmp_path):
     logs = {PLAIN: 2.0, "alg1, eps 1, lambda_adv 0.3": 1.0}
     report.write(swept(lambda variant, dataset, seed: logs.get(variant, 3.0) * (1 + seed)), tmp_path)
     text = (tmp_path / "sweep.md").read_text()
-    assert "## Claims" not in text  # nothing of the paper was run
+    assert "## Verdicts" not in (tmp_path / "report.md").read_text()  # nothing of the paper was run
     assert (tmp_path / "sweep-images.png").is_file()
     assert not (tmp_path / "sweep-points.png").exists()
     rows = [[c.strip() for c in line.split("|")[1:-1]] for line in text.splitlines()]

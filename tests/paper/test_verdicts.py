@@ -1,16 +1,18 @@
 """Verdicts on differences whose answer is known, alone and in a family, and how often they are false where there is no effect."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from datgan_fast.paper import null_simulation, statistics
-from datgan_fast.paper.verdicts import CANNOT_TELL, DOES_NOT, HOLDS, NOT_MEASURED, Claim, decide, judge
+from datgan_fast.paper.verdicts import CANNOT_TELL, DOES_NOT, HOLDS, NOT_MEASURED, Claim, Differences, decide, judge
 
 
 def claim(differences, **more):
-    return Claim("C0", "made", "", "", "{:.3g}", np.asarray(differences, dtype=float), above=True, **more)
+    d = np.asarray(differences, dtype=float)
+    return Claim("C0", "made", "", "", "{:.3g}", Differences(d, tuple(range(d.shape[1]))), above=True, **more)
 
 
 def noise(settings, seeds, shift, number=0):
@@ -80,7 +82,7 @@ def test_at_every_setting(means, expected, p):
 
 def test_below_and_a_bound():
     assert decide([claim(noise(1, 12, -4.0)), claim(noise(1, 12, 4.0), bound=12.0)]) == [DOES_NOT] * 2
-    below = Claim("C0", "made", "", "", "{}", noise(1, 12, -4.0), above=False)
+    below = Claim("C0", "made", "", "", "{}", Differences(noise(1, 12, -4.0), tuple(range(12))), above=False)
     assert decide([below]) == [HOLDS]
     assert judge({}) == {}
 
@@ -106,3 +108,18 @@ def test_a_claim_of_more_than_some_effect_is_rightly_refused_where_there_is_none
     assert decide(small["digits"]) == [DOES_NOT]
     small = {"digits": [claim(0.01 * noise(1, 12, 0.0), bound=0.0)] * 30 + [claim(np.full((1, 2), math.nan))]}
     assert null_simulation.simulate(small, 20).rule <= 0.1
+
+
+def test_a_seed_is_swapped_in_all_claims_or_in_none(monkeypatch):
+    """Also where figures have other seeds, or the same in another order."""
+    d = noise(1, 8, 1.0)
+    one = claim(d)
+    other = replace(claim(d[:, ::-1]), of_pairs=Differences(d[:, ::-1], tuple(range(8))[::-1]))
+    few = replace(claim(d[:, 5:]), of_pairs=Differences(d[:, 5:], (5, 6, 7)))
+    swapped = []
+    monkeypatch.setattr(null_simulation, "decide", lambda family: swapped.append(family) or decide(family))
+    null_simulation.simulate({"digits": [one, other, few]}, 20)
+    assert len({tuple(np.sign(a.differences[0])) for a, _, _ in swapped}) > 10
+    for a, b, c in swapped:
+        np.testing.assert_array_equal(a.differences, b.differences[:, ::-1])
+        np.testing.assert_array_equal(a.differences[:, 5:], c.differences)
