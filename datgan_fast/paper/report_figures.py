@@ -146,7 +146,7 @@ def options(found: Sequence[Result]) -> str:
     """What these runs have in common, and how their score was measured."""
     names = (
         "dataset", "image_size", "width", "batch_size", "steps", "n_dis", "objective", "optimizer", "lr", "beta1", "beta2",
-        "formulation", "eps", "norm", "lambda_clean", "lambda_adv", "ema", "precision",
+        "formulation", "eps", "norm", "lambda_clean", "lambda_adv", "penalty_on", "ema", "precision",
     )  # fmt: skip
     parts = []
     for name in names:
