@@ -68,7 +68,10 @@ def build_parser() -> Parser:
         f"{FULL.updates} discriminator updates; {QUICK.updates} with --quick, {QUICK.toy_updates} on toy data; "
         f"{MEDIUM.updates} with --size medium")  # fmt: skip
     length.add_argument(
-        "--seeds", default="3", metavar="N|A-B", help="runs of each setting: seeds 0 to N-1, or A to B; default: 3"
+        "--seeds",
+        default="3",
+        metavar="N|A-B",
+        help="runs of each setting: seeds 0 to N-1, or A to B; default: 3, too few for any verdict; 12 are enough",
     )
     speed = parser.add_argument_group("speed")
     speed.add_argument("--jobs", metavar="N", help="runs at a time; default: as many as cores, "
