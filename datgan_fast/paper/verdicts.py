@@ -96,15 +96,20 @@ class Verdict:
 
     @property
     def effect(self) -> str:
-        """The mean in words, and its interval."""
-        low, high = (f"{math.exp(x) if self.claim.logarithm else x:.3g}" for x in self.interval)
-        return self.claim.told(statistics.mean(self.claim.differences)) + (
+        """The mean in words, its interval, and of how many settings a claim about every one is."""
+        c = self.claim
+        low, high = (f"{math.exp(x) if c.logarithm else x:.3g}" for x in self.interval)
+        text = c.told(statistics.mean(c.differences)) + (
             f" ({low} to {high})" if math.isfinite(self.interval[0]) else ""
         )
+        if c.every_setting:
+            better = sum(statistics.mean(d[None]) > 0 for d in c.towards)
+            text += f"; on average in {better} of {counted(len(c.towards), 'setting')}"
+        return text
 
     @property
     def ours(self) -> str:
-        """Effect, interval, interquartile mean, and the share of pairs that are as claimed."""
+        """Effect, interquartile mean, and the share of pairs that are as claimed."""
         c = self.claim
         if self.verdict == NOT_MEASURED:
             return NOT_MEASURED
@@ -115,9 +120,6 @@ class Verdict:
             f"as claimed in {statistics.probability_of_improvement(c.towards):.0%} of "
             f"{counted(int(np.isfinite(c.towards).sum()), 'pair')}",
         ]
-        if c.every_setting:
-            better = sum(statistics.mean(d[None]) > 0 for d in c.towards)
-            parts.append(f"on average in {better} of {counted(len(c.towards), 'setting')}")
         return "; ".join(parts)
 
     @property
