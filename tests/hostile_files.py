@@ -16,7 +16,7 @@ from datgan_fast import TrainConfig, archives, files
 from datgan_fast.data.datasets import load_images, load_labels
 from datgan_fast.errors import ConfigError, DataError
 from datgan_fast.metrics import feature_network, inception
-from datgan_fast.paper import results
+from datgan_fast.paper import records
 from datgan_fast.training.checkpoints import open_checkpoint, read_generator, save_generator
 from datgan_fast.training.config_file import read_config_file
 from datgan_fast.training.networks import build_discriminator, build_generator
@@ -212,7 +212,7 @@ READERS = (
     Reader(
         "experiment.json",
         lambda folder: b'{"figure": "4", "setting": "wgan, n_dis 5", "variant": "DAT", "seed": 0}\n',
-        results.place_of,
+        records.place_of,
         ConfigError,
         lambda result, sound: list(map(type, result)) == list(map(type, sound)),
     ),
