@@ -175,7 +175,7 @@ MEDIUM = Size(
     "medium", 3_000, 3_000, 8, {**_NARROW, "image_size": 32}, _FASTER,
     leaves_out={"wgan-alp, n_dis 1", *(s.name for s in _OF_DCGAN)} - {USUAL, HARDEST},
 )  # fmt: skip
-QUICK = Size("quick", 600, 1500, 8, _NARROW, _FASTER)
+QUICK = Size("quick", 600, 1200, 8, _NARROW, _FASTER)
 SIZES = {size.name: size for size in (QUICK, MEDIUM, FULL)}
 
 
