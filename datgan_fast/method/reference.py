@@ -246,6 +246,11 @@ def _part_of_loss(scores: ScoredSides, objective: str | Objective, processes: Pr
     return torch.stack(terms).sum()
 
 
+def _kept(images: Pair, wanted: bool) -> Pair:
+    """Copies for D, which may change what it is given, where a penalty wants the images afterwards."""
+    return (images[0].clone(), images[1].clone()) if wanted else images
+
+
 def _penalty(given: StepArguments, terms: LossTerms, adv: Pair | None) -> Tensor:
     """On the clean images, or on both. Of several processes this one's part: each term of a sum is a mean over images of its
     own."""
@@ -337,8 +342,8 @@ def discriminator_step_checked(
         loss_clean = _loss(scores, objective, processes)
         loss, loss_adv, penalty = (torch.zeros_like(loss_clean) for _ in range(3))
         if adv is not None:
-            # D may change what it is given, which a penalty may want afterwards.
-            loss_adv = _loss(_of_both(sides, adv, lambda call, images: call(images.clone())), objective, processes)
+            given_to_d = _kept(adv, terms.penalises_perturbed)
+            loss_adv = _loss(_of_both(sides, given_to_d, lambda call, images: call(images)), objective, processes)
         if terms.penalty is not None:
             penalty = _penalty(given, terms, adv)
         if terms.lambda_clean:

@@ -74,7 +74,10 @@ def _figure_1(found: Sequence[Result], outdir: Path) -> list[Block]:
     """The first seed's images, where its folders are here, and every seed's steps."""
     said: list[Block] = []
     path = outdir / f"{found[0].experiment.dataset}-figure-{ATTACK}.png"
-    if shown := _first_seed(found):
+    shown = _first_seed(found)
+    if isinstance(shown, str):
+        said.append(Paragraph(f"Without a picture of attacked images: {shown}."))
+    else:
         figure1_picture.draw(shown, path)
         caption = (
             "Images before and after the attack, the steps it took above them; below, how many steps all of them took"
@@ -91,7 +94,7 @@ def _figure_1(found: Sequence[Result], outdir: Path) -> list[Block]:
             lines = [
                 a for r in found if r.experiment.variant == variant for a in r.attacks if a["protocol"] == protocol
             ]
-            for side, kind in SIDES.items():
+            for side, kind in SIDES.items() if lines else ():
                 values = (of([_number(line[f"{side}_{name}"]) for line in lines]) for name, of in measures.items())
                 paper = claims.PAPER_STEPS.get((variant, side), "")
                 rows.append((protocol, variant, str(len(lines)), kind, *values, paper))
@@ -114,18 +117,18 @@ def _number(value: float | None) -> float:
     return math.nan if value is None else value
 
 
-def _first_seed(found: Sequence[Result]) -> list[figure1.Measurement]:
-    """Attacked again, for the images; none where the folders or the data are not here."""
+def _first_seed(found: Sequence[Result]) -> list[figure1.Measurement] | str:
+    """Attacked again, for the images; or why they cannot be."""
     measured = []
     for r in found:
         if r.experiment.seed != found[0].experiment.seed:
             continue
         if r.path is None:
-            return []
+            return f"the folder of {r.experiment.name} is not here"
         try:
             subject = figure1.load_subject(r.path, label=r.experiment.variant, n=figure1.ATTACKED)
-        except (ConfigError, DataError):
-            return []
+        except (ConfigError, DataError) as error:
+            return str(error)
         measured.append(figure1.measure(subject, figure1.CHOSEN))
     return measured
 
