@@ -48,7 +48,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--size", metavar="NAME", help=f"of the networks and how long they train: {', '.join(SIZES)}; "
         f"default: full. medium: width 16, images of {MEDIUM.options['image_size']} pixels, {MEDIUM.updates} discriminator "
-        "updates, two of figure 3's settings")  # fmt: skip
+        "updates, two of figure 3's settings, critics with n_dis 5 only")  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="small networks and short runs, for a CPU: --size quick")
     parser.add_argument("--report-only", action="store_true", help="report on the runs in --outdir and train nothing")
     parser.add_argument(
@@ -133,7 +133,10 @@ def _asked_for(arguments: Any, device: str, folder: Path) -> list[Experiment]:
     shared |= {"device": device, "outdir": str(folder)}
     every = experiments(datasets, figures, _seeds(arguments.seeds), size, shared, steps)
     if not every:
-        raise ConfigError(f"--figure {ATTACK}: attacks images, of which --dataset {','.join(datasets)} has none")
+        raise ConfigError(
+            f"--figure {','.join(figures)}: has no runs with --dataset {','.join(datasets)} at --size {size.name}; "
+            f"figure {ATTACK} is for images, and {MEDIUM.name} leaves out figures 6 and 8"
+        )
     if arguments.setting is None:
         return every
     known = dict.fromkeys(e.setting for e in every)

@@ -42,7 +42,11 @@ def test_the_medium_size():
     every = experiments(["mnist"], PAPER, range(1), MEDIUM, {**CPU, "image_size": None})
     assert {(e.config.image_size, e.config.width, e.config.steps * e.config.n_dis) for e in every} == {(32, 16, 3000)}
     assert len({e.setting for e in every if e.figure == "3"}) == 2
+    assert {(e.config.baseline, e.config.n_dis) for e in every if e.figure != "3"} == {
+        (name, 5) for name in ("wgan", "wgan-gp", "wgan-lp", "wgan-alp")
+    }
     assert any(map(attacked, every))
+    assert experiments(["mnist"], ["6", "8"], range(1), MEDIUM, CPU) == []
     (size,) = {e.config.image_size for e in experiments(["mnist"], ["5"], range(1), MEDIUM, {**CPU, "image_size": 16})}
     assert size == 16
 
