@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from .. import files
+from ..training.pictures import save
 from .figure1 import Attacked, Measurement
 
 SHOWN = 8  # images of a kind and run
@@ -28,8 +28,7 @@ def draw(measurements: Sequence[Measurement], path: Path) -> None:
         _images(axes[0, column], m, first=column == 0)
         _histogram(axes[1, column], m, first=column == 0)
     figure.suptitle(str(measurements[0].protocol), fontsize=9)
-    with files.atomic(path) as temporary:
-        figure.savefig(temporary, dpi=110)
+    save(figure, path, dpi=110)
 
 
 def _images(axis: Axes, m: Measurement, first: bool) -> None:

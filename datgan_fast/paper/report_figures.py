@@ -76,7 +76,7 @@ def _figure_1(found: Sequence[Result], outdir: Path) -> list[Block]:
     path = outdir / f"{found[0].experiment.dataset}-figure-{ATTACK}.png"
     shown = _first_seed(found)
     if isinstance(shown, str):
-        said.append(Paragraph(f"Without a picture of attacked images: {shown}."))
+        said.append(Paragraph(f"Without a picture of attacked images: {shown.rstrip('.')}."))
     else:
         figure1_picture.draw(shown, path)
         caption = (

@@ -131,7 +131,7 @@ def draw_samples(found: Sequence[Result], path: Path) -> bool:
         if not pictures:
             return False
         with Image.open(pictures[-1]) as image:
-            grids.append(image.convert("L" if image.mode == "L" else "RGB"))
+            grids.append(image.convert("RGB"))
     size = grids[0].width // 2  # twice the pixels' own size for small images, which stay sharp and compress well
     both = Image.new("RGB", (2 * size + 20, size), "white")
     for i, grid in enumerate(grids):
@@ -212,5 +212,9 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def _save_small(picture: Image.Image, path: Path) -> None:
+    """With few colours, and few greys: differences that no eye sees would take most of the bytes."""
+    pixels = np.asarray(picture)
+    if (pixels == pixels[..., :1]).all():
+        picture = picture.convert("L").point(lambda grey: round(grey / 17) * 17)
     with files.atomic(path) as temporary:
         picture.quantize(64).save(temporary, optimize=True)

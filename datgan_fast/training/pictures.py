@@ -122,8 +122,7 @@ def draw_curves(records: Sequence[Mapping[str, Any]], title: str, path: Path, po
     axes[0].legend()
     axes[0].set_title(as_text(title))
     axes[-1].set_xlabel("generator steps")
-    with files.atomic(path) as temporary:
-        figure.savefig(temporary, dpi=110)
+    save(figure, path, dpi=110)
 
 
 def as_text(name: str) -> str:
