@@ -1,4 +1,4 @@
-"""The page of the theory: each of the paper's statements beside what was measured, for every setting, and pictures of a few."""
+"""The page of the theory: what the paper states beside what was measured, for every setting, and pictures of a few."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from .report_page import Block, Heading, Paragraph, Picture, Table
 from .results import Result, datasets, pairs, settings
 from .theory_pictures import draw_movement, draw_slopes, draw_terms
 from .theory_records import Runs
-from .theory_statements import ENOUGH, OTHERWISE, SO, statements
+from .theory_statements import ENOUGH, OTHERWISE, SO, Row, statements
 from .verdicts import counted
 
 DRAWN = (USUAL, "wgan, n_dis 5", "wgan-gp, n_dis 5")  # a discriminator of each kind
-_IN_SHORT = {SO: "so", OTHERWISE: "otherwise"}
 
 
 def blocks(found: Sequence[Result], outdir: Path) -> list[Block]:
@@ -45,17 +44,32 @@ def _runs(paired: Sequence[tuple[Result, Result]]) -> Runs:
 
 
 def _at_a_glance(paired: Sequence[tuple[Result, Result]]) -> Table:
-    """A row for each statement, a column for each setting."""
-    columns = settings(p for p, _ in paired)
-    of_settings = {
-        setting: statements(_runs([pair for pair in paired if pair[0].experiment.setting == setting]))
-        for setting in columns
-    }
+    """A row for each statement; a column for each setting, or for all of a baseline that has more than two."""
+    columns: dict[str, list[list[Row]]] = {}
+    for baseline in dict.fromkeys(p.experiment.config.baseline for p, _ in paired):
+        of_baseline = [pair for pair in paired if pair[0].experiment.config.baseline == baseline]
+        of_settings = {
+            setting: statements(_runs([pair for pair in of_baseline if pair[0].experiment.setting == setting]))
+            for setting in settings(p for p, _ in of_baseline)
+        }
+        if len(of_settings) > 2:
+            columns[f"{baseline}, {len(of_settings)} settings"] = list(of_settings.values())
+        else:
+            columns |= {setting: [rows] for setting, rows in of_settings.items()}
+    (first, *_), *_ = columns.values()
     rows = [
-        (of_statement[0].statement, *(_IN_SHORT.get(row.judged, "-") for row in of_statement))
-        for of_statement in zip(*of_settings.values(), strict=True)
+        (row.statement, *(_in_short([rows[i].judged for rows in chosen]) for chosen in columns.values()))
+        for i, row in enumerate(first)
     ]
     return Table(("statement", *columns), rows, prose=True)
+
+
+def _in_short(judged: Sequence[str]) -> str:
+    """Of a statement at some settings."""
+    measured = [j for j in judged if j in (SO, OTHERWISE)]
+    if len(set(measured)) == 2:
+        return f"so in {measured.count(SO)} of {len(measured)}"
+    return {SO: "so", OTHERWISE: "otherwise"}[measured[0]] if measured else "-"
 
 
 def _setting(paired: Sequence[tuple[Result, Result]], outdir: Path) -> list[Block]:
