@@ -42,11 +42,11 @@ Variants = Mapping[str, Mapping[str, Any]]  # label -> its options
 PLAIN_AND_DAT: Variants = {PLAIN: {"dat": False}, DAT: {"dat": True}}
 # How Eq. 8 can be read beside a penalty: as 1 + 1; so that both objectives together weigh as much as the one of plain training;
 # or with all of a critic's loss, its penalty too, on the perturbed images.
-READINGS: Variants = {
-    **PLAIN_AND_DAT,
+OTHER_READINGS: Variants = {
     EQUAL: {"dat": True, "lambda_clean": 0.5, "lambda_adv": 0.5},
     BOTH: {"dat": True, "penalty_on": "both"},
 }
+READINGS: Variants = {**PLAIN_AND_DAT, **OTHER_READINGS}
 
 
 @dataclass(frozen=True)

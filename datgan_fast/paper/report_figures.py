@@ -12,7 +12,7 @@ import numpy as np
 from ..errors import ConfigError, DataError
 from ..metrics.catalogue import METRICS
 from . import claims, figure1, figure1_picture
-from .experiments import ATTACK, FIGURES, Figure, attacked
+from .experiments import ATTACK, FIGURES, OTHER_READINGS, Figure, attacked
 from .report_page import Block, Heading, Paragraph, Picture, Table
 from .report_pictures import draw_curves, draw_samples
 from .results import Result, Series, score_name, settings
@@ -145,23 +145,27 @@ def seeds(found: Sequence[Result]) -> str:
     return counted(len({r.experiment.seed for r in found}), "seed")
 
 
+_OF_DAT = ("formulation", "eps", "norm", "lambda_clean", "lambda_adv")  # which plain runs do not use
+
+
 def options(found: Sequence[Result]) -> str:
-    """What these runs have in common, and how their score was measured."""
+    """What these runs have in common, where Equation 8 is read otherwise, and how their score was measured."""
     names = (
         "dataset", "image_size", "width", "batch_size", "steps", "n_dis", "objective", "optimizer", "lr", "beta1", "beta2",
-        "formulation", "eps", "norm", "lambda_clean", "lambda_adv", "penalty_on", "ema", "precision",
+        *_OF_DAT, "penalty_on", "ema", "precision",
     )  # fmt: skip
+    as_read = [r.experiment.config for r in found if r.experiment.variant not in OTHER_READINGS]
     parts = []
     for name in names:
-        of = (
-            found if name not in ("formulation", "eps", "lambda_adv") else [r for r in found if r.experiment.config.dat]
-        )
-        values = {
-            getattr(r.experiment.config, name) for r in of if name != "image_size" or not r.experiment.config.points
-        }
+        values = {getattr(c, name) for c in as_read if c.dat or name not in _OF_DAT}
+        if name == "image_size":
+            values.discard(0)  # points have none
         if values:
             parts.append(f"{name} {', '.join(f'{v:g}' if isinstance(v, float) else str(v) for v in sorted(values))}")
     text = "; ".join(parts) + "."
+    for variant, chosen in OTHER_READINGS.items():
+        if any(r.experiment.variant == variant for r in found):
+            text += f" {variant}: {'; '.join(f'{name} {value}' for name, value in chosen.items() if name != 'dat')}."
     score = score_name(found)
     protocols = {m["protocol"] for r in found[:1] for m in r.metrics if m["metric"] == score}
     return text + "".join(f" {score}: {protocol}." for protocol in sorted(protocols))
