@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,24 +12,30 @@ from torch import Tensor
 
 from ..errors import DataError
 from . import dinov2, feature_network, inception
-from .measures import classifier_score, frechet_distance
+from .measures import classifier_score, exact_wasserstein, frechet_distance
 
 
 class PointComparison(NamedTuple):
-    """Generated points [n, 2] beside real ones [m, 2]."""
+    """Generated points [n, 2] beside real ones [m, 2].
+
+    apart    n -> the exact distance of n real points to as many others
+    """
 
     generated: Tensor
     real: Tensor
+    apart: Callable[[int], float]
 
 
-@dataclass(frozen=True)
 class RealPoints:
     """Points [m, 2] that nothing was trained on."""
 
-    points: Tensor
+    def __init__(self, points: Tensor) -> None:
+        self.points = points
+        # Kept, for it is half of what an evaluation takes.
+        self._apart = cache(lambda n: exact_wasserstein(points[n : 2 * n], points[:n]))
 
     def compare(self, generated: Tensor, labels: Tensor | None = None) -> PointComparison:
-        return PointComparison(generated, self.points)
+        return PointComparison(generated, self.points, self._apart)
 
 
 class HeldOut(NamedTuple):

@@ -19,6 +19,7 @@ from datgan_fast.data.points import gaussians, grid_means, ring_means
 from datgan_fast.data.readers import Request
 from datgan_fast.data.sampler import ImageSampler
 from datgan_fast.errors import ConfigError, DataError
+from datgan_fast.metrics import comparison
 from datgan_fast.metrics.evaluator import Evaluator
 from datgan_fast.training import pictures
 from datgan_fast.training.baselines import BASELINES
@@ -225,6 +226,16 @@ def test_evaluation_is_the_exact_distance():
     assert f"(as many real ones: {floor:.4f}); test" in record["protocol"]
     (record,) = evaluator(torch.zeros(3, 2) / 0, "test")
     assert math.isnan(record["value"])
+
+
+def test_real_points_are_measured_against_each_other_once(monkeypatch):
+    measured = []
+    monkeypatch.setattr(comparison, "exact_wasserstein", lambda a, b: measured.append(len(a)) or 1.0)
+    evaluator = Evaluator("ring")
+    for count in (6, 6, 8, 6):
+        (record,) = evaluator(torch.zeros(count, 2), "test")
+        assert "(as many real ones: 1.0000)" in record["protocol"]
+    assert measured == [6, 8]
 
 
 def test_evaluation_of_many_points_takes_a_thousand():
