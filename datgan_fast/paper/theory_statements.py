@@ -1,7 +1,8 @@
 """The paper's statements of theory, each beside how it was measured and what came out.
 
-A statement counts as measured so where it was in at least ENOUGH of the seeds, each by its own rule. These are descriptions of
-the runs that were made and not tests: there is no error rate.
+A statement counts as measured so where it was in at least ENOUGH of the seeds, each by its own rule, and as measured otherwise
+where it was otherwise in as many; between these the seeds differ. These are descriptions of the runs that were made and not
+tests: there is no error rate.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ import numpy as np
 from .experiments import DAT, PLAIN
 from .theory_records import Records, Runs, together, values
 
-SO, OTHERWISE, NOT_MEASURABLE = "measured so", "measured otherwise", "not measurable"
+SO, OTHERWISE, DIFFER = "measured so", "measured otherwise", "seeds differ"
+NOT_MEASURABLE = "not measurable"
 ENOUGH = 0.8  # of the seeds
+FEW = 3  # seeds with a number, of as many or more: fewer say nothing of the others
 EXPLAINED = 0.8  # of what DAT adds, for a formula that describes it
 FOLLOWS = 0.7  # a correlation of logarithms: half of the variance
 VARIES = 1.1  # the factor by which a weight varies at least that can follow anything
@@ -27,7 +30,7 @@ class Row(NamedTuple):
     statement: str
     measured_by: str
     outcome: str
-    judged: str  # SO, OTHERWISE, or NOT_MEASURABLE with the reason
+    judged: str  # SO, OTHERWISE, DIFFER, or NOT_MEASURABLE with the reason
 
 
 class _OfSeeds(NamedTuple):
@@ -227,4 +230,10 @@ def _row(statement: str, measured_by: str, of: _OfSeeds, geometric: bool = False
     least, middle, most = (format(number, of.form) for number in (known.min(), mean, known.max()))
     seeds = f" (from {least} to {most}); so in {so} of {known.size} seeds" if known.size > 1 else "; one seed"
     outcome = of.told.format(middle) + seeds + of.beside
-    return Row(statement, measured_by, outcome, SO if so >= ENOUGH * known.size else OTHERWISE)
+    if known.size < min(FEW, of.numbers.size):
+        judged = f"{NOT_MEASURABLE}: only {known.size} of {of.numbers.size} seeds have a number"
+    elif so >= ENOUGH * known.size:
+        judged = SO
+    else:
+        judged = OTHERWISE if known.size - so >= ENOUGH * known.size else DIFFER
+    return Row(statement, measured_by, outcome, judged)

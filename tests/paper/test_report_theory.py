@@ -21,7 +21,7 @@ def test_the_page_of_the_theory(tmp_path):
     text = (tmp_path / "theory.md").read_text()
     rows = [[c.strip() for c in entry.split("|")[1:-1]] for entry in text.splitlines()]
     assert ["statement", "dcgan, 4 settings", "wgan-gp, n_dis 1"] in rows
-    assert [STATEMENT, "so in 3 of 4", "so"] in rows
+    assert [STATEMENT, "so in 3, otherwise in 1", "so"] in rows
     assert ["Training with DAT converges (in the limit)", "-", "-"] in rows
     assert text.count("### digits: ") == 1 and f"### digits: {settings[0]} (2 seeds)" in text
     assert "(digits-theory-1-slopes.png)" in text and "movement" not in text.replace("movement by", "")
