@@ -1,14 +1,14 @@
 """How often a report says something where there is nothing to say: recorded runs with plain and DAT swapped at random.
 
 All of a seed's pairs are swapped together, which changes the sign of their differences and makes DAT equal to plain training
-whatever it did. Any verdict is false then, but for "does not" on a claim that asks for more than some effect. The rule of
-verdicts.py is scored, and the one before it.
+whatever it did; a claim that asks for more than some effect is mirrored about that effect, as if it were what DAT has. Any
+verdict is false then. The rule of verdicts.py is scored, and the one before it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -45,20 +45,13 @@ def simulate(claims: Mapping[str, Sequence[Claim]], times: int) -> Rates:
             seeds = sorted({seed for c in of_dataset for seed in c.of_pairs.seeds})
             signs = dict(zip(seeds, draw.choice((1.0, -1.0), len(seeds)), strict=True))
             family += [_swapped(c, signs) for c in of_dataset]
-        wrong.append([_any_false(family, rule) for rule in (decide, former_rule)])
+        wrong.append([any(v != CANNOT_TELL for v in rule(family)) for rule in (decide, former_rule)])
     return Rates(times, *np.mean(wrong, axis=0).tolist())
 
 
 def _swapped(c: Claim, signs: Mapping[int, float]) -> Claim:
     own = np.array([signs[seed] for seed in c.of_pairs.seeds])
-    return replace(c, of_pairs=Differences(c.differences * own, c.of_pairs.seeds))
-
-
-def _any_false(family: Sequence[Claim], rule: Callable[[Sequence[Claim]], list[str]]) -> bool:
-    return any(
-        verdict == HOLDS or (verdict == DOES_NOT and not c.bound)
-        for c, verdict in zip(family, rule(family), strict=True)
-    )
+    return replace(c, of_pairs=Differences(c.bound + (c.differences - c.bound) * own, c.of_pairs.seeds))
 
 
 def former_rule(family: Sequence[Claim]) -> list[str]:

@@ -62,16 +62,16 @@ VERDICT_COLOURS = {HOLDS: "#2e7d32", DOES_NOT: "#b3261e", CANNOT_TELL: "#757575"
 
 
 def draw_verdicts(rows: Sequence[tuple[str, Verdict]], path: Path) -> None:
-    """A line of its own axis for each (data set, verdict): every seed's mean over settings, all pairs' and its interval, and what
-    the claim says it is to be above or below."""
+    """A line of its own axis for each (data set, verdict): every seed's mean over the settings that decide, all seeds' and its
+    interval, and what the claim says it is to be above or below."""
     figure, axes = grid_of_panels(len(rows), 1, (9, 0.4 + 0.95 * len(rows)))
     for axis, (dataset, v) in zip(axes.flat, rows, strict=True):
         c, colour = v.claim, VERDICT_COLOURS[v.verdict]
-        seeds = np.nanmean(measured(c.differences), axis=0)
+        seeds = np.nanmean(measured(c.deciding), axis=0)
         show = np.exp if c.logarithm else np.asarray
         axis.set_xscale("log" if c.logarithm else "linear")
         axis.scatter(show(seeds), np.zeros(len(seeds)), s=30, color=colour, alpha=0.45, linewidth=0)
-        axis.scatter(show([mean(c.differences)]), [0], s=70, marker="D", color=colour, zorder=3)
+        axis.scatter(show([mean(c.deciding)]), [0], s=70, marker="D", color=colour, zorder=3)
         if np.isfinite(v.interval).all():
             axis.plot(show(np.array(v.interval)), [0, 0], color=colour, linewidth=2)
         bound = float(show(np.array(c.bound)))
@@ -81,7 +81,8 @@ def draw_verdicts(rows: Sequence[tuple[str, Verdict]], path: Path) -> None:
             _plain_ticks(axis)
         axis.set_yticks([])
         axis.tick_params(labelsize=7)
-        axis.set_title(f"{dataset}: {textwrap.shorten(c.text, 125)}", fontsize=7, loc="left", pad=3)
+        at = " (where least is told)" if c.every_setting else ""
+        axis.set_title(f"{dataset}: {textwrap.shorten(c.text, 125)}{at}", fontsize=7, loc="left", pad=3)
         axis.set_title(v.verdict, fontsize=8, loc="right", color=colour, fontweight="bold", pad=3)
         axis.set_xlabel(re.sub(r"\{.*?\}", "...", c.effect), fontsize=7, labelpad=1)
     save_figure(figure, path)

@@ -1,9 +1,9 @@
 """The verdict on a claim, from its paired differences and those of all other claims that a report measured.
 
-These are one family, on all data sets together. A claim holds if the mean lies on the claimed side of the bound (0 unless the
-claim says more) by both methods of statistics.py after Holm's correction over the family: by the permutation test's p, and by
-the bootstrap interval at the level that this correction leaves. It does not if the mean lies on the other side by both. Otherwise
-we cannot tell, and say which effect could have been seen.
+These are one family, on all data sets of the report together. A claim holds if the mean lies on the claimed side of the bound
+(0 unless the claim says more) by both methods of statistics.py after Holm's correction over the family: by the permutation
+test's p, and by the bootstrap interval at the level that this correction leaves. It does not if the mean lies on the other side
+by both. Otherwise we cannot tell, and say which effect could have been seen.
 """
 
 from __future__ import annotations
@@ -70,6 +70,12 @@ class Claim:
         return max(each, key=statistics.permutation_p), 1
 
     @property
+    def deciding(self) -> np.ndarray:
+        """The differences that decide, as they were measured."""
+        d, _ = self.decisive
+        return (d if self.above else -d) + self.bound
+
+    @property
     def seeds(self) -> int:
         return self.towards.shape[1]
 
@@ -91,21 +97,20 @@ class Verdict:
     claim: Claim
     verdict: str
     corrected_p: float  # by Holm's method, over the report's family
-    interval: tuple[float, float]  # of the differences' mean, at the corrected level
+    interval: tuple[float, float]  # of the deciding differences' mean, at the corrected level
     detectable: str  # the effect that could have been seen
 
     @property
     def effect(self) -> str:
-        """The mean in words, its interval, and of how many settings a claim about every one is."""
+        """The mean in words and its interval; of a claim about every setting those of the one that decides, too."""
         c = self.claim
-        low, high = (f"{math.exp(x) if c.logarithm else x:.3g}" for x in self.interval)
-        text = c.told(statistics.mean(c.differences)) + (
-            f" ({low} to {high})" if math.isfinite(self.interval[0]) else ""
-        )
+        text = c.told(statistics.mean(c.differences))
         if c.every_setting:
             better = sum(statistics.mean(d[None]) > 0 for d in c.towards)
-            text += f"; on average in {better} of {counted(len(c.towards), 'setting')}"
-        return text
+            text += f" on average, in {better} of {counted(len(c.towards), 'setting')}"
+            text += f"; at the one that decides {c.told(statistics.mean(c.deciding))}"
+        low, high = (f"{math.exp(x) if c.logarithm else x:.3g}" for x in self.interval)
+        return text + (f" ({low} to {high})" if math.isfinite(self.interval[0]) else "")
 
     @property
     def ours(self) -> str:
@@ -139,7 +144,7 @@ def judge(claims: Mapping[str, Sequence[Claim]]) -> dict[str, list[Verdict]]:
     verdicts = {}
     for i, (c, verdict, corrected) in enumerate(zip(family, decide(family), statistics.holm(p), strict=True)):
         allowed = statistics.allowed(p, i, ERRORS)
-        interval = statistics.interval(c.differences, 1 - allowed)
+        interval = statistics.interval(c.deciding, 1 - allowed / c.decisive[1])
         verdicts[id(c)] = Verdict(c, verdict, float(corrected), interval, _detectable(c, allowed))
     unknown = (math.nan, math.nan)
     return {
