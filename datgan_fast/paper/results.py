@@ -50,15 +50,15 @@ class Result:
         return updates, np.array([np.nan if value is None else value for _, value in found], dtype=float)
 
 
-def pairs(results: Iterable[Result], variant: str = DAT) -> list[tuple[Result, Result]]:
-    """(plain, that variant) of the same data set, setting and seed, where both finished."""
-    by_variant: dict[str, dict[tuple[str, str, int], Result]] = {PLAIN: {}, variant: {}}
+def pairs(results: Iterable[Result], variant: str = DAT, against: str = PLAIN) -> list[tuple[Result, Result]]:
+    """(against, variant) of the same data set, setting and seed, where both finished."""
+    by_variant: dict[str, dict[tuple[str, str, int], Result]] = {against: {}, variant: {}}
     for r in results:
         e = r.experiment
         if r.finished and e.variant in by_variant:
             by_variant[e.variant][e.dataset, e.setting, e.seed] = r
-    plain, other = by_variant[PLAIN], by_variant[variant]
-    return [(plain[key], other[key]) for key in plain if key in other]
+    one, other = by_variant[against], by_variant[variant]
+    return [(one[key], other[key]) for key in one if key in other]
 
 
 def in_order() -> list[Setting]:
