@@ -1,8 +1,10 @@
 """The report of a reproduction: a page of verdicts, and behind it pages of what was measured; each as Markdown and as HTML.
 
-report      the claims, a picture and a table for each: report_verdicts.py
-DATASET     the paper's figures on one data set: report_figures.py
-sweep       DAT's options for each baseline: report_sweep.py
+report, details    the claims and their verdicts: report_verdicts.py
+DATASET            the paper's figures on one data set: report_figures.py
+theory             what the paper states beside what was measured: report_theory.py
+sweep              DAT's options for each baseline: report_sweep.py
+rivals             DAT beside other regularisers: report_rivals.py
 """
 
 from __future__ import annotations

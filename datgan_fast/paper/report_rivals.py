@@ -16,6 +16,8 @@ from .report_pictures import draw_rivals
 from .results import Result, datasets, settings
 from .verdicts import counted
 
+_CHOICE = "Chosen is the smallest of the weights whose mean is within one standard error of the lowest."
+
 Group = dict[str, list[Result]]  # label -> its runs, in the order of the seeds
 
 
@@ -25,20 +27,21 @@ def blocks(found: Sequence[Result], outdir: Path) -> list[Block]:
     said: list[Block] = [
         Heading("DAT beside its rivals, at equal cost", 1),
         Paragraph(
-            "Each regulariser with the weight that figure rivals-sweep chose (seeds 0 to 2), on other seeds. Distances to the "
-            "real data are those of the sweep, smaller is better. Equal time is the time after which the quickest of the "
+            "Each regulariser with the weight that figure rivals-sweep chose on digits (seeds 0 to 2), on other seeds. Distances "
+            "to the real data are those of the sweep, smaller is better. Equal time is the time after which the quickest of the "
             "trainings has made all of its updates; a training's time is its updates times the median over its runs of seconds "
-            "an update, as they were recorded, without evaluations. p: a sign-flip test over seeds against plain training, "
-            "corrected for all comparisons of the page (Holm). Runs that diverged are left out, which favours their training."
+            "an update, as they were recorded, without evaluations. Times plain: the geometric mean over seeds. p: a sign-flip "
+            "test over seeds against plain training, corrected for all comparisons of the page (Holm). Runs that diverged are "
+            "left out, which favours their training."
         ),
     ]
     compared = [(d, n, g) for d, n, g in _groups(found, choosing=False) if len(g) > 1]
-    p = _corrected(compared)
-    for (dataset, network, group), of_group in zip(compared, p, strict=True):
-        said += _compared(dataset, network, group, of_group, outdir)
+    p = iter(_corrected([ratios for _, _, group in compared for ratios in (_final(group), _at_equal_time(group))]))
+    for dataset, network, group in compared:
+        said += _compared(dataset, network, group, (next(p), next(p)), outdir)
     for dataset, network, group in _groups(found, choosing=True):
         if set(group) == set(SETTINGS[network].variants):
-            said += [Heading(f"Weights: {network} on {dataset}"), _weights(group)]
+            said += [Heading(f"Weights: {network} on {dataset}"), Paragraph(_CHOICE), _weights(group)]
     return said
 
 
@@ -62,66 +65,73 @@ def _groups(found: Sequence[Result], choosing: bool) -> list[tuple[str, str, Gro
 # Compared
 
 
-def _corrected(compared: Sequence[tuple[str, str, Group]]) -> list[dict[str, float]]:
-    """Of each group its labels' p, against plain training, corrected over all of them together."""
-    keys = [
-        (i, label) for i, (_, _, group) in enumerate(compared) for label in group if label != PLAIN and PLAIN in group
-    ]
-    found = [statistics.permutation_p(_log_ratios(compared[i][2], label)[None]) for i, label in keys]
-    corrected = statistics.holm(np.array(found))
-    p: list[dict[str, float]] = [{} for _ in compared]
-    for (i, label), value in zip(keys, corrected, strict=True):
-        p[i][label] = float(value)
-    return p
+Distances = dict[str, dict[int, float]]  # label -> seed -> distance
 
 
-def _log_ratios(group: Group, label: str) -> np.ndarray:
-    """Of final distances, regulariser over plain, of each seed that both have."""
-    plain = {r.experiment.seed: sweep.distance(r) for r in group[PLAIN]}
-    pairs = [(sweep.distance(r), plain[r.experiment.seed]) for r in group[label] if r.experiment.seed in plain]
-    return np.array([math.log(a / b) for a, b in pairs if a > 0 and b > 0 and math.isfinite(a / b)])
+def _final(group: Group) -> Distances:
+    return {label: {r.experiment.seed: sweep.distance(r) for r in runs} for label, runs in group.items()}
 
 
-def _compared(dataset: str, network: str, group: Group, p: dict[str, float], outdir: Path) -> list[Block]:
+def _at_equal_time(group: Group) -> Distances:
     cost = {label: _seconds_an_update(runs) for label, runs in group.items()}
     updates = {
         label: runs[0].experiment.config.steps * runs[0].experiment.config.n_dis for label, runs in group.items()
     }
     equal = min(cost[label] * updates[label] for label in group)
-    rows = []
+    return {label: {r.experiment.seed: _after(r, equal / cost[label]) for r in runs} for label, runs in group.items()}
+
+
+def _log_ratios(distances: Distances, label: str) -> np.ndarray:
+    """Regulariser over plain, of each seed that both have."""
+    plain = distances.get(PLAIN, {})
+    pairs = [(d, plain[seed]) for seed, d in distances[label].items() if seed in plain]
+    return np.array([math.log(a / b) for a, b in pairs if a > 0 and b > 0 and math.isfinite(a / b)])
+
+
+def _corrected(compared: Sequence[Distances]) -> list[dict[str, float]]:
+    """Of each its labels' p, against plain training, corrected over all of them together."""
+    keys = [(i, label) for i, d in enumerate(compared) for label in d if label != PLAIN and PLAIN in d]
+    found = [statistics.permutation_p(_log_ratios(compared[i], label)[None]) for i, label in keys]
+    p: list[dict[str, float]] = [{} for _ in compared]
+    for (i, label), value in zip(keys, statistics.holm(np.array(found)), strict=True):
+        p[i][label] = float(value)
+    return p
+
+
+def _compared(dataset: str, network: str, group: Group, p: Sequence[dict[str, float]], outdir: Path) -> list[Block]:
+    cost = {label: _seconds_an_update(runs) for label, runs in group.items()}
     seeds = {r.experiment.seed for runs in group.values() for r in runs}
-    for label, runs in group.items():
-        ratios = _log_ratios(group, label) if label != PLAIN and PLAIN in group else np.zeros(0)
-        rows.append(
-            (
-                label,
-                str(len(runs)) if len(runs) == len(seeds) else f"{len(runs)} of {len(seeds)}",
-                f"{cost[label] / cost[PLAIN]:.2f}" if PLAIN in cost else "",
-                mean_and_spread([sweep.distance(r) for r in runs]),
-                f"{math.exp(ratios.mean()):.2f}" if len(ratios) else "",
-                f"{p[label]:.2g}" if label in p else "",
-                mean_and_spread([_at_time(r, equal / cost[label]) for r in runs]),
-            )
+    measured = [(_final(group), p[0]), (_at_equal_time(group), p[1])]
+    rows = [
+        (
+            label,
+            str(len(runs)) if len(runs) == len(seeds) else f"{len(runs)} of {len(seeds)}",
+            f"{cost[label] / cost[PLAIN]:.2f}" if PLAIN in cost else "",
+            *(cell for distances, of_label in measured for cell in _beside_plain(distances, of_label, label)),
         )
+        for label, runs in group.items()
+    ]
     path = outdir / f"{dataset}-rivals-{network.partition(',')[0]}.png"
     shown = {label: [(*_distances(r), cost[label]) for r in runs] for label, runs in group.items()}
     draw_rivals(shown, path)
     columns = (
-        "training",
-        "runs",
-        "time an update, times plain's",
-        "final distance",
-        "times plain",
-        "p",
-        "at equal time",
-    )
+        "training", "runs", "time an update, times plain's", "final distance", "times plain", "p", "distance at equal time",
+        "times plain", "p",
+    )  # fmt: skip
     every = [r for runs in group.values() for r in runs]
     return [
         Heading(f"{network} on {dataset}"),
         Paragraph(options(every)),
         Picture(path, f"Distance to the real data by updates and by time: mean over {counted(len(seeds), 'seed')}"),
         Table(columns, rows),
-    ]  # fmt: skip
+    ]
+
+
+def _beside_plain(distances: Distances, p: dict[str, float], label: str) -> tuple[str, str, str]:
+    """The label's distance, times plain training's, and p."""
+    ratios = _log_ratios(distances, label) if label in p else np.zeros(0)
+    times = f"{math.exp(ratios.mean()):.2f}" if len(ratios) else ""
+    return mean_and_spread(list(distances[label].values())), times, f"{p[label]:.2g}" if label in p else ""
 
 
 def _seconds_an_update(runs: Sequence[Result]) -> float:
@@ -137,7 +147,7 @@ def _distances(r: Result) -> tuple[np.ndarray, np.ndarray]:
     return r.metric(name) if name else (np.zeros(0), np.zeros(0))
 
 
-def _at_time(r: Result, updates: float) -> float:
+def _after(r: Result, updates: float) -> float:
     """The distance after so many updates, between two evaluations on a line in logarithms."""
     at, distances = _distances(r)
     known = distances > 0
@@ -148,16 +158,20 @@ def _at_time(r: Result, updates: float) -> float:
 
 
 def _weights(group: Group) -> Table:
-    """Every regulariser's weights, the chosen one marked."""
+    """Every regulariser's weights, the chosen one marked, also where it is the first or the last that was tried."""
     tried = [
         o for of_network in sweep.options([r for runs in group.values() for r in runs]).values() for o in of_network
     ]
     rows = []
     for kind in dict.fromkeys(rivals.kind_of(o.variant) for o in tried):
-        of_kind = [o for o in tried if rivals.kind_of(o.variant) == kind]
+        of_kind = sorted(
+            (o for o in tried if rivals.kind_of(o.variant) == kind), key=lambda o: rivals.weight_of(o.variant)
+        )
         choice = sweep.simplest(of_kind, lambda o: rivals.weight_of(o.variant))
+        edge = {of_kind[0].variant: ", the smallest tried", of_kind[-1].variant: ", the largest tried"}
+        marked = "chosen" + (edge.get(choice.variant, "") if len(of_kind) > 1 else "")
         rows += [
-            (o.variant, str(o.runs), f"{o.overall:.2f}", f"{o.standard_error:.2f}", "chosen" if o is choice else "")
+            (o.variant, str(o.runs), f"{o.overall:.2f}", f"{o.standard_error:.2f}", marked if o is choice else "")
             for o in of_kind
         ]
     return Table(("training", "runs", "times plain", "standard error of its logarithm", ""), rows)
