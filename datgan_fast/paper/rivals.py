@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 CHOOSING = range(3)  # the seeds that choose; all others compare
-_WEIGHTS = (0.1, 1.0, 10.0)
+_WEIGHTS = (0.01, 0.1, 1.0, 10.0, 100.0)
 
 NETWORKS: Mapping[str, Mapping[str, Any]] = {
     "dcgan, n_dis 1": {"baseline": "dcgan", "n_dis": 1},
