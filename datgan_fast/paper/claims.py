@@ -24,7 +24,10 @@ from .verdicts import Claim, Differences
 PAPER_STEPS = {(PLAIN, "fake"): "3.2", (PLAIN, "real"): "3.88", (DAT, "fake"): "37.36", (DAT, "real"): "7.44"}
 
 Pairs = list[tuple[Result, Result]]  # (plain, DAT)
-READ_OTHERWISE = {EQUAL: "at equal total weight", BOTH: "with the penalty on perturbed images too"}
+READ_OTHERWISE = {  # the claims' name, and in words
+    EQUAL: ("Eq. 8, equal weight", "at equal total weight"),
+    BOTH: ("Eq. 8, penalty on both", "with the penalty on perturbed images too"),
+}
 
 
 def measure(results: Sequence[Result]) -> list[Claim]:
@@ -54,22 +57,16 @@ def measure(results: Sequence[Result]) -> list[Claim]:
 
 def _penalised(results: Sequence[Result], variant: str) -> list[Claim]:
     """What is claimed of critics with a penalty, where Eq. 8 is read otherwise; and this reading beside 1 + 1."""
-    how = READ_OTHERWISE[variant]
+    number, how = READ_OTHERWISE[variant]
     to_plain, to_dat = (_by_kind(pairs(results, variant, against)) for against in (PLAIN, DAT))
-    said = [
-        _score(
-            "Eq. 8",
-            f"WGAN-GP and -LP with n_dis 5 have a worse score with DAT {how}",
-            "nothing",
-            [pair for of_kind in to_plain.values() for pair in of_kind if pair[0].experiment.figure in ("5", "7")],
-        )
-    ]
+    of_scores = [pair for of_kind in to_plain.values() for pair in of_kind if pair[0].experiment.figure in ("5", "7")]
+    said = [_score(number, f"WGAN-GP and -LP with n_dis 5 have a worse score with DAT {how}", "nothing", of_scores)]
     for kind in _PENALISED.values():
         said += [
-            *_wasserstein("Eq. 8", f"{kind} {how}", to_plain[kind]),
-            _gradient_norm(f"{kind}, {how}", to_plain[kind], "Eq. 8"),
-            _faster(f"{kind}, {how}", to_plain[kind], "Eq. 8"),
-            _lower_than_1_and_1(kind, how, to_dat[kind]),
+            *_wasserstein(number, f"{kind} {how}", to_plain[kind]),
+            _gradient_norm(f"{kind}, {how}", to_plain[kind], number),
+            _faster(f"{kind}, {how}", to_plain[kind], number),
+            _lower_than_1_and_1(number, kind, how, to_dat[kind]),
         ]
     return said
 
@@ -205,10 +202,10 @@ def _gradient_norm(kind: str, paired: Pairs, number: str = "C6") -> Claim:
     )
 
 
-def _lower_than_1_and_1(kind: str, how: str, paired: Pairs) -> Claim:
+def _lower_than_1_and_1(number: str, kind: str, how: str, paired: Pairs) -> Claim:
     return replace(
-        _gradient_norm(kind, paired, "Eq. 8"),
-        text=f"{kind}: the discriminator's gradient norm when it is ahead is lower {how} than with 1 + 1",
+        _gradient_norm(kind, paired, number),
+        text=f"{kind}: D's gradient norm when it is ahead is lower {how} than with 1 + 1",
         paper="nothing",
         effect="{:.3g} times that with 1 + 1",
     )

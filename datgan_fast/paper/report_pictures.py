@@ -82,7 +82,7 @@ def draw_verdicts(rows: Sequence[tuple[str, Verdict]], path: Path) -> None:
         axis.set_yticks([])
         axis.tick_params(labelsize=7)
         at = " (where least is told)" if c.every_setting else ""
-        axis.set_title(f"{dataset}: {textwrap.shorten(c.text, 125)}{at}", fontsize=7, loc="left", pad=3)
+        axis.set_title(f"{dataset}: {textwrap.shorten(c.text, 135)}{at}", fontsize=7, loc="left", pad=3)
         axis.set_title(v.verdict, fontsize=8, loc="right", color=colour, fontweight="bold", pad=3)
         axis.set_xlabel(re.sub(r"\{.*?\}", "...", c.effect), fontsize=7, labelpad=1)
     save_figure(figure, path)

@@ -23,7 +23,8 @@ TITLES = {
     "C5": "WGAN-LP",
     "C6": "DAT as an adaptive gradient penalty",
     "C7": "Convergence",
-    "Eq. 8": "Critics with a penalty, where Equation 8 is read otherwise",
+    "Eq. 8, equal weight": "Critics with a penalty, where Equation 8 is read as 0.5 + 0.5",
+    "Eq. 8, penalty on both": "Critics with a penalty, which is taken on perturbed images too",
 }
 
 
