@@ -137,7 +137,7 @@ def draw_samples(found: Sequence[Result], path: Path) -> bool:
     both = Image.new("RGB", (2 * size + 20, size), "white")
     for i, grid in enumerate(grids):
         both.paste(grid.resize((size, size), Image.Resampling.NEAREST), (i * (size + 20), 0))
-    _save_small(both, path)
+    _save_small(both, path, colours=64)
     return True
 
 
@@ -209,13 +209,13 @@ def save_figure(figure: Figure, path: Path) -> None:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-    _save_small(picture, path)
+    _save_small(picture, path, colours=32)
 
 
-def _save_small(picture: Image.Image, path: Path) -> None:
+def _save_small(picture: Image.Image, path: Path, colours: int) -> None:
     """With few colours, and few greys: differences that no eye sees would take most of the bytes."""
     pixels = np.asarray(picture)
     if (pixels == pixels[..., :1]).all():
         picture = picture.convert("L").point(lambda grey: round(grey / 17) * 17)
     with files.atomic(path) as temporary:
-        picture.quantize(64).save(temporary, optimize=True)
+        picture.quantize(colours, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(temporary, optimize=True)

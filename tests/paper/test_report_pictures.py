@@ -32,7 +32,7 @@ def test_samples_side_by_side(tmp_path, channels):
     assert pixels.shape == (side, 2 * side + 20, 3)
     for grid, where in zip(shown, (pixels[:, :side], pixels[:, -side:]), strict=True):
         apart = np.abs(grid - where)
-        assert apart.mean() < 0.12
+        assert apart.mean() < 0.15  # of noise, which has every colour
         assert channels == 3 or apart.max() <= 0.5 / 15 + 1e-9
     assert colours <= (16 if channels == 1 else 64)
     assert not draw_samples(runs[:1], tmp_path / "none.png")
