@@ -157,6 +157,11 @@ def _after(r: Result, updates: float) -> float:
 # Chosen
 
 
+def smallest(option: sweep.Option) -> float:
+    """By which the first of the weights that are as good is chosen."""
+    return rivals.weight_of(option.variant)
+
+
 def _weights(group: Group) -> Table:
     """Every regulariser's weights, the chosen one marked, also where it is the first or the last that was tried."""
     tried = [
@@ -167,7 +172,7 @@ def _weights(group: Group) -> Table:
         of_kind = sorted(
             (o for o in tried if rivals.kind_of(o.variant) == kind), key=lambda o: rivals.weight_of(o.variant)
         )
-        choice = sweep.simplest(of_kind, lambda o: rivals.weight_of(o.variant))
+        choice = sweep.simplest(of_kind, smallest)
         edge = {of_kind[0].variant: ", the smallest tried", of_kind[-1].variant: ", the largest tried"}
         marked = "chosen" + (edge.get(choice.variant, "") if len(of_kind) > 1 else "")
         rows += [
