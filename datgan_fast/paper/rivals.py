@@ -49,12 +49,12 @@ CHOSEN: Mapping[str, tuple[str, ...]] = {
     "dcgan, n_dis 1": (
         "DAT, eps 1",
         "R1, gamma 1",
-        "approximate R1, gamma 0.1",
-        "gradient penalty, weight 0.1",
+        "approximate R1, gamma 0.01",
+        "gradient penalty, weight 0.01",
         "spectral norm",
     ),
     "critic, n_dis 5": (
-        "DAT, eps 0.1",
+        "DAT, eps 0.01",
         "R1, gamma 10",
         "approximate R1, gamma 10",
         "gradient penalty, weight 1",
