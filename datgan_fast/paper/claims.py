@@ -77,7 +77,7 @@ _PENALISED = {n_dis: f"WGAN-GP, -LP, -ALP with n_dis {n_dis}" for n_dis in (5, 1
 def _by_kind(paired: Pairs) -> dict[str, Pairs]:
     """Pairs of unlike discriminators are no one sample: without Lipschitz control, clamped, with a penalty of their own.
 
-    With 1 + 1 DAT raises the slope of the last at n_dis 5, and not at n_dis 1: these are judged apart.
+    The last are judged with n_dis 5 and 1 apart: DAT moves their slopes apart.
     """
     kinds: dict[str, Pairs] = {"DCGAN": [], "WGAN": [], **{kind: [] for kind in _PENALISED.values()}}
     for pair in paired:

@@ -137,9 +137,10 @@ def _rule(verdicts: Verdicts) -> str:
         f"{HOLDS}: the mean over pairs (the same setting and seed, plain and with DAT) is on the claimed side, by a permutation "
         "test that swaps plain and DAT in all of a seed's pairs together, and by a bootstrap interval (BCa) that resamples seeds "
         f"and settings, both corrected for the {len(_rows(verdicts))} verdicts of this report (Holm) so that the chance of any "
-        f"false one is at most {ERRORS:.0%}; {DOES_NOT}: it is on the other side by both; {CANNOT_TELL}: otherwise. Intervals, "
-        "in brackets, are at the corrected level. Could be seen: the smallest effect that both would have told, with the same "
-        "spread; none where these seeds could not have been enough for any. Verdicts are of this report's runs: their data, "
+        f"false one is at most {ERRORS:.0%}; {DOES_NOT}: it is on the other side by both; {CANNOT_TELL}: otherwise. A claim "
+        "about every setting is decided by the one at which it is told least. Intervals, in brackets, are at the corrected "
+        "level. Could be seen: the smallest effect that both would have told, with the same spread; none where these seeds "
+        "could not have been enough for any. Verdicts are of this report's runs: their data, "
         "networks and lengths are stated behind this page and are not the paper's."
     )
 
