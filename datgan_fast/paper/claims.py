@@ -77,7 +77,7 @@ _PENALISED = {n_dis: f"WGAN-GP, -LP, -ALP with n_dis {n_dis}" for n_dis in (5, 1
 def _by_kind(paired: Pairs) -> dict[str, Pairs]:
     """Pairs of unlike discriminators are no one sample: without Lipschitz control, clamped, with a penalty of their own.
 
-    The last are judged with n_dis 5 and 1 apart: DAT moves their slopes apart.
+    The last are judged with n_dis 5 and 1 apart: on digits DAT's effect on their slopes lies on either side of none.
     """
     kinds: dict[str, Pairs] = {"DCGAN": [], "WGAN": [], **{kind: [] for kind in _PENALISED.values()}}
     for pair in paired:
