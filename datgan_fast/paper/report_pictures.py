@@ -152,13 +152,13 @@ def draw_sweep(
         ratios = np.array([[*(o.ratio(name) for name in ran_on), o.overall][: len(columns)] for o in options])
         axis.imshow(np.log(ratios), cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
         for row, column in zip(*np.nonzero(np.isfinite(ratios)), strict=True):
-            strong = abs(np.log(ratios[row, column])) > 0.7
+            ratio = ratios[row, column]
+            text, strong = f"{ratio:.2f}" if ratio < 100 else f"{ratio:.0e}", abs(np.log(ratio)) > 0.7
             axis.text(
-                column, row, f"{ratios[row, column]:.2f}", ha="center", va="center", fontsize=7,
-                color="white" if strong else "black",
+                column, row, text, ha="center", va="center", fontsize=7, color="white" if strong else "black"
             )  # fmt: skip
         axis.set_title(baseline, fontsize=9)
-        axis.set_xlabel("data set: distance, times that of plain training", fontsize=8)
+        axis.set_xlabel("distance, times plain training's", fontsize=8)
         axis.set_ylabel("DAT's options", fontsize=8)
         axis.set_xticks(range(len(columns)), [name.replace("-", "-\n") for name in columns], fontsize=8)
         axis.set_yticks(range(len(options)), [o.variant for o in options], fontsize=7)
@@ -167,7 +167,7 @@ def draw_sweep(
                 label.set_fontweight("bold")
     for axis in list(axes.flat)[len(found) :]:
         axis.remove()
-    save_figure(figure, path)
+    save_figure(figure, path, colours=128)  # shades have a meaning
 
 
 RIVALS = {
@@ -203,13 +203,13 @@ def grid_of_panels(rows: int, columns: int, size: tuple[float, float]) -> tuple[
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def save_figure(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path, colours: int = 32) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-    _save_small(picture, path, colours=32)
+    _save_small(picture, path, colours)
 
 
 def _save_small(picture: Image.Image, path: Path, colours: int) -> None:
