@@ -29,12 +29,12 @@ def blocks(found: Sequence[Result], outdir: Path) -> list[Block]:
             f"Distance with DAT, times that of plain training with the same seed: geometric mean over {seeds(of_kind)}; "
             "below 1 (blue) DAT is better; the chosen option in bold"
         )
-        said += [Heading(f"Options for {kind}", 3), Picture(path, caption), _chosen_options(tried, chosen)]
+        said += [Heading(f"Options for {kind}"), Picture(path, caption), _chosen_options(tried, chosen)]
     for name in datasets(found):
         of_dataset = [r for r in found if r.experiment.dataset == name]
         measured = "Final values: mean over the last quarter of training, ± standard deviation over seeds."
         said += [
-            Heading(f"Final values on {name}", 3),
+            Heading(f"Final values on {name}"),
             Paragraph(f"{options(of_dataset)} {measured}"),
             final_values(of_dataset, "baseline", lambda r: r.experiment.setting),
         ]
