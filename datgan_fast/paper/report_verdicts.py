@@ -36,11 +36,15 @@ def blocks(found: Sequence[Result], verdicts: Verdicts, behind: Sequence[str], o
         Paragraph(_what_was_run(found, finished)),
         *([Links("Behind this page", behind)] if behind else []),
     ]
-    if verdicts:
-        said += [Heading("Verdicts"), _table(verdicts), Paragraph(_rule(verdicts))]
-    for number, rows in groupby(_rows(verdicts), lambda row: row[1].claim.name):
+    rows = _rows(verdicts)
+    for heading, verdicts_of in (("What could be told", (HOLDS, DOES_NOT)), ("What could not be told", (CANNOT_TELL,))):
+        if chosen := [row for row in rows if row[1].verdict in verdicts_of]:
+            said += [Heading(heading), _table(chosen)]
+    if rows:
+        said.append(Paragraph(_rule(verdicts)))
+    for number, of_number in groupby(rows, lambda row: row[1].claim.name):
         path = outdir / f"claim-{''.join(filter(str.isalnum, number)).lower()}.png"
-        draw_verdicts(list(rows), path)
+        draw_verdicts(list(of_number), path)
         caption = "every seed (mean over its settings), their mean and its interval; the shaded side is the claimed one"
         said += [Heading(f"{number}: {TITLES[number]}"), Picture(path, f"{number}: {caption}")]
     said += how_it_was_run(found)
@@ -62,7 +66,10 @@ def not_measured(verdicts: Verdicts) -> list[str]:
     return [f"{name} ({', '.join(found)})" for name, found in where.items()]
 
 
-def _rows(verdicts: Verdicts) -> list[tuple[str, Verdict]]:
+_Row = tuple[str, Verdict]  # data set, verdict
+
+
+def _rows(verdicts: Verdicts) -> list[_Row]:
     """(data set, verdict) of what was measured, a claim's data sets below each other."""
     return [
         (dataset, v)
@@ -89,19 +96,18 @@ def _what_was_run(found: Sequence[Result], finished: Sequence[Result]) -> str:
     return text
 
 
-def _table(verdicts: Verdicts) -> Table:
+def _table(rows: Sequence[_Row]) -> Table:
     """No verdict without its seeds, effect, corrected p, and what could have been seen."""
     lines = []
-    for (dataset, v), name in _named_once(verdicts):
+    for (dataset, v), name in _named_once(rows):
         seen = v.detectable.partition(":")[0]
         lines.append((*name, dataset, str(v.claim.seeds), v.effect, f"{v.corrected_p:.2g}", seen, v.verdict))
     columns = ("", "claim", "data", "seeds", "here", "corrected p", "could be seen", "verdict")
     return Table(columns, lines, prose=True)
 
 
-def _named_once(verdicts: Verdicts) -> list[tuple[tuple[str, Verdict], tuple[str, str]]]:
+def _named_once(rows: Sequence[_Row]) -> list[tuple[_Row, tuple[str, str]]]:
     """The rows, each with its claim's number and text where these are not those of the row above."""
-    rows = _rows(verdicts)
     above = [None, *(v.claim.text for _, v in rows)]
     return [
         (row, ("", "") if row[1].claim.text == last else (row[1].claim.name, row[1].claim.text))
@@ -114,7 +120,7 @@ def details(verdicts: Verdicts) -> list[Block]:
     if not verdicts:
         return []
     said: list[Block] = [Heading("The verdicts in detail", 1), Paragraph(_rule(verdicts))]
-    for number, of_number in groupby(_named_once(verdicts), lambda row: row[0][1].claim.name):
+    for number, of_number in groupby(_named_once(_rows(verdicts)), lambda row: row[0][1].claim.name):
         lines = []
         measured_by: dict[str, None] = {}
         for (dataset, v), (_, text) in of_number:

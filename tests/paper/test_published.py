@@ -22,7 +22,8 @@ def test_verdicts_are_those_of_the_results(tmp_path, folder):
     family = [c for c in claims if c.seeds]
     lines = [[c.strip() for c in line.split("|")[1:-1]] for line in (folder / "report.md").read_text().splitlines()]
     published = [(row[1], row[3], row[7]) for row in lines if len(row) == 8 and row[2] == folder.name]
-    assert published == [(c.text, str(c.seeds), verdict) for c, verdict in zip(family, decide(family), strict=True)]
+    made = [(c.text, str(c.seeds), verdict) for c, verdict in zip(family, decide(family), strict=True)]
+    assert sorted(published) == sorted(made)
 
 
 def test_there_are_reports():
