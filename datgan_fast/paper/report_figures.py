@@ -11,6 +11,7 @@ import numpy as np
 
 from ..errors import ConfigError, DataError
 from ..metrics.catalogue import METRICS
+from ..training.config import Config
 from . import claims, figure1, figure1_picture
 from .experiments import ATTACK, FIGURES, OTHER_READINGS, Figure, attacked
 from .report_page import Block, Heading, Paragraph, Picture, Table
@@ -155,20 +156,21 @@ def options(found: Sequence[Result]) -> str:
         *_OF_DAT, "penalty_on", "ema", "precision",
     )  # fmt: skip
     as_read = [r.experiment.config for r in found if r.experiment.variant not in OTHER_READINGS]
-    parts = []
-    for name in names:
-        values = {getattr(c, name) for c in as_read if c.dat or name not in _OF_DAT}
-        if name == "image_size":
-            values.discard(0)  # points have none
-        if values:
-            parts.append(f"{name} {', '.join(f'{v:g}' if isinstance(v, float) else str(v) for v in sorted(values))}")
-    text = "; ".join(parts) + "."
+    text = "; ".join(filter(None, (_option(name, as_read) for name in names))) + "."
     for variant, chosen in OTHER_READINGS.items():
         if any(r.experiment.variant == variant for r in found):
             text += f" {variant}: {'; '.join(f'{name} {value}' for name, value in chosen.items() if name != 'dat')}."
     score = score_name(found)
     protocols = {m["protocol"] for r in found[:1] for m in r.metrics if m["metric"] == score}
     return text + "".join(f" {score}: {protocol}." for protocol in sorted(protocols))
+
+
+def _option(name: str, configs: Sequence[Config]) -> str:
+    """With all of its values: "lr 0.0002, 0.001"."""
+    values = {getattr(c, name) for c in configs if c.dat or name not in _OF_DAT}
+    if name == "image_size":
+        values.discard(0)  # points have none
+    return f"{name} {', '.join(f'{v:g}' if isinstance(v, float) else str(v) for v in sorted(values))}" if values else ""
 
 
 def final_values(found: Sequence[Result], row: str, row_of: Callable[[Result], str]) -> Table:

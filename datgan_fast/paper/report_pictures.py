@@ -151,12 +151,7 @@ def draw_sweep(
         columns = [*ran_on, "all"] if len(ran_on) > 1 else ran_on
         ratios = np.array([[*(o.ratio(name) for name in ran_on), o.overall][: len(columns)] for o in options])
         axis.imshow(np.log(ratios), cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
-        for row, column in zip(*np.nonzero(np.isfinite(ratios)), strict=True):
-            ratio = ratios[row, column]
-            text, strong = f"{ratio:.2f}" if ratio < 100 else f"{ratio:.0e}", abs(np.log(ratio)) > 0.7
-            axis.text(
-                column, row, text, ha="center", va="center", fontsize=7, color="white" if strong else "black"
-            )  # fmt: skip
+        _write_ratios(axis, ratios)
         axis.set_title(baseline, fontsize=9)
         axis.set_xlabel("distance, times plain training's", fontsize=8)
         axis.set_ylabel("DAT's options", fontsize=8)
@@ -168,6 +163,15 @@ def draw_sweep(
     for axis in list(axes.flat)[len(found) :]:
         axis.remove()
     save_figure(figure, path, colours=128)  # shades have a meaning
+
+
+def _write_ratios(axis: Axes, ratios: np.ndarray) -> None:
+    """Each in its cell."""
+    for row, column in zip(*np.nonzero(np.isfinite(ratios)), strict=True):
+        ratio = ratios[row, column]
+        text = f"{ratio:.2f}" if ratio < 100 else f"{ratio:.0e}"
+        colour = "white" if abs(np.log(ratio)) > 0.7 else "black"
+        axis.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
 
 
 RIVALS = {
