@@ -78,7 +78,7 @@ def draw_verdicts(rows: Sequence[tuple[str, Verdict]], path: Path) -> None:
         axis.axvline(bound, color="black", linewidth=1)
         _shade_the_claimed_side(axis, bound, c.above)
         if c.logarithm:
-            _plain_ticks(axis)
+            plain_ticks(axis)
         axis.set_yticks([])
         axis.tick_params(labelsize=7)
         at = " (where least is told)" if c.every_setting else ""
@@ -95,15 +95,19 @@ def _shade_the_claimed_side(axis: Axes, bound: float, above: bool) -> None:
     axis.set_xlim(low, high)
 
 
-def _plain_ticks(axis: Axes) -> None:
+def plain_ticks(axis: Axes) -> None:
     """A few round factors in place of powers of ten."""
-    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, ScalarFormatter
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
     low, high = axis.get_xlim()
-    wide = high > 4 * low
-    axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)) if wide else MaxNLocator(6, steps=[1, 2, 5, 10]))
+    if high > 4 * low:
+        decades = np.log10(high / low)
+        locator = LogLocator(subs=(1.0, 2.0, 5.0) if decades < 4 else (1.0,), numticks=12)
+    else:
+        locator = MaxNLocator(6, steps=[1, 2, 5, 10])
+    axis.xaxis.set_major_locator(locator)
     axis.xaxis.set_minor_locator(NullLocator())
-    axis.xaxis.set_major_formatter(ScalarFormatter())
+    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:.6g}"))
 
 
 def _with_unit(title: str, points: bool) -> str:

@@ -82,7 +82,7 @@ def test_options_are_grouped_and_say_their_defaults(capsys):
     said = {action.dest: action.help for action in train.build_parser()._actions}
     assert all("default: " in said[name] or GENERAL.get(name) == "" for name in KINDS)
     assert "decay of the generator's moving average, per generator step; default: 0.999" in text
-    assert "0.5 (docs/reproduction); default: on" in text
+    assert "digits (docs/reproduction); default: on" in text
 
 
 @pytest.mark.parametrize(
