@@ -15,7 +15,7 @@ import numpy as np
 from scipy import stats
 
 from ..metrics.catalogue import METRICS
-from ..training.baselines import BASELINES
+from ..training.baselines import BASELINES, Baseline
 from .experiments import BOTH, DAT, EQUAL, PAPER, PLAIN, attacked
 from .figure1 import PROTOCOLS
 from .results import Result, Series, pairs, score_name
@@ -24,6 +24,7 @@ from .verdicts import Claim, Differences
 PAPER_STEPS = {(PLAIN, "fake"): "3.2", (PLAIN, "real"): "3.88", (DAT, "fake"): "37.36", (DAT, "real"): "7.44"}
 
 Pairs = list[tuple[Result, Result]]  # (plain, DAT)
+PENALISED = [name for name, baseline in BASELINES.items() if baseline.penalty]
 READ_OTHERWISE = {  # the claims' name, and in words
     EQUAL: ("Eq. 8, equal weight", "at equal total weight"),
     BOTH: ("Eq. 8, penalty on both", "with the penalty on perturbed images too"),
@@ -58,34 +59,45 @@ def measure(results: Sequence[Result]) -> list[Claim]:
 def _penalised(results: Sequence[Result], variant: str) -> list[Claim]:
     """What is claimed of critics with a penalty, where Eq. 8 is read otherwise; and this reading beside 1 + 1."""
     number, how = READ_OTHERWISE[variant]
-    to_plain, to_dat = (_by_kind(pairs(results, variant, against)) for against in (PLAIN, DAT))
-    of_scores = [pair for of_kind in to_plain.values() for pair in of_kind if pair[0].experiment.figure in ("5", "7")]
-    said = [_score(number, f"WGAN-GP and -LP with n_dis 5 have a worse score with DAT {how}", "nothing", of_scores)]
-    for kind in _PENALISED.values():
+    to_plain, to_dat = (_by_n_dis(pairs(results, variant, against)) for against in (PLAIN, DAT))
+    of_scores = [pair for of_n_dis in to_plain.values() for pair in of_n_dis if pair[0].experiment.figure in ("5", "7")]
+    who = _named(("wgan-gp", "wgan-lp"), of_scores, " and ")
+    have = "have" if " and " in who else "has"
+    said = [_score(number, f"{who} with n_dis 5 {have} a worse score with DAT {how}", "nothing", of_scores)]
+    for (kind, of_plain), (kind_of_dat, of_dat) in zip(to_plain.items(), to_dat.items(), strict=True):
         said += [
-            *_wasserstein(number, f"{kind} {how}", to_plain[kind]),
-            _gradient_norm(f"{kind}, {how}", to_plain[kind], number),
-            _faster(f"{kind}, {how}", to_plain[kind], number),
-            _lower_than_1_and_1(number, kind, how, to_dat[kind]),
+            *_wasserstein(number, f"{kind} {how}", of_plain),
+            _gradient_norm(f"{kind}, {how}", of_plain, number),
+            _faster(f"{kind}, {how}", of_plain, number),
+            _lower_than_1_and_1(number, kind_of_dat, how, of_dat),
         ]
     return said
 
 
-_PENALISED = {n_dis: f"WGAN-GP, -LP, -ALP with n_dis {n_dis}" for n_dis in (5, 1)}
-
-
 def _by_kind(paired: Pairs) -> dict[str, Pairs]:
-    """Pairs of unlike discriminators are no one sample: without Lipschitz control, clamped, with a penalty of their own.
+    """Pairs of unlike discriminators are no one sample: without Lipschitz control, clamped, with a penalty of their own."""
 
-    The last are judged with n_dis 5 and 1 apart: on digits DAT's effect on their slopes lies on either side of none.
-    """
-    kinds: dict[str, Pairs] = {"DCGAN": [], "WGAN": [], **{kind: [] for kind in _PENALISED.values()}}
-    for pair in paired:
-        config = pair[0].experiment.config
-        baseline = BASELINES[config.baseline]
-        kind = "WGAN" if baseline.clamps else _PENALISED[config.n_dis] if baseline.penalty else "DCGAN"
-        kinds[kind].append(pair)
-    return kinds
+    def of(kind: Callable[[Baseline], bool]) -> Pairs:
+        return [pair for pair in paired if kind(BASELINES[pair[0].experiment.config.baseline])]
+
+    return {
+        "DCGAN": of(lambda b: not b.clamps and b.penalty is None),
+        "WGAN": of(lambda b: b.clamps),
+        **_by_n_dis(of(lambda b: b.penalty is not None)),
+    }
+
+
+def _by_n_dis(penalised: Pairs) -> dict[str, Pairs]:
+    """Critics with a penalty are judged with n_dis 5 and 1 apart: on digits DAT's effect on their slopes lies on either side of
+    none."""
+    apart = {n: [pair for pair in penalised if pair[0].experiment.config.n_dis == n] for n in (5, 1)}
+    return {f"{_named(PENALISED, paired)} with n_dis {n}": paired for n, paired in apart.items()}
+
+
+def _named(baselines: Sequence[str], paired: Pairs, comma: str = ", ") -> str:
+    """Those of which there are runs, or all of them where there are none: WGAN-GP, -LP, -ALP."""
+    run = {p.experiment.config.baseline for p, _ in paired} or baselines
+    return "WGAN" + comma.join(b.removeprefix("wgan").upper() for b in baselines if b in run)
 
 
 def _differences(paired: Pairs, difference: Callable[[Result, Result], float]) -> Differences:

@@ -209,6 +209,30 @@ def test_other_readings_are_compared_with_1_and_1_too():
     assert verdict(found, "Eq. 8", f"with n_dis 5: |{lower} with the penalty on perturbed images too") == DOES_NOT
 
 
+@pytest.mark.parametrize(
+    ("baselines", "named", "of_scores"),
+    [
+        (("wgan-gp",), "WGAN-GP", "WGAN-GP with n_dis 5 has"),
+        (("wgan-lp", "wgan-alp"), "WGAN-LP, -ALP", "WGAN-LP with n_dis 5 has"),
+        (("wgan-gp", "wgan-lp"), "WGAN-GP, -LP", "WGAN-GP and -LP with n_dis 5 have"),
+        (("wgan-gp", "wgan-lp", "wgan-alp"), "WGAN-GP, -LP, -ALP", "WGAN-GP and -LP with n_dis 5 have"),
+        ((), "WGAN-GP, -LP, -ALP", "WGAN-GP and -LP with n_dis 5 have"),  # of those that were not measured
+    ],
+)
+def test_only_critics_that_were_run_are_named(baselines, named, of_scores):
+    found = made("eq8", lambda s, d: record(), lambda s, d: record(), 2)
+    texts = {c.text for c in claims.measure([r for r in found if r.experiment.config.baseline in baselines])}
+    assert f"{named} with n_dis 5: DAT lowers the discriminator's gradient norm when it is ahead" in texts
+    assert (
+        f"{named} with n_dis 1: D's gradient norm when it is ahead is lower at equal total weight than with 1 + 1"
+        in texts
+    )
+    assert f"{of_scores} a worse score with DAT at equal total weight" in texts
+    assert {t.split(" with n_dis")[0] for t in texts if "-" in t.split(" with n_dis")[0]} <= {
+        *(named, of_scores.split(" with")[0], "WGAN-GP", "WGAN-LP")
+    }
+
+
 def test_swapping_plain_and_dat_changes_the_sign_and_nothing_else():
     """What the permutation test takes for granted; the correlation is of one run."""
 
@@ -301,7 +325,8 @@ def test_discriminators_of_different_kinds_are_judged_apart():
 
     falls = [r for figure in ("3", "8") for r in made(figure, ahead(1), ahead(2), SEEDS + 1)]
     rises = [r for figure in ("5", "7") for r in made(figure, ahead(2), ahead(1), SEEDS + 1)]
-    expected = {"DCGAN": HOLDS, "WGAN": NOT_MEASURED, "-ALP with n_dis 5": DOES_NOT, "-ALP with n_dis 1": HOLDS}
+    kinds = ("DCGAN", "WGAN", "WGAN-GP, -LP with n_dis 5", "WGAN-LP with n_dis 1")
+    expected = dict(zip(kinds, (HOLDS, NOT_MEASURED, DOES_NOT, HOLDS), strict=True))
     assert {kind: verdict(falls + rises, "C6", f"{kind}: DAT lowers") for kind in expected} == expected
     assert "of 20 pairs" in line(falls + rises, "C6", "n_dis 5: DAT lowers").ours
 
