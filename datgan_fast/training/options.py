@@ -130,7 +130,7 @@ class Options:
         "method",
         "direct adversarial training. It made dcgan's score better on MNIST and its discriminator flatter on digits; for wgan it "
         "changed nothing that could be told, nor the scores of wgan-gp, -lp and -alp, whose critic at n_dis 5 it made steeper on "
-        "MNIST and, with --lambda-clean 0.5 --lambda-adv 0.5, flatter on digits (docs/reproduction)",
+        "MNIST and CIFAR-10 and, with --lambda-clean 0.5 --lambda-adv 0.5, flatter on CIFAR-10 and digits (docs/reproduction)",
     )
     fused: bool | None = _option("speed", "the fast step; without, the same numbers by the pure-autograd reference")
     objective: ObjectiveName | None = _option(

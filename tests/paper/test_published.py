@@ -27,7 +27,7 @@ def test_verdicts_are_those_of_the_results(tmp_path, folder):
 
 
 def test_there_are_reports():
-    assert {"digits", "ring", "mnist"} <= {folder.name for folder in REPORTS}
+    assert {"digits", "ring", "mnist", "cifar10"} <= {folder.name for folder in REPORTS}
 
 
 def test_the_rivals_weights_are_those_that_the_results_choose(tmp_path):
