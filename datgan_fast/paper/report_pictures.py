@@ -97,14 +97,12 @@ def _shade_the_claimed_side(axis: Axes, bound: float, above: bool) -> None:
 
 def plain_ticks(axis: Axes) -> None:
     """A few round factors in place of powers of ten."""
-    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
+    from matplotlib.ticker import Locator, LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
     low, high = axis.get_xlim()
+    locator: Locator = MaxNLocator(6, steps=[1, 2, 5, 10])
     if high > 4 * low:
-        decades = np.log10(high / low)
-        locator = LogLocator(subs=(1.0, 2.0, 5.0) if decades < 4 else (1.0,), numticks=12)
-    else:
-        locator = MaxNLocator(6, steps=[1, 2, 5, 10])
+        locator = LogLocator(subs=(1.0, 2.0, 5.0) if high < 1e4 * low else (1.0,), numticks=12)
     axis.xaxis.set_major_locator(locator)
     axis.xaxis.set_minor_locator(NullLocator())
     axis.xaxis.set_major_formatter(StrMethodFormatter("{x:.6g}"))
