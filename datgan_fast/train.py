@@ -15,7 +15,6 @@ from .cli import Parser, a_path, command_parser, run_command
 from .errors import ConfigError
 from .training.config_file import read_config_file
 from .training.launch import Launch, launcher, restarted
-from .training.loop import owes_evaluation
 from .training.networks import parameter_count
 from .training.option_values import flag
 from .training.options import GENERAL, GROUPS, KINDS, Options, typed
@@ -156,13 +155,13 @@ def check_alike(run: RunFolder, own: Options, state: dict[str, Any]) -> None:
 
 
 def go_on(run: RunFolder, state: State, trainer: Trainer) -> int:
-    """Continues a run from its checkpoint's state, or from the beginning if it has none yet."""
+    """Continues a run from its checkpoint's state, or from the beginning if it has none yet. One at its last step is finished
+    anew: it may have been killed after its last checkpoint, in an evaluation or while what is drawn last was written."""
     if state:
         trainer.load_state(state)
     if trainer.share.first:
         run.hold()
-    done = trainer.step >= trainer.config.steps
-    if done and not trainer.share.tell(lambda: owes_evaluation(trainer, run)):
+    if trainer.step > trainer.config.steps:
         print(f"{run.path}: already at step {trainer.step}; --steps with a larger number goes on")
         run.close()
         return 0

@@ -74,6 +74,19 @@ elif moment.startswith("metrics"):  # while they are recorded
     def not_recorded(self, group, record):
         return die() if (group, record["step"]) == ("metrics", int(moment[7:])) else scalars(self, group, record)
     run_folder.RunFolder._scalars = not_recorded
+elif moment == "animation":  # half of it is on the disk
+    replace = os.replace
+    def not_replaced(source, target):
+        die() if str(target).endswith(".gif") else replace(source, target)
+    os.replace = not_replaced
+elif moment == "card":
+    loop.write_card = die
+elif moment == "page":  # the last one, which shows both
+    write_card = loop.write_card
+    def then_no_page(*a):
+        write_card(*a)
+        loop.write_page = die
+    loop.write_card = then_no_page
 sys.exit(train.main(arguments))
 """
 
@@ -117,7 +130,7 @@ def undisturbed(tmp_path_factory) -> Path:
     "moment",
     [
         *("config", "step1", "step2", "step5", "checkpoint", "rename", "generator", "between"),
-        *("evaluation6", "evaluation9", "metrics6", "metrics9"),
+        *("evaluation6", "evaluation9", "metrics6", "metrics9", "animation", "card", "page"),
     ],
 )
 def test_resume_after_a_kill_is_exact(tmp_path, undisturbed, deterministic, moment):
@@ -134,6 +147,9 @@ def test_resume_after_a_kill_is_exact(tmp_path, undisturbed, deterministic, mome
         ]
         assert lines[0] == lines[1]
     assert not list(run.rglob(".*.tmp*"))
+    assert (run / "progress.gif").read_bytes() == (undisturbed / "progress.gif").read_bytes()
+    assert all(name in (run / "index.html").read_text() for name in ("progress.gif", "README.md"))
+    assert (run / "README.md").is_file()
 
 
 @pytest.mark.process
