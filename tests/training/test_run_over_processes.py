@@ -1,6 +1,6 @@
 """Several processes that train one run equal one process: weights, statistics, checkpoints and messages.
 
-Weights are compared as one vector, by the relative error of its norm, after 20 iterations: an optimiser that divides by the
+Weights are compared as one vector, by the relative error of its norm, after 10 iterations: an optimiser that divides by the
 gradient's size turns the rounding of a gradient that is nearly 0 into a difference of a step, which a single weight would show.
 """
 
@@ -19,7 +19,7 @@ from datgan_fast.training.shared_networks import check_shared
 from processes import in_processes, messages
 from run_states import assert_same
 
-STEPS = 20
+STEPS = 10
 SMALL = {"dataset": "digits", "width": 4, "z_dim": 6, "batch_size": 7, "n_dis": 2, "eval_every": 0, "device": "cpu"}
 BASELINES = ("dcgan", "wgan", "wgan-gp", "wgan-lp", "wgan-alp")
 FORMULATIONS = ("eq10", "alg1", "batch_mean")
