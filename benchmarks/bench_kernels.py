@@ -158,7 +158,7 @@ def cells():
                                 )
 
 
-@pytest.mark.parametrize(("op", "size", "dtype", "norm", "provider", "mode"), cells())
+@pytest.mark.parametrize(("op", "size", "dtype", "norm", "provider", "mode"), list(cells()))
 def test_kernel(benchmark, op, size, dtype, norm, provider, mode):
     if provider in dat.backends() and dat.backends()[provider]:
         pytest.skip(f"{provider}: {dat.backends()[provider]}")

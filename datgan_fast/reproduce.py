@@ -69,9 +69,9 @@ def build_parser() -> Parser:
         f"{MEDIUM.updates} with --size medium")  # fmt: skip
     length.add_argument(
         "--seeds",
-        default="3",
         metavar="N|A-B",
-        help="runs of each setting: seeds 0 to N-1, or A to B; default: 3, too few for any verdict; 12 are enough",
+        help="runs of each setting: seeds 0 to N-1, or A to B; "
+        f"default: {FULL.seeds}, with --quick {QUICK.seeds}, too few for any verdict; 12 are enough",
     )
     speed = parser.add_argument_group("speed")
     speed.add_argument("--jobs", metavar="N", help="runs at a time; default: as many as cores, "
@@ -131,7 +131,8 @@ def _asked_for(arguments: Any, device: str, folder: Path) -> list[Experiment]:
     steps = whole_number("--steps", arguments.steps, 1, 10**9) if arguments.steps is not None else None
     shared = {name: getattr(arguments, name) for name in ("data_dir", "download", "inception_weights", "image_size")}
     shared |= {"device": device, "outdir": str(folder)}
-    every = experiments(datasets, figures, _seeds(arguments.seeds), size, shared, steps)
+    seeds = _seeds(str(size.seeds) if arguments.seeds is None else arguments.seeds)
+    every = experiments(datasets, figures, seeds, size, shared, steps)
     if not every:
         raise ConfigError(
             f"--figure {','.join(figures)}: has no runs with --dataset {','.join(datasets)} at --size {size.name}; "

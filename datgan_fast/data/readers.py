@@ -9,8 +9,9 @@ import gzip
 import math
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
@@ -65,9 +66,15 @@ def read_digits() -> tuple[Tensor, Tensor]:
         from sklearn.datasets import load_digits  # type: ignore[import-untyped]
     except ImportError as error:
         raise DataError("--dataset digits: needs the package scikit-learn to be installed.") from error
-    digits = load_digits()
+    digits = _loaded(load_digits)
     images = torch.tensor(digits.images, dtype=torch.float32, device="cpu").unsqueeze(1) * (255 / 16)
     return images, torch.tensor(digits.target, dtype=torch.int64, device="cpu")
+
+
+@lru_cache(maxsize=1)
+def _loaded(load: Callable[[], Any]) -> Any:
+    """Once, because it reads text, and a run asks ten times."""
+    return load()
 
 
 def read_mnist(dataset: str, torchvision_name: str, kind: str, item_shape: tuple[int, ...], request: Request) -> Tensor:

@@ -84,6 +84,16 @@ def test_one_setting_is_run(tmp_path, monkeypatch):
 
 
 @pytest.mark.trains
+@pytest.mark.parametrize(("size", "seeds"), [("quick", {0, 1}), ("full", {0, 1, 2})])
+def test_seeds_unless_others_are_asked_for(tmp_path, monkeypatch, size, seeds):
+    chosen = []
+    monkeypatch.setattr(reproduce, "run_all", lambda todo, *_: chosen.extend(todo) or {})
+    options = ["--size", size, "--dataset", "ring", "--figure", "4", "--steps", "1"]
+    assert reproduce.main([*options, "--outdir", str(tmp_path)]) == 0
+    assert {e.seed for e in chosen} == seeds
+
+
+@pytest.mark.trains
 def test_no_run_that_left_anything(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(reproduce, "run_all", lambda todo, *_: {todo[0].name: "out of memory"})
     assert run(tmp_path / "out") == 1
