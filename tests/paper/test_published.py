@@ -4,11 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from datgan_fast.paper import records, report, report_rivals, rivals, sweep
+from datgan_fast.paper import records, report, report_page, report_rivals, rivals, sweep
 from datgan_fast.paper.verdicts import decide
 
 ROOT = Path(__file__).parents[2]
-REPORTS = [path.parent for path in sorted((ROOT / "docs" / "reproduction").glob("*/details.md"))]
+REPORTS, RIVALS = (
+    [path.parent for path in sorted((ROOT / "docs" / "reproduction").glob(f"*/{name}.md"))]
+    for name in ("details", "rivals")
+)
 
 
 def recorded(name, tmp_path):
@@ -28,6 +31,18 @@ def test_verdicts_are_those_of_the_results(tmp_path, folder):
 
 def test_there_are_reports():
     assert {"digits", "ring", "mnist", "cifar10"} <= {folder.name for folder in REPORTS}
+    assert {"rivals", "rivals-mnist"} <= {folder.name for folder in RIVALS}
+
+
+@pytest.mark.parametrize("folder", RIVALS, ids=lambda folder: folder.name)
+def test_rivals_are_those_of_the_results(tmp_path, folder):
+    made = report_page.markdown(report_rivals.blocks(recorded(folder.name, tmp_path), tmp_path))
+    assert tables(made)
+    assert tables(made) == tables((folder / "rivals.md").read_text())
+
+
+def tables(page):
+    return [line for line in page.splitlines() if line.startswith("|")]
 
 
 def test_the_rivals_weights_are_those_that_the_results_choose(tmp_path):
