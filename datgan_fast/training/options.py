@@ -128,10 +128,10 @@ class Options:
     )
     dat: bool | None = _option(
         "method",
-        "direct adversarial training. It made dcgan's score better on MNIST after as many updates, not after as much time, and its "
-        "discriminator flatter on digits; for wgan it changed nothing that could be told, nor the scores of wgan-gp, -lp and -alp, "
-        "whose critic at n_dis 5 it made steeper on MNIST and CIFAR-10 and, with --lambda-clean 0.5 --lambda-adv 0.5, flatter on "
-        "CIFAR-10 and digits (docs/reproduction)",
+        "direct adversarial training. It made dcgan's score better on MNIST after as many updates, not after as much time, and "
+        "its discriminator flatter on digits; for wgan it changed nothing that could be told, nor the scores of wgan-gp, -lp "
+        "and -alp, whose critic at n_dis 5 it made steeper on MNIST and CIFAR-10 and, with --lambda-clean 0.5 "
+        "--lambda-adv 0.5, flatter on CIFAR-10 and digits (docs/reproduction)",
     )
     fused: bool | None = _option("speed", "the fast step; without, the same numbers by the pure-autograd reference")
     objective: ObjectiveName | None = _option(
