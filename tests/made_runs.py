@@ -4,7 +4,7 @@ from datgan_fast.paper.experiments import PLAIN, Size, attacked, experiments
 from datgan_fast.paper.figure1 import PROTOCOLS, summary_names
 from datgan_fast.paper.results import Result
 
-TINY = Size("tiny", 40, 80, 4, 3, {"width": 4, "z_dim": 8, "batch_size": 8})
+TINY = Size("tiny", 40, 80, 4, {"width": 4, "z_dim": 8, "batch_size": 8})
 DIGITS = ["digits"]
 CPU = {"device": "cpu"}
 

@@ -161,22 +161,22 @@ class Size:
     updates: int  # of the discriminator
     toy_updates: int  # likewise, on toy data
     evaluations: int
-    seeds: int  # unless others are asked for
     options: Mapping[str, Any] = field(default_factory=dict)
     baseline_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     leaves_out: Container[str] = ()  # settings
+    seeds: int = 3  # unless others are asked for
 
 
 # A small network learns within so few updates only with larger learning rates than the papers'.
 _NARROW = {"width": 16, "batch_size": 32}
 _FASTER = {name: {"lr": 2e-3} for name, baseline in BASELINES.items() if OBJECTIVES[baseline.objective].linear}
 
-FULL = Size("full", 20_000, 20_000, 10, 3)
+FULL = Size("full", 20_000, 20_000, 10)
 MEDIUM = Size(
-    "medium", 3_000, 3_000, 8, 3, {**_NARROW, "image_size": 32}, _FASTER,
+    "medium", 3_000, 3_000, 8, {**_NARROW, "image_size": 32}, _FASTER,
     leaves_out={*(s.name for s in _OF_DCGAN[1:-1]), *(s.name for s in _PENALISED if s.options["n_dis"] == 1)},
 )  # fmt: skip
-QUICK = Size("quick", 600, 1200, 8, 2, _NARROW, _FASTER)
+QUICK = Size("quick", 600, 1200, 8, _NARROW, _FASTER, seeds=2)
 SIZES = {size.name: size for size in (QUICK, MEDIUM, FULL)}
 
 

@@ -8,10 +8,8 @@ from datgan_fast.paper import records, report, report_page, report_rivals, rival
 from datgan_fast.paper.verdicts import decide
 
 ROOT = Path(__file__).parents[2]
-REPORTS, RIVALS = (
-    [path.parent for path in sorted((ROOT / "docs" / "reproduction").glob(f"*/{name}.md"))]
-    for name in ("details", "rivals")
-)
+REPORTS = [path.parent for path in sorted((ROOT / "docs" / "reproduction").glob("*/details.md"))]
+RIVALS = [path.parent for path in sorted((ROOT / "docs" / "reproduction").glob("*/rivals.md"))]
 
 
 def recorded(name, tmp_path):
